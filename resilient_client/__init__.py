@@ -1,0 +1,1 @@
+"""NestJS's ClientProxy for Python."""
