@@ -1,0 +1,130 @@
+"""What flows with a call through the code it runs: correlation id and the handler's context."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from resilient_client.clock import Clock
+
+CORRELATION_HEADER = "x-correlation-id"
+DEADLINE_HEADER = "x-deadline-ms"
+ATTEMPT_HEADER = "x-attempt"
+IDEMPOTENCY_HEADER = "idempotency-key"
+PEER_HEADER = "x-resilient-client"
+"""Says, in a request's metadata, that it comes from this package and its reply may carry metadata."""
+
+correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+"""The correlation id of the work in progress; calls made in its context carry it on."""
+
+_valid = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}").fullmatch
+
+
+def valid_correlation_id(value: object) -> bool:
+    """Whether a peer's id is safe to log and to pass on."""
+    return isinstance(value, str) and _valid(value) is not None
+
+
+_ids: itertools.count[int]
+_prefix: str
+
+
+def _renew() -> None:
+    global _ids, _prefix  # noqa: PLW0603
+    _prefix = os.urandom(8).hex()
+    _ids = itertools.count(int.from_bytes(os.urandom(4), "big"))
+
+
+_renew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+def fresh_id() -> str:
+    """A globally unique id of 32 hex digits: a random prefix for the process, then a counter."""
+    return f"{_prefix}{next(_ids):016x}"
+
+
+class Context:
+    """What a handler can know about the message it handles.
+
+    Attributes:
+        pattern: the route of the handler's pattern, or the concrete subject under a wildcard.
+        headers: a read-only mapping of lower-case names to strings, as received.
+        correlation_id: `x-correlation-id` as received, or a fresh one.
+        attempt: which attempt of the caller this is, from 1.
+        idempotency_key: the same for every attempt of one call, when the caller gave one.
+        state: what the server's lifespan yielded.
+        transport: the scheme it came by, such as "tcp".
+        raw: the transport's own object for the message, for what nothing here covers.
+    """
+
+    __slots__ = (
+        "_clock",
+        "attempt",
+        "correlation_id",
+        "deadline",
+        "headers",
+        "idempotency_key",
+        "pattern",
+        "raw",
+        "state",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        pattern: str,
+        headers: Mapping[str, str],
+        *,
+        correlation_id: str,
+        attempt: int,
+        idempotency_key: str | None,
+        deadline: float,
+        clock: Clock,
+        state: Any,
+        transport: str,
+        raw: Any,
+    ) -> None:
+        self.pattern = pattern
+        self.headers = headers
+        self.correlation_id = correlation_id
+        self.attempt = attempt
+        self.idempotency_key = idempotency_key
+        self.deadline = deadline
+        self._clock = clock
+        self.state = state
+        self.transport = transport
+        self.raw = raw
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds until the caller stops waiting, None when it did not say."""
+        if self.deadline == float("inf"):
+            return None
+        return max(0.0, self.deadline - self._clock.now())
+
+
+_current: ContextVar[Context | None] = ContextVar("current_context", default=None)
+
+
+class _CurrentContext:
+    """The `Context` of the handler that runs here, None outside one: `current_context()`."""
+
+    __slots__ = ()
+
+    get = staticmethod(_current.get)
+    set = staticmethod(_current.set)
+    reset = staticmethod(_current.reset)
+
+    def __call__(self) -> Context | None:
+        return _current.get()
+
+
+current_context = _CurrentContext()

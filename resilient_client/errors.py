@@ -1,0 +1,488 @@
+"""Every error of the package, except `CircuitOpenError`, which lives beside the breaker.
+
+ResilientClientError              .sent .retryable .pattern .endpoint .attempts .hint
+├─ TransportError                 the network's or the peer's fault
+│  ├─ ConnectError                also ConnectionError; nothing was sent
+│  ├─ ConnectionLost              also ConnectionError; sent, outcome unknown
+│  ├─ ReplyTimeout                also TimeoutError; an attempt's time ran out; sent, outcome unknown
+│  └─ ProtocolError               the peer does not speak this protocol
+├─ DeadlineExceeded               also TimeoutError; the whole call's time ran out
+├─ RejectedError                  refused on this side
+│  ├─ CircuitOpenError            (policies/circuit_breaker.py) also pybreaker.CircuitBreakerError
+│  └─ Overloaded                  pending cap, bulkhead, limiter
+├─ RemoteError                    the peer answered with an error: .code .status .message .payload
+│  ├─ NoHandlerError              nobody handles this pattern
+│  ├─ InvalidPayloadError         the peer's validation refused the payload
+│  └─ Throttled                   the peer asks to slow down: .retry_after
+├─ PayloadError                   also ValueError; cannot be encoded, decoded or validated here, or too large
+└─ ConfigurationError             also ValueError
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from resilient_client.message import Call
+
+INTERNAL_SERVER_ERROR = "Internal server error"
+NO_HANDLER_MESSAGE = "There is no matching message handler defined in the remote service."
+_FAILURE_STATUSES = frozenset({408, 500, 502, 503, 504})
+
+
+class Outcome(Enum):
+    """What an attempt came to: the one classification that breaker, retry, budget and metrics read."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    THROTTLED = "throttled"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    NEVER_SENT = "never_sent"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a call that failed.
+
+    `started` and `ended` are seconds since the call began; `error` is the name of the error's
+    class and `cause` its text, credentials redacted.
+    """
+
+    number: int
+    endpoint: str | None
+    started: float
+    ended: float
+    sent: bool
+    outcome: Outcome
+    error: str
+    cause: str
+
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+def redact(text: str) -> str:
+    """The text without the user and password of any URL in it."""
+    return _USERINFO.sub("***@", text)
+
+
+class ForeignCause(Exception):
+    """Stands for another library's exception after pickling: its type's name and redacted text."""
+
+
+class ResilientClientError(Exception):
+    """The base of every error this package raises.
+
+    Attributes:
+        sent: whether any attempt of the call may have been executed by the peer.
+        hint: what a person can do about it.
+    """
+
+    outcome: Outcome = Outcome.FAILURE
+    sent: bool = False
+    hint: str = ""
+    _call: Call | None = None  # the journey this error ended; texts are built from it when read
+    _endpoint: str | None = None
+    _pattern: str | None = None
+    _started: float = 0.0  # of the attempt that failed, on the call's clock
+    _ended: float = 0.0
+    _frozen_attempts: tuple[Attempt, ...] | None = None  # after pickling
+    _idempotent: bool = False
+
+    def __init__(
+        self, message: str = "", *, sent: bool | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        if sent is not None:
+            self.sent = sent
+        if hint is not None:
+            self.hint = hint
+
+    @property
+    def retryable(self) -> bool:
+        """Whether repeating the call is safe: it never ran, or it is declared idempotent."""
+        if self.outcome is Outcome.SUCCESS:
+            return False
+        if not self.sent or self.outcome is Outcome.THROTTLED:
+            return True
+        return self._call.idempotent if self._call is not None else self._idempotent
+
+    @property
+    def pattern(self) -> str | None:
+        """The route of the call, None when the error belongs to no call."""
+        return self._call.route if self._call is not None else self._pattern
+
+    @property
+    def endpoint(self) -> str | None:
+        """The URL of the last peer tried, credentials redacted."""
+        if self._endpoint is None and self._call is not None:
+            return self._call.endpoint
+        return self._endpoint
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """One entry per attempt of the call, the last of them this error's own."""
+        if self._frozen_attempts is not None:
+            return self._frozen_attempts
+        call = self._call
+        if call is None:
+            return ()
+        entries = [_attempt(call, *failure) for failure in call.failures]
+        if call.attempt:
+            entries.append(
+                _attempt(call, call.attempt, self.endpoint, self._started, self._ended, self)
+            )
+        return tuple(entries)
+
+    def _text(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    def _own_sent(self) -> bool:
+        call = self._call
+        return self.sent and not (call is not None and isinstance(self, RejectedError))
+
+    def __str__(self) -> str:
+        parts = [redact(self._text()) or type(self).__name__]
+        about = []
+        if self.pattern is not None:
+            about.append(f"pattern {self.pattern!r}")
+        if self.endpoint is not None:
+            about.append(f"at {self.endpoint}")
+        attempts = self.attempts
+        if about:
+            about.append("sent" if self.sent else "not sent")
+        if len(attempts) > 1:
+            about.append(f"{len(attempts)} attempts in {attempts[-1].ended:.3f} s")
+        if about:
+            parts.append(f"({', '.join(about)})")
+        if self.hint:
+            parts.append(f"- {self.hint}")
+        return " ".join(parts)
+
+    def _state(self) -> dict[str, Any]:
+        """What pickling and copying keep, besides `args`."""
+        state = {
+            key: value
+            for key, value in self.__dict__.items()
+            if key not in {"_call", "_started", "_ended", "__notes__"}
+        }
+        state.update(
+            sent=self.sent,
+            _pattern=self.pattern,
+            _endpoint=self.endpoint,
+            _idempotent=self._call.idempotent if self._call is not None else self._idempotent,
+            _frozen_attempts=self.attempts,
+        )
+        return state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        cause = self.__cause__
+        if cause is not None and not isinstance(cause, ResilientClientError):
+            cause = ForeignCause(f"{_name(cause)}: {redact(str(cause))}")
+        return _rebuild, (type(self), self.args, self._state(), cause)
+
+
+def _rebuild(
+    cls: type[ResilientClientError],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
+    cause: BaseException | None,
+) -> ResilientClientError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+def _name(error: BaseException) -> str:
+    cls = type(error)
+    return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
+
+
+def _attempt(
+    call: Call, number: int, endpoint: str | None, started: float, ended: float, error: BaseException
+) -> Attempt:
+    ours = isinstance(error, ResilientClientError)
+    return Attempt(
+        number=number,
+        endpoint=endpoint,
+        started=max(0.0, started - call.started),
+        ended=max(0.0, ended - call.started),
+        sent=error._own_sent() if isinstance(error, ResilientClientError) else True,
+        outcome=outcome_of(error),
+        error=type(error).__name__,
+        cause=redact(error._text() if ours else str(error)),  # type: ignore[attr-defined]
+    )
+
+
+class TransportError(ResilientClientError):
+    """The network's or the peer's fault: no answer that can be used."""
+
+
+class ConnectError(TransportError, ConnectionError):
+    """No connection could be made; nothing was sent."""
+
+    outcome = Outcome.NEVER_SENT
+    hint = "check that the service is running and that the address is right"
+
+
+class ConnectionLost(TransportError, ConnectionError):
+    """The connection ended after the request was written: whether it was executed is unknown."""
+
+    sent = True
+    hint = "repeat it only if that is harmless: declare the call idempotent and it is repeated for you"
+
+
+class ReplyTimeout(TransportError, TimeoutError):
+    """An attempt's time, or a stream's idle limit, ran out; whether it was executed is unknown."""
+
+    sent = True
+    hint = "the peer is slow, frozen or does not answer this pattern"
+
+
+class ProtocolError(TransportError):
+    """The peer does not speak this protocol."""
+
+    sent = True
+    hint = "check that the URL's scheme is what the peer speaks"
+
+
+class DeadlineExceeded(ResilientClientError, TimeoutError):
+    """The whole call's time ran out; `sent` tells whether any attempt was written."""
+
+    hint = "allow more with timeout=, or find out why the peer is slow"
+
+    def __init__(
+        self, message: str = "", *, sent: bool | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, sent=sent, hint=hint)
+        if not self.sent:
+            self.outcome = Outcome.NEVER_SENT
+
+
+class RejectedError(ResilientClientError):
+    """Refused on this side, before anything of this attempt was sent."""
+
+    outcome = Outcome.REJECTED
+
+
+class Overloaded(RejectedError):
+    """Too much at once on this side: the pending cap, a bulkhead, a limiter or a buffer is full."""
+
+    hint = "slow down, or raise the limit"
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Any = _Unset()
+"""Not given, where None would mean something."""
+
+
+class RemoteError(ResilientClientError):
+    """The peer answered with an error; raise it in a handler to answer with one.
+
+    Args:
+        message: the text. Without `payload` the error travels as
+            `{"status": status or "error", "message": message, "code": code}`.
+        payload: any JSON value to send instead, exactly as given.
+        code: a name for programs, such as "E_STOCK".
+        status: an HTTP-like number.
+
+    Attributes:
+        message, payload: the peer's text, and its error value untouched.
+        code, status: what the peer said, or None; `status` is always an int or None.
+    """
+
+    outcome = Outcome.SUCCESS  # a deliberate error is an answer
+    sent = True
+
+    def __init__(
+        self,
+        message: Any = None,
+        *,
+        payload: Any = UNSET,
+        code: str | int | None = None,
+        status: int | None = None,
+        sent: bool | None = None,
+        hint: str | None = None,
+    ) -> None:
+        told_payload = payload is not UNSET
+        if isinstance(payload, dict):
+            if message is None:
+                message = payload.get("message")
+            if code is None and isinstance(payload.get("code"), str | int):
+                code = payload["code"]
+            if status is None:
+                status = _status(payload)
+        elif told_payload and message is None:
+            message = payload
+        super().__init__("" if message is None else message, sent=sent, hint=hint)
+        self.message: str = message if isinstance(message, str) else _plain(message)
+        self.code = code
+        self.status = status
+        self._given = payload
+        if status in _FAILURE_STATUSES or self.message == INTERNAL_SERVER_ERROR:
+            self.outcome = Outcome.FAILURE
+
+    @property
+    def payload(self) -> Any:
+        """The error value as it travels: a truthy JSON value."""
+        if self._given is not UNSET:
+            return self._given
+        body: dict[str, Any] = {
+            "status": "error" if self.status is None else self.status,
+            "message": self.args[0],
+        }
+        if self.code is not None:
+            body["code"] = self.code
+        return body
+
+    def _text(self) -> str:
+        return self.message or _plain(self.payload)
+
+
+def _status(payload: dict[str, Any]) -> int | None:
+    for key in ("status", "statusCode"):
+        value = payload.get(key)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+class NoHandlerError(RemoteError):
+    """Nobody handles this pattern. `sent` is False when a broker said that nobody is subscribed."""
+
+    hint = "check the pattern's spelling and that a server that handles it is running"
+
+    def __init__(self, message: Any = NO_HANDLER_MESSAGE, **details: Any) -> None:
+        super().__init__(message, **details)
+        self.outcome = Outcome.SUCCESS if self.sent else Outcome.NEVER_SENT
+
+
+class InvalidPayloadError(RemoteError):
+    """The peer's validation refused the payload."""
+
+    CODE: ClassVar[str] = "INVALID_PAYLOAD"
+    hint = "the payload does not match the handler's type; the message says where"
+
+    def __init__(self, message: Any = None, *, code: str | int | None = CODE, **details: Any) -> None:
+        super().__init__(message, code=code, **details)
+        self.outcome = Outcome.SUCCESS
+
+
+class Throttled(RemoteError):
+    """The peer asks to slow down.
+
+    Attributes:
+        retry_after: seconds to wait before the next try, None when the peer did not say.
+    """
+
+    CODE: ClassVar[str] = "THROTTLED"
+    hint = "the peer is overloaded: send less, or wait retry_after seconds"
+
+    def __init__(
+        self,
+        message: Any = "Too many requests",
+        *,
+        payload: Any = UNSET,
+        code: str | int | None = CODE,
+        status: int | None = 429,
+        retry_after: float | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message, payload=payload, code=code, status=status, **details)
+        if retry_after is None and isinstance(payload, dict):
+            told = payload.get("retry_after")
+            if isinstance(told, int | float) and not isinstance(told, bool) and told >= 0:
+                retry_after = float(told)
+        self.retry_after = retry_after
+        self.outcome = Outcome.THROTTLED
+
+    @property
+    def payload(self) -> Any:
+        """The error value as it travels, `retry_after` in seconds included when known."""
+        if self._given is not UNSET:
+            return self._given
+        body = {"status": self.status, "message": self.args[0], "code": self.code}
+        if self.retry_after is not None:
+            body["retry_after"] = self.retry_after
+        return body
+
+
+class PayloadError(ResilientClientError, ValueError):
+    """A value cannot be encoded, decoded or validated on this side, or is too large.
+
+    With `sent=True` the peer's answer is what cannot be used: the peer itself is well.
+    """
+
+    outcome = Outcome.SUCCESS
+
+
+class ConfigurationError(ResilientClientError, ValueError):
+    """A setting that cannot work; the text says what to change."""
+
+    outcome = Outcome.REJECTED
+
+
+def remote_error(
+    payload: Any,
+    *,
+    code: str | int | None = None,
+    status: int | None = None,
+    retry_after: float | None = None,
+) -> RemoteError:
+    """The typed error for an error value that a peer sent, kept untouched in `.payload`.
+
+    Args:
+        payload: the value as decoded from the wire.
+        code, status: what the transport itself says (HTTP status, gRPC code), when it says so.
+        retry_after: seconds the transport was told to wait, if any.
+    """
+    if isinstance(payload, dict):
+        if code is None and isinstance(payload.get("code"), str | int):
+            code = payload["code"]
+        if status is None:
+            status = _status(payload)
+        message = payload.get("message")
+        if retry_after is None and status == 503:  # noqa: PLR2004
+            told = payload.get("retry_after")
+            retry_after = float(told) if isinstance(told, int | float) else None
+    else:
+        message = payload
+        if payload == NO_HANDLER_MESSAGE:
+            return NoHandlerError(message, payload=payload)
+    if status == 429 or code == Throttled.CODE or (status == 503 and retry_after is not None):  # noqa: PLR2004
+        return Throttled(
+            message, payload=payload, code=code, status=status, retry_after=retry_after
+        )
+    if code == InvalidPayloadError.CODE:
+        return InvalidPayloadError(message, payload=payload, code=code, status=status)
+    return RemoteError(message, payload=payload, code=code, status=status)
+
+
+def outcome_of(error: BaseException | None) -> Outcome:
+    """The outcome of an attempt that ended with `error`, None being a value.
+
+    An exception that is not ours is the failure of whatever was guarded; one that is not an
+    `Exception` at all (cancellation, interrupt) says nothing about the peer.
+    """
+    if error is None:
+        return Outcome.SUCCESS
+    if isinstance(error, ResilientClientError):
+        return error.outcome
+    return Outcome.FAILURE if isinstance(error, Exception) else Outcome.CANCELLED

@@ -1,0 +1,261 @@
+"""What travels (`Message`, `Reply`, `Receipt`) and what governs the journey (`Call`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from resilient_client.errors import (
+    DeadlineExceeded,
+    Outcome,
+    ReplyTimeout,
+    ResilientClientError,
+    outcome_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+Pattern: TypeAlias = "str | int | float | Mapping[str, Any]"
+Kind: TypeAlias = Literal["send", "emit", "stream"]
+Delivery: TypeAlias = Literal["written", "accepted", "stored"]
+
+
+class _NoValue:
+    """An answer that ended without a value, as opposed to the value null."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "NO_VALUE"
+
+
+NO_VALUE: Any = _NoValue()
+
+
+class Call:
+    """One call on its way: what it asks, and what bounds it.
+
+    Times are seconds on the client's clock. Policies read and may narrow them; a transport obeys
+    `connect_deadline` while connecting and `attempt_deadline` while waiting for the reply.
+
+    Attributes:
+        pattern, route: the pattern as given, and the address it stands for.
+        kind: "send", "emit" or "stream".
+        data, body: the payload as given, and as the transport encoded it (once).
+        headers: lower-case names to strings; what goes out with every attempt.
+        deadline: when the whole call must have ended.
+        connect_deadline, attempt_deadline: when this attempt must have a connection, its reply.
+        attempt: the number of this attempt, from 1; 0 before the first.
+        may_repeat: whether another attempt may follow this one; None when nobody repeats.
+        idempotent, idempotency_key: whether executing it twice is harmless.
+        endpoint: the URL of the peer chosen for this attempt, credentials redacted.
+        metadata: the headers of this attempt, made just before it is written.
+        sent: whether any attempt was written: set by the transport just before it writes.
+        failures: (number, endpoint, started, ended, error) of the attempts given up so far.
+    """
+
+    __slots__ = (
+        "attempt",
+        "attempt_deadline",
+        "attempt_started",
+        "body",
+        "connect_deadline",
+        "data",
+        "deadline",
+        "endpoint",
+        "failures",
+        "headers",
+        "idempotency_key",
+        "idempotent",
+        "idle_timeout",
+        "kind",
+        "may_repeat",
+        "metadata",
+        "observer",
+        "pattern",
+        "route",
+        "sent",
+        "span",
+        "started",
+    )
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        route: str,
+        kind: Kind,
+        data: Any = None,
+        headers: dict[str, str] | None = None,
+        started: float = 0.0,
+        deadline: float = inf,
+        idempotent: bool = False,  # noqa: FBT001, FBT002
+        idempotency_key: str | None = None,
+        endpoint: str | None = None,
+        observer: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.pattern = pattern
+        self.route = route
+        self.kind: Kind = kind
+        self.data = data
+        self.body: Any = None
+        self.headers: dict[str, str] = {} if headers is None else headers
+        self.started = self.attempt_started = started
+        self.deadline = self.connect_deadline = self.attempt_deadline = deadline
+        self.attempt = 1
+        self.may_repeat: bool | None = None
+        self.idempotent = idempotent
+        self.idempotency_key = idempotency_key
+        self.idle_timeout = inf
+        self.endpoint = endpoint
+        self.metadata: dict[str, str] = self.headers
+        self.sent = False
+        self.failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
+        self.observer = observer
+        self.span: Any = None
+
+    def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
+        """Begin another attempt: number, start and time limits anew."""
+        self.attempt += 1
+        self.attempt_started = now
+        self.connect_deadline = self.attempt_deadline = self.deadline
+        self.may_repeat = may_repeat
+
+    def failed(self, error: BaseException, now: float) -> None:
+        """Note an attempt that is given up while the call goes on."""
+        entry = (self.attempt, self.endpoint, self.attempt_started, now, error)
+        if self.failures:
+            self.failures.append(entry)
+        else:
+            self.failures = [entry]
+
+    def expired(self, *, sent: bool, now: float | None = None) -> ResilientClientError:
+        """The error for a wait that ended at `attempt_deadline` (or at `now`).
+
+        `DeadlineExceeded` when that was the whole call's deadline, `ReplyTimeout` when it was this
+        attempt's.
+        """
+        at = self.attempt_deadline if now is None else now
+        if at >= self.deadline:
+            return DeadlineExceeded("the call's time ran out", sent=sent or self.sent)
+        return ReplyTimeout("no reply within this attempt's time", sent=sent)
+
+    def __repr__(self) -> str:
+        return f"<Call {self.kind} {self.route!r} attempt={self.attempt}>"
+
+
+class Items(Protocol):
+    """The values of a streamed answer, as a transport hands them on."""
+
+    async def receive(self, deadline: float) -> Any:
+        """The next body.
+
+        Raises:
+            StopAsyncIteration: the stream ended.
+            ReplyTimeout: nothing came by `deadline` (on the clock's scale).
+        """
+
+    async def aclose(self) -> None:
+        """Leave: the peer is told to stop where the transport can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is proved about an event that was handed over.
+
+    Attributes:
+        delivery: "written" to the socket, "accepted" by the peer or broker, "stored" by it durably.
+        receivers: how many got it, None where nobody can tell.
+    """
+
+    delivery: Delivery
+    receivers: int | None = None
+
+
+class Reply:
+    """What came back, and a place to be told when all of it has.
+
+    Attributes:
+        body: the value as the transport carries it, or `NO_VALUE`.
+        decoded: True when `body` is already the value itself (a fallback's).
+        headers: what the peer sent beside it.
+        items: the values, for a stream.
+        receipt: for an emit.
+        error: on a server, the error to answer with.
+    """
+
+    __slots__ = ("_done", "body", "decoded", "error", "headers", "items", "receipt")
+
+    def __init__(
+        self,
+        body: Any = NO_VALUE,
+        *,
+        decoded: bool = False,
+        headers: Mapping[str, str] | None = None,
+        items: Items | None = None,
+        receipt: Receipt | None = None,
+        error: ResilientClientError | None = None,
+    ) -> None:
+        self.body = body
+        self.decoded = decoded
+        self.headers = headers
+        self.items = items
+        self.receipt = receipt
+        self.error = error
+        self._done: list[Callable[[Outcome, BaseException | None], None]] | None = None
+
+    def on_complete(self, hook: Callable[[Outcome, BaseException | None], None]) -> None:
+        """Call `hook(outcome, error)` once, when the last item has passed or the caller has left.
+
+        Only for a reply with `items`: any other is complete when the handler returns it.
+        """
+        if self._done is None:
+            self._done = []
+        self._done.append(hook)
+
+    def complete(self, error: BaseException | None, *, seen: bool) -> None:
+        """Told by whoever consumes the items: how the stream ended, and whether an item was seen."""
+        hooks, self._done = self._done, None
+        if hooks is None:
+            return
+        outcome = outcome_of(error)
+        if outcome is Outcome.CANCELLED and seen:
+            outcome = Outcome.SUCCESS
+        for hook in reversed(hooks):
+            hook(outcome, error)
+
+
+class Message:
+    """A request or event as it arrived at a server.
+
+    Attributes:
+        route: the lookup key of its pattern.
+        body: the payload, encoded as the transport carries it.
+        headers: lower-case names to strings, checked.
+        id: how to match the reply; None for an event.
+        received: when it arrived, on the server's clock.
+        subject: the concrete address when the handler's pattern has wildcards.
+        raw: the transport's own message object, for `Context.raw`.
+    """
+
+    __slots__ = ("body", "headers", "id", "raw", "received", "route", "subject")
+
+    def __init__(
+        self,
+        route: str,
+        body: Any,
+        headers: Mapping[str, str],
+        id: Any = None,  # noqa: A002
+        *,
+        received: float = 0.0,
+        subject: str | None = None,
+        raw: Any = None,
+    ) -> None:
+        self.route = route
+        self.body = body
+        self.headers = headers
+        self.id = id
+        self.received = received
+        self.subject = subject
+        self.raw = raw
