@@ -1,0 +1,186 @@
+"""Values to bytes and back: the `Codec` protocol and `JsonCodec`, the one Nest's packets need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
+
+from resilient_client import _json, _pydantic
+from resilient_client.errors import ConfigurationError, PayloadError
+
+T = TypeVar("T")
+
+
+class Codec(Protocol):
+    """How payloads become bytes and bytes become typed values.
+
+    On transports that speak Nest's packets the bytes are put into a JSON object as they are, so
+    they must themselves be JSON.
+    """
+
+    def encode(self, value: Any, /) -> bytes:
+        """The bytes of a value; `PayloadError` when it has none."""
+
+    def decode(self, body: bytes, type: Any = Any, /) -> Any:  # noqa: A002
+        """The value of bytes, checked against a type; `PayloadError` says where it does not fit."""
+
+    def convert(self, value: Any, type: Any = Any, /, *, strict: bool = True) -> Any:  # noqa: A002
+        """The same for a value that is decoded already."""
+
+
+class JsonCodec:
+    """JSON as NestJS peers read and write it.
+
+    Encodes what JSON has, and dataclasses, msgspec Structs, pydantic models, named tuples, sets,
+    enums (their value), datetimes (ISO 8601), UUID and Decimal (text), and bytes as base64 text (a
+    Node Buffer would be `{"type": "Buffer", "data": [...]}`: build that where a peer expects it).
+    NaN and the infinities become null, as in JavaScript.
+
+    Decodes into any type hint that msgspec understands (builtins, dataclasses, TypedDict, Struct,
+    unions, Literal, `Annotated[..., msgspec.Meta(...)]`) and into pydantic models, alone or inside
+    other types.
+    """
+
+    __slots__ = ()
+
+    def encode(self, value: Any) -> bytes:
+        """The compact UTF-8 JSON of a value.
+
+        Raises:
+            PayloadError: it cannot be encoded; the text names the type.
+        """
+        return _json.encode(value)
+
+    @overload
+    def decode(self, body: bytes, type: type[T]) -> T: ...  # noqa: A002
+    @overload
+    def decode(self, body: bytes, type: Any = Any) -> Any: ...  # noqa: A002
+    def decode(self, body: bytes, type: Any = Any) -> Any:  # noqa: A002
+        """The value of JSON text, checked against a type hint.
+
+        Raises:
+            PayloadError: it is not JSON or does not fit; the text says where (`$.items[0].price`).
+            ConfigurationError: nothing can be decoded into that type.
+        """
+        if type is Any:
+            return _json.decode(body)
+        return _reader_for(type).decode(body)
+
+    @overload
+    def convert(self, value: Any, type: type[T], *, strict: bool = True) -> T: ...  # noqa: A002
+    @overload
+    def convert(self, value: Any, type: Any = Any, *, strict: bool = True) -> Any: ...  # noqa: A002
+    def convert(self, value: Any, type: Any = Any, *, strict: bool = True) -> Any:  # noqa: A002
+        """A value of plain objects, checked against a type hint.
+
+        For transports that carry objects rather than JSON. With `strict=False` text that reads as a
+        number or bool is taken for one (`"15"` as int).
+
+        Raises:
+            PayloadError: it does not fit; the text says where.
+            ConfigurationError: nothing can be converted into that type.
+        """
+        if type is Any:
+            return value
+        return _reader_for(type).convert(value, strict)
+
+
+class _Reader(NamedTuple):
+    decode: Callable[[bytes], Any]
+    convert: Callable[[Any, bool], Any]
+
+
+def _new_reader(hint: Any) -> _Reader:
+    try:
+        if _pydantic.mentions_model(hint):
+            return _pydantic_reader(hint)
+        try:
+            return _msgspec_reader(hint)
+        except (TypeError, ValueError, NameError):
+            if not _pydantic.loaded():
+                raise
+        return _pydantic_reader(hint)  # it allows more, as unions of dataclasses
+    except _pydantic.UNUSABLE as error:
+        raise _unusable(hint, error) from error
+
+
+_cached_reader = lru_cache(maxsize=256)(_new_reader)
+
+
+def _reader_for(hint: Any) -> _Reader:
+    try:
+        return _cached_reader(hint)
+    except TypeError:  # a hint that cannot be hashed, as Annotated[int, {}]
+        return _new_reader(hint)
+
+
+def _msgspec_reader(hint: Any) -> _Reader:
+    decode_text = _json.JsonDecoder(hint, dec_hook=_from_plain).decode
+
+    def decode(body: bytes) -> Any:
+        try:
+            return decode_text(body)
+        except _json.ValidationError as error:
+            raise _misfit(hint, _json.short(error)) from error
+        except NotImplementedError as error:
+            raise _unusable(hint, error) from error
+        except (ValueError, RecursionError) as error:
+            return convert(_json.decode_surrogates(body, error), True)
+
+    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001
+        try:
+            return _json.convert(value, hint, strict=strict, str_keys=True, dec_hook=_from_plain)
+        except _json.ValidationError as error:
+            raise _misfit(hint, _json.short(error)) from error
+        except NotImplementedError as error:
+            raise _unusable(hint, error) from error
+        except (ValueError, RecursionError) as error:
+            raise _misfit(hint, _json.short(error)) from error
+
+    return _Reader(decode, convert)
+
+
+def _from_plain(hint: Any, value: Any) -> Any:
+    """What msgspec asks for the fields of a type it does not know."""
+    if isinstance(value, hint):
+        return value
+    if not _pydantic.is_model(hint):
+        raise NotImplementedError(f"{_name(hint)} is no builtin, dataclass or model")
+    try:
+        return _pydantic.adapter(hint).validate_python(value)
+    except ValueError as error:
+        raise ValueError(_pydantic.describe(error)) from error
+
+
+def _pydantic_reader(hint: Any) -> _Reader:
+    adapter = _pydantic.adapter(hint)
+
+    def decode(body: bytes) -> Any:
+        try:
+            return adapter.validate_json(body)
+        except ValueError as error:
+            if not _pydantic.is_syntax(error):
+                raise _misfit(hint, _pydantic.describe(error)) from error
+        # either no JSON at all, or a lone surrogate in it
+        return convert(_json.decode(body), True)
+
+    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001, ARG001
+        try:
+            return adapter.validate_python(value)
+        except ValueError as error:
+            raise _misfit(hint, _pydantic.describe(error)) from error
+
+    return _Reader(decode, convert)
+
+
+def _name(hint: Any) -> str:
+    return hint.__qualname__ if type(hint) is type else str(hint)
+
+
+def _misfit(hint: Any, text: str) -> PayloadError:
+    return PayloadError(f"the value is not {_name(hint)}: {text}")
+
+
+def _unusable(hint: Any, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(f"nothing can be decoded into {_name(hint)}: {_json.short(error)}")

@@ -1,0 +1,337 @@
+"""Nest's packets: one JSON object per message, read and written in both directions.
+
+Payloads stay JSON bytes here: the envelope is decoded first, the payload once and typed by whoever
+knows its type. Keys are written in the order Nest writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from types import MappingProxyType
+from typing import Any
+
+from resilient_client._json import ABSENT, JsonDecoder, Raw, Struct, decode, encode
+from resilient_client.errors import NO_HANDLER_MESSAGE, PayloadError, ProtocolError
+from resilient_client.patterns import lookup_route
+
+MAX_METADATA_KEYS = 32
+MAX_METADATA_KEY = 128
+MAX_METADATA_VALUE = 8192
+_NULL = b"null"
+_NO_HANDLER = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
+_RESPONSE_KEYS = frozenset({"id", "err", "response", "isDisposed", "status", "metadata"})
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+
+# ---- the client's side ----
+
+
+def request_packet(
+    pattern_json: bytes,
+    body: bytes,
+    metadata: Mapping[str, str] | None,
+    id: bytes | str,  # noqa: A002
+) -> bytes:
+    """A request. `id` is put between quotes as it is: printable ASCII, no quote or backslash."""
+    if isinstance(id, str):
+        id = id.encode()  # noqa: A001
+    if metadata:
+        return b'{"pattern":%b,"data":%b,"metadata":%b,"id":"%b"}' % (
+            pattern_json,
+            body,
+            _metadata_json(metadata),
+            id,
+        )
+    return b'{"pattern":%b,"data":%b,"id":"%b"}' % (pattern_json, body, id)
+
+
+def event_packet(
+    pattern_json: bytes, body: bytes, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """An event: a request without an id. Nest's TCP client sends the route as its pattern."""
+    if metadata:
+        return b'{"pattern":%b,"data":%b,"metadata":%b}' % (
+            pattern_json,
+            body,
+            _metadata_json(metadata),
+        )
+    return b'{"pattern":%b,"data":%b}' % (pattern_json, body)
+
+
+def _metadata_json(metadata: Mapping[str, str]) -> bytes:
+    return encode(metadata)
+
+
+class Response(Struct, gc=False):
+    """One packet of an answer, read by Nest's rules.
+
+    Attributes:
+        id: the request's id; a peer's own kind of id stands here as its JSON text; None without.
+        value: the JSON of a value, or None: this packet has none.
+        err: the JSON of an error, or None. It ends the exchange, and goes before a value.
+        ended: nothing follows.
+        metadata: what a peer of our own kind sent beside it, checked.
+        external: this is no Nest packet: the whole message is the value, and the end.
+    """
+
+    id: str | None
+    value: bytes | None
+    err: bytes | None
+    ended: bool
+    metadata: Mapping[str, str] = _NO_METADATA
+    external: bool = False
+
+    @property
+    def no_handler(self) -> bool:
+        """The peer has no handler for the pattern."""
+        return self.err == _NO_HANDLER
+
+
+class _ResponsePacket(Struct, forbid_unknown_fields=True, gc=False):
+    # What a well-behaved peer sends. Everything else fails here and is read at leisure.
+    id: str = ""
+    response: Raw = ABSENT
+    err: Raw = ABSENT
+    isDisposed: bool = False  # noqa: N815
+    status: Any = None
+    metadata: dict[str, str] | None = None
+
+
+_read_response = JsonDecoder(_ResponsePacket).decode
+
+
+def read_response(raw: bytes) -> Response:
+    """The response in one message.
+
+    Raises:
+        ProtocolError: it is not JSON, or nested too deeply.
+    """
+    try:
+        packet = _read_response(raw)
+    except (ValueError, RecursionError):
+        return _any_response(raw)
+    if not packet.id or packet.err is not ABSENT:
+        return _any_response(raw)
+    value = packet.response
+    return Response(
+        packet.id,
+        None if value is ABSENT else bytes(value),
+        None,
+        packet.isDisposed,
+        _NO_METADATA if packet.metadata is None else sanitised(packet.metadata),
+    )
+
+
+def _any_response(raw: bytes) -> Response:
+    packet = _fields(raw)
+    if packet is None:
+        return Response(None, raw, None, True, external=True)
+    id = _id_text(packet.get("id"))  # noqa: A001
+    # Nest 12: a packet is one only if all its keys are known
+    if not (_RESPONSE_KEYS >= packet.keys() and packet.keys() - {"metadata"}):
+        return Response(id, raw, None, True, external=True)
+    err = packet.get("err", _NULL)
+    value = packet.get("response")
+    metadata = _metadata(packet.get("metadata"))
+    if truthy(err):
+        return Response(id, value, err, True, metadata)
+    return Response(id, value, None, truthy(packet.get("isDisposed", _NULL)), metadata)
+
+
+def _id_text(id_json: bytes | None) -> str | None:
+    if id_json is None or id_json == _NULL:
+        return None
+    try:
+        id = decode(id_json)  # noqa: A001
+    except PayloadError as error:
+        raise ProtocolError(f"a response whose id cannot be read: {error}") from error
+    return id if isinstance(id, str) else id_json.decode()
+
+
+def truthy(value_json: bytes) -> bool:
+    """Whether JavaScript takes a JSON value for true."""
+    first = value_json[:1]
+    if first in (b"{", b"[", b"t"):
+        return True
+    if first == b'"':
+        return len(value_json) > 2
+    return first not in (b"n", b"f", b"") and float(value_json) != 0
+
+
+# ---- the server's side ----
+
+
+class Request(Struct, gc=False):
+    """A request or event as it arrived.
+
+    Attributes:
+        pattern: the JSON of its pattern; None when it has none.
+        data: the JSON of its payload, null when it has none.
+        id: the JSON of its id, to be sent back as it is; None for an event.
+        metadata: names to strings, checked.
+        external: this is no Nest packet but some other message, `data` the whole of it: an event
+            for the channel it came from.
+    """
+
+    pattern: bytes | None
+    data: bytes
+    id: bytes | None
+    metadata: Mapping[str, str] = _NO_METADATA
+    external: bool = False
+
+    @property
+    def route(self) -> str | None:
+        """The handler to look up; None where no handler can be."""
+        return None if self.pattern is None else lookup_route(self.pattern)
+
+
+class _RequestPacket(Struct, gc=False):
+    pattern: Raw = ABSENT
+    data: Raw = ABSENT
+    id: Raw = ABSENT
+    metadata: dict[str, str] | None = None
+
+
+_read_request = JsonDecoder(_RequestPacket).decode
+
+
+def read_request(raw: bytes) -> Request:
+    """The request or event in one message.
+
+    Raises:
+        ProtocolError: it is not JSON, or nested too deeply. Redis and MQTT take a text for an
+            event of its channel: see `text_event`.
+    """
+    try:
+        packet = _read_request(raw)
+    except (ValueError, RecursionError):
+        return _any_request(raw)
+    pattern, data, id = packet.pattern, packet.data, packet.id  # noqa: A001
+    if pattern is ABSENT and data is ABSENT:
+        return Request(None, raw, None, external=True)
+    return Request(
+        None if pattern is ABSENT else bytes(pattern),
+        _NULL if data is ABSENT else bytes(data),
+        None if id is ABSENT else bytes(id),
+        _NO_METADATA if packet.metadata is None else sanitised(packet.metadata),
+    )
+
+
+def _any_request(raw: bytes) -> Request:
+    packet = _fields(raw)
+    if packet is None or not packet.keys() & {"pattern", "data"}:
+        return Request(None, raw, None, external=True)
+    return Request(
+        packet.get("pattern"),
+        packet.get("data", _NULL),
+        packet.get("id"),
+        _metadata(packet.get("metadata")),
+    )
+
+
+def text_event(raw: bytes) -> Request:
+    """The event that a message which is not JSON is on Redis and MQTT: its payload is the text."""
+    return Request(None, encode(raw.decode(errors="replace")), None, external=True)
+
+
+def value_packet(
+    id_json: bytes | None,
+    body: bytes,
+    last: bool = True,  # noqa: FBT001, FBT002
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """A value, the last one or not. Without an id for RabbitMQ, which has its own.
+
+    `metadata` only for a peer that asked: Nest takes a packet with a foreign key for a value.
+    """
+    if metadata is None and id_json is not None:
+        if last:
+            return b'{"response":%b,"isDisposed":true,"id":%b}' % (body, id_json)
+        return b'{"response":%b,"id":%b}' % (body, id_json)
+    end = b',"isDisposed":true' if last else b""
+    return b'{"response":%b%b%b' % (body, end, _tail(id_json, metadata))
+
+
+def end_packet(id_json: bytes | None, metadata: Mapping[str, str] | None = None) -> bytes:
+    """The end without a (further) value."""
+    return b'{"isDisposed":true' + _tail(id_json, metadata)
+
+
+def error_packet(
+    id_json: bytes | None, err_body: bytes, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """A failure, which ends the exchange.
+
+    An `err` that JavaScript takes for false would be read as success: it is wrapped as Nest's
+    RpcException does.
+    """
+    if not truthy(err_body):
+        err_body = b'{"status":"error","message":%b}' % err_body
+    return b'{"err":%b,"isDisposed":true%b' % (err_body, _tail(id_json, metadata))
+
+
+def no_handler_packet(
+    id_json: bytes, metadata: Mapping[str, str] | None = None, *, rabbitmq: bool = False
+) -> bytes:
+    """No handler for the pattern. On RabbitMQ too it holds the id, its keys in another order."""
+    end = _tail(None, metadata)
+    if rabbitmq:
+        return b'{"id":%b,"err":%b,"status":"error"%b' % (id_json, _NO_HANDLER, end)
+    return b'{"id":%b,"status":"error","err":%b%b' % (id_json, _NO_HANDLER, end)
+
+
+def _tail(id_json: bytes | None, metadata: Mapping[str, str] | None) -> bytes:
+    tail = b"" if id_json is None else b',"id":' + id_json
+    if metadata is not None:
+        tail += b',"metadata":' + _metadata_json(metadata)
+    return tail + b"}"
+
+
+# ---- both sides ----
+
+_read_fields = JsonDecoder(dict[str, Raw]).decode
+
+
+def _fields(raw: bytes) -> dict[str, bytes] | None:
+    """The members of an object, each still JSON; None for JSON that is no object."""
+    try:
+        return {key: bytes(value) for key, value in _read_fields(raw).items()}
+    except (ValueError, RecursionError):
+        try:
+            value = decode(raw)
+        except PayloadError as error:
+            raise ProtocolError(f"a message that is no packet: {error}") from error
+    if not isinstance(value, dict):
+        return None
+    # an object with a lone surrogate somewhere: written anew, it can be taken apart
+    return {key: encode(item) for key, item in value.items()}
+
+
+def _metadata(metadata_json: bytes | None) -> Mapping[str, str]:
+    if metadata_json is None:
+        return _NO_METADATA
+    try:
+        return sanitised(decode(metadata_json))
+    except PayloadError:
+        return _NO_METADATA
+
+
+def sanitised(metadata: Any) -> Mapping[str, str]:
+    """What may be used of metadata from the network: bounded, printable strings by lower-case name.
+
+    Of the first 32 entries, names up to 128 and values up to 8192 characters; the rest is left out.
+    """
+    if not isinstance(metadata, dict):
+        return _NO_METADATA
+    checked: dict[str, str] = {}
+    for name, value in islice(metadata.items(), MAX_METADATA_KEYS):
+        if (
+            type(value) is str
+            and len(value) <= MAX_METADATA_VALUE
+            and value.isprintable()
+            and 0 < len(name) <= MAX_METADATA_KEY
+            and name.isprintable()
+        ):
+            checked[name.lower()] = value
+    return checked
