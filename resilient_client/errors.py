@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 INTERNAL_SERVER_ERROR = "Internal server error"
 NO_HANDLER_MESSAGE = "There is no matching message handler defined in the remote service."
+DEADLINE_EXCEEDED_CODE = "DEADLINE_EXCEEDED"
 _FAILURE_STATUSES = frozenset({408, 500, 502, 503, 504})
 
 
@@ -103,7 +104,7 @@ class ResilientClientError(Exception):
             self.hint = hint
 
     @property
-    def retryable(self) -> bool:
+    def retryable(self) -> bool:  # overridden where the class alone decides
         """Whether repeating the call is safe: it never ran, or it is declared idempotent."""
         if self.outcome is Outcome.SUCCESS:
             return False
@@ -373,6 +374,11 @@ class NoHandlerError(RemoteError):
         super().__init__(message, **details)
         self.outcome = Outcome.SUCCESS if self.sent else Outcome.NEVER_SENT
 
+    @property
+    def payload(self) -> Any:
+        """The error value as it travels: Nest's is the text alone."""
+        return self.message if self._given is UNSET else self._given
+
 
 class InvalidPayloadError(RemoteError):
     """The peer's validation refused the payload."""
@@ -434,9 +440,10 @@ class PayloadError(ResilientClientError, ValueError):
 
 
 class ConfigurationError(ResilientClientError, ValueError):
-    """A setting that cannot work; the text says what to change."""
+    """A setting that cannot work; the text says what to change. Asking again does not help."""
 
     outcome = Outcome.REJECTED
+    retryable = False
 
 
 def remote_error(
@@ -445,8 +452,11 @@ def remote_error(
     code: str | int | None = None,
     status: int | None = None,
     retry_after: float | None = None,
-) -> RemoteError:
+) -> RemoteError | DeadlineExceeded:
     """The typed error for an error value that a peer sent, kept untouched in `.payload`.
+
+    A peer of ours that gave up because the caller's own time was up says so: that is the caller's
+    `DeadlineExceeded`, whoever noticed first.
 
     Args:
         payload: the value as decoded from the wire.
@@ -472,7 +482,17 @@ def remote_error(
         )
     if code == InvalidPayloadError.CODE:
         return InvalidPayloadError(message, payload=payload, code=code, status=status)
+    if code == DEADLINE_EXCEEDED_CODE:
+        return DeadlineExceeded("the call's time ran out at the peer", sent=True)
     return RemoteError(message, payload=payload, code=code, status=status)
+
+
+def wire_error(error: RemoteError) -> Any:
+    """The JSON value an error travels as: truthy in JavaScript, as a Nest client demands."""
+    payload = error.payload
+    if payload is None or payload is False or payload == 0 or payload == "":
+        return {"status": "error", "message": payload}
+    return payload
 
 
 def outcome_of(error: BaseException | None) -> Outcome:

@@ -17,6 +17,9 @@ from resilient_client.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from resilient_client.codecs import Codec
+    from resilient_client.errors import RemoteError
+
 Pattern: TypeAlias = "str | int | float | Mapping[str, Any]"
 Kind: TypeAlias = Literal["send", "emit", "stream"]
 Delivery: TypeAlias = Literal["written", "accepted", "stored"]
@@ -49,6 +52,7 @@ class Call:
         connect_deadline, attempt_deadline: when this attempt must have a connection, its reply.
         attempt: the number of this attempt, from 1; 0 before the first.
         may_repeat: whether another attempt may follow this one; None when nobody repeats.
+        max_attempts: this pattern's own number of attempts, None for the policy's.
         idempotent, idempotency_key: whether executing it twice is harmless.
         endpoint: the URL of the peer chosen for this attempt, credentials redacted.
         metadata: the headers of this attempt, made just before it is written.
@@ -71,6 +75,7 @@ class Call:
         "idempotent",
         "idle_timeout",
         "kind",
+        "max_attempts",
         "may_repeat",
         "metadata",
         "observer",
@@ -105,6 +110,7 @@ class Call:
         self.deadline = self.connect_deadline = self.attempt_deadline = deadline
         self.attempt = 1
         self.may_repeat: bool | None = None
+        self.max_attempts: int | None = None
         self.idempotent = idempotent
         self.idempotency_key = idempotency_key
         self.idle_timeout = inf
@@ -130,14 +136,13 @@ class Call:
         else:
             self.failures = [entry]
 
-    def expired(self, *, sent: bool, now: float | None = None) -> ResilientClientError:
-        """The error for a wait that ended at `attempt_deadline` (or at `now`).
+    def expired(self, *, sent: bool) -> ResilientClientError:
+        """The error for a wait that ended at `attempt_deadline`.
 
-        `DeadlineExceeded` when that was the whole call's deadline, `ReplyTimeout` when it was this
+        `DeadlineExceeded` when that is the whole call's deadline, `ReplyTimeout` when it is this
         attempt's.
         """
-        at = self.attempt_deadline if now is None else now
-        if at >= self.deadline:
+        if self.attempt_deadline >= self.deadline:
             return DeadlineExceeded("the call's time ran out", sent=sent or self.sent)
         return ReplyTimeout("no reply within this attempt's time", sent=sent)
 
@@ -195,7 +200,7 @@ class Reply:
         headers: Mapping[str, str] | None = None,
         items: Items | None = None,
         receipt: Receipt | None = None,
-        error: ResilientClientError | None = None,
+        error: RemoteError | None = None,
     ) -> None:
         self.body = body
         self.decoded = decoded
@@ -237,9 +242,10 @@ class Message:
         received: when it arrived, on the server's clock.
         subject: the concrete address when the handler's pattern has wildcards.
         raw: the transport's own message object, for `Context.raw`.
+        codec: how this transport's payloads become values, when it is not the server's own codec.
     """
 
-    __slots__ = ("body", "headers", "id", "raw", "received", "route", "subject")
+    __slots__ = ("body", "codec", "headers", "id", "raw", "received", "route", "subject")
 
     def __init__(
         self,
@@ -251,7 +257,9 @@ class Message:
         received: float = 0.0,
         subject: str | None = None,
         raw: Any = None,
+        codec: Codec | None = None,
     ) -> None:
+        self.codec = codec
         self.route = route
         self.body = body
         self.headers = headers

@@ -6,12 +6,14 @@ a `ServerListener`. Nothing registers it: `open_transport` finds it by name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-from urllib.parse import SplitResult, urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from resilient_client.errors import PayloadError
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -24,6 +26,8 @@ DEFAULT_MAX_SIZE = 16 * 1024 * 1024
 
 class Transport(Protocol):
     """The client's end: carries one call to one endpoint and brings the reply back.
+
+    A class `ClientTransport` in the transport's module, made with `(target, env, **options)`.
 
     It owns connecting, the table of pending replies and the mapping of its library's errors to
     ours; deadlines arrive as numbers on the call, retries and breakers are not its business.
@@ -85,15 +89,33 @@ class Respond(Protocol):
     async def __call__(self, reply: Reply, /) -> None: ...
 
 
-class Slots(Protocol):
-    """The cap of one connection or consumer on handlers running for it, as the server counts them.
+class Job(Protocol):
+    """One message being handled."""
 
-    A listener that reads from a connection makes one with `App.slots(pause, resume)`: `pause` is
-    called when the connection should not be read from any more, `resume` when it may.
-    """
+    def cancel(self) -> None:
+        """The caller has left: cancel the request's handler. An event's handlers run on."""
+
+
+class Slots(Protocol):
+    """The cap of one connection or consumer on handlers running for it, as the server counts them."""
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""
+
+
+class Subscription(Protocol):
+    """One registered pattern.
+
+    Attributes:
+        pattern, route: as registered, and its lookup key.
+        is_event: for events; otherwise for requests.
+        extras: options of this one handler that only its transport understands.
+    """
+
+    pattern: Pattern
+    route: str
+    is_event: bool
+    extras: Mapping[str, Any]
 
 
 class App(Protocol):
@@ -102,38 +124,40 @@ class App(Protocol):
     clock: Clock
     codec: Codec
 
-    def patterns(self) -> Sequence[Subscription]:
+    def subscriptions(self) -> Sequence[Subscription]:
         """What the handlers are registered for: what a broker's listener subscribes to."""
 
+    def handles(self, route: str) -> bool:
+        """Whether a request handler is registered for this route."""
+
+    def receivers(self, route: str) -> int:
+        """How many event handlers are registered for this route."""
+
     def slots(self, pause: Callable[[], None], resume: Callable[[], None]) -> Slots:
-        """A cap for one connection."""
+        """A cap for one connection or consumer.
+
+        `pause` is called when nothing more should be read from it, `resume` when reading may go on.
+        """
 
     def accept(
         self, message: Message, respond: Respond | None, slots: Slots, transport: str
-    ) -> asyncio.Task[Any] | None:
+    ) -> Job | None:
         """Take in one message; returns at once.
 
-        The handler runs in a task, which for a request then awaits `respond(reply)`: a value, an
-        error (`reply.error`) or items. For an event `respond` is None, or is called with a reply
-        whose `receipt` tells how many handlers it has, when the transport wants to know (HTTP), and
-        after the handlers when `reply.error` or success must decide on an acknowledgement.
-        Returns the task, whose cancellation is the caller's leaving; None when nothing runs.
+        A request (`message.id` is not None) runs in a task that then awaits `respond(reply)`: a
+        value, `reply.error` or `reply.items`. For an event, `respond` may be None; given, it is
+        awaited once when all its handlers have ended, `reply.error` set when one of them failed:
+        the place to acknowledge. None when nothing is to run.
         """
 
     def notify(self, event: Event) -> None:
         """Tell the server's observers."""
 
 
-class Subscription(Protocol):
-    """One registered pattern."""
-
-    pattern: Pattern
-    route: str
-    is_event: bool
-
-
 class ServerListener(Protocol):
     """The server's end: takes messages in for the app and puts its replies on the wire.
+
+    A class `ServerListener` in the transport's module, made with `(target, app, **options)`.
 
     Attributes:
         address: the URL really bound, once started.
@@ -157,23 +181,17 @@ class ServerListener(Protocol):
 
 
 class Target:
-    """A URL taken apart: what a transport's constructor is given.
+    """A URL taken apart; `str` and `repr` show it without credentials and query."""
 
-    `text` and `repr` show it without credentials.
-    """
-
-    __slots__ = ("query", "url")
-
-    schemes: ClassVar[tuple[str, ...]] = ()
+    __slots__ = ("url",)
 
     def __init__(self, url: str) -> None:
         self.url: SplitResult = urlsplit(url)
-        self.query = self.url.query
 
     @property
-    def text(self) -> str:
-        """The URL for people: without user, password and query."""
-        return f"{self.url.scheme}://{self.hostport}{self.url.path}"
+    def scheme(self) -> str:
+        """As written: a trailing s means TLS."""
+        return self.url.scheme
 
     @property
     def hostport(self) -> str:
@@ -186,19 +204,62 @@ class Target:
         return self.url.hostname or "localhost"
 
     def port(self, default: int) -> int:
-        """The port, or the protocol's own."""
+        """The port, or the protocol's own; 0 is any free one on a server."""
         port = self.url.port
         return default if port is None else port
 
+    @property
+    def username(self) -> str | None:
+        """Percent-decoded."""
+        return None if self.url.username is None else unquote(self.url.username)
+
+    @property
+    def password(self) -> str | None:
+        """Percent-decoded; never shown."""
+        return None if self.url.password is None else unquote(self.url.password)
+
+    def __str__(self) -> str:
+        return f"{self.url.scheme}://{self.hostport}{self.url.path}"
+
     def __repr__(self) -> str:
-        return f"<Target {self.text}>"
+        return f"<Target {self}>"
 
 
-class Environment(Protocol):
+@dataclass(slots=True)
+class Environment:
     """What a client gives its transports besides the URL."""
 
     clock: Clock
     codec: Codec
-    headers: Mapping[str, str]
     notify: Callable[[Event], None]
-    on_close: Callable[[], Awaitable[None]]
+
+
+class BaseTransport:
+    """What the transports whose payloads are the codec's bytes have in common."""
+
+    status: Status = "idle"
+
+    def __init__(self, target: Target, env: Environment, max_size: int = DEFAULT_MAX_SIZE) -> None:
+        self.endpoint = str(target)
+        self._target = target
+        self._clock = env.clock
+        self._codec = env.codec
+        self._notify = env.notify
+        self._max_size = max_size
+
+    def encode(self, call: Call) -> None:
+        """See `Transport.encode`."""
+        body = call.body = self._codec.encode(call.data)
+        if len(body) > self._max_size:
+            raise PayloadError(
+                f"the payload has {len(body)} bytes, more than max_size={self._max_size}",
+                hint="send less, or raise max_size= on both ends",
+            )
+
+    def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
+        """See `Transport.decode`."""
+        return self._codec.decode(body, type)
+
+    def idempotent(self, call: Call) -> bool:  # noqa: ARG002
+        """See `Transport.idempotent`."""
+        return False

@@ -1,0 +1,696 @@
+"""The client's end: `ClientProxy`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from resilient_client.clock import MonotonicClock
+from resilient_client.codecs import JsonCodec
+from resilient_client.context import (
+    ATTEMPT_HEADER,
+    CORRELATION_HEADER,
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+    correlation_id,
+    current_context,
+    fresh_id,
+)
+from resilient_client.endpoints import choose
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    DeadlineExceeded,
+    NoHandlerError,
+    Outcome,
+    PayloadError,
+    RejectedError,
+    RemoteError,
+    ResilientClientError,
+)
+from resilient_client.events import CallRejected
+from resilient_client.message import NO_VALUE, Call, Reply
+from resilient_client.patterns import route as route_of
+from resilient_client.pipeline import compose
+from resilient_client.stream import Stream
+from resilient_client.transports import client_transport
+from resilient_client.transports._base import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from types import TracebackType
+
+    from resilient_client.clock import Clock
+    from resilient_client.codecs import Codec
+    from resilient_client.events import Event, Observer, Status
+    from resilient_client.message import Kind, Pattern, Receipt
+    from resilient_client.pipeline import Handler, Policy
+    from resilient_client.policies.circuit_breaker import CircuitBreaker
+    from resilient_client.transports._base import Transport
+
+T = TypeVar("T")
+_log = logging.getLogger("resilient_client")
+
+DEFAULT_TIMEOUT = 10.0
+PING_PATTERN = "resilient_client.ping"
+"""Every server of this package answers it; any answer at all means that the peer is reachable."""
+
+HeadersSource = "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a ping found out.
+
+    Attributes:
+        reachable: whether any answer came.
+        latency: seconds to the answer, None without one.
+        status: the state of the connection.
+        circuits: the state of each endpoint's breaker, where there is one.
+        error: why it is not reachable.
+    """
+
+    reachable: bool
+    latency: float | None
+    status: Status
+    circuits: Mapping[str, str]
+    error: ResilientClientError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _PatternSettings:
+    timeout: float | None = None
+    idempotent: bool | None = None
+    attempts: int | None = None
+
+
+_NO_SETTINGS = _PatternSettings()
+
+
+class ClientProxy:
+    """Calls one service, over whatever its URL says.
+
+    Args:
+        target: a URL, a list of URLs (several endpoints of one service), or a `Transport`.
+        policies: what guards every call, outermost first; None is `standard()`, `()` is nothing.
+        name: for breakers, metrics and logs; by default the first endpoint's host and port.
+        headers: sent with every call; or a (possibly async) callable asked per call, the place for
+            tokens. Never logged.
+        patterns: settings per pattern, `{"timeout": ..., "idempotent": ..., "attempts": ...}`.
+        codec: how payloads become bytes; JSON by default.
+        clock: for tests.
+        observers: told of connection, circuit, retry and rejection news, as with `listen`.
+        telemetry: False turns spans and metrics off.
+        options: the transport's own; an unknown one is refused, naming the near miss.
+
+    Raises:
+        ConfigurationError: anything that cannot work, at once.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str] | Transport,
+        *,
+        policies: Iterable[Policy] | None = None,
+        name: str | None = None,
+        headers: Any = None,
+        patterns: Any = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        observers: Iterable[Observer] = (),
+        telemetry: bool = True,
+        **options: Any,
+    ) -> None:
+        from resilient_client.policies import standard  # noqa: PLC0415  (loads the breaker's library)
+
+        self._clock: Clock = clock if clock is not None else MonotonicClock()
+        self._now = self._clock.now
+        self._codec: Codec = codec if codec is not None else JsonCodec()
+        self._observers: list[Observer] = list(observers)
+        self._observer: Observer | None = self._tell if self._observers else None
+        self._transports = self._open(target, options)
+        self._endpoint = self._transports[0].endpoint
+        self._decode = self._transports[0].decode
+        self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
+        self._headers, self._ask_headers = _headers_source(headers)
+        self._patterns = _pattern_settings(patterns)
+        self._policies = list(standard() if policies is None else policies)
+        self._timeout = DEFAULT_TIMEOUT
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self._telemetry: Any = None
+        if telemetry:
+            from resilient_client.telemetry import ClientTelemetry  # noqa: PLC0415
+
+            self._telemetry = ClientTelemetry(self.name, self._transports)
+            self.listen(self._telemetry.observe)
+        self._handler = self._assemble()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    def _open(
+        self, target: str | Sequence[str] | Transport, options: dict[str, Any]
+    ) -> list[Transport]:
+        if not isinstance(target, str | list | tuple):
+            if not hasattr(target, "request"):
+                raise ConfigurationError(
+                    f"{type(target).__name__} is neither a URL nor a Transport",
+                    hint='write ClientProxy("tcp://127.0.0.1:3001")',
+                )
+            if options:
+                raise ConfigurationError(
+                    f"options {sorted(options)} mean nothing beside a Transport object",
+                    hint="give them to the transport itself",
+                )
+            return [target]  # type: ignore[list-item]
+        urls = [target] if isinstance(target, str) else list(target)
+        if not urls:
+            raise ConfigurationError("a client needs at least one URL")
+        if len({url.partition("://")[0] for url in urls}) > 1:
+            raise ConfigurationError(
+                "the endpoints of one client speak one protocol",
+                hint="make a client per scheme",
+            )
+        if len(set(urls)) != len(urls):
+            raise ConfigurationError(f"the same endpoint twice in {len(urls)} URLs")
+        env = Environment(self._clock, self._codec, self._tell)
+        return [client_transport(url, env, options) for url in urls]
+
+    # ---------------------------------------------------------------------------- the pipeline
+
+    def _assemble(self) -> Handler:
+        """Compose the policies around the choice of endpoint, once."""
+        from resilient_client.policies import Timeout, validate  # noqa: PLC0415
+
+        overall = validate(self._policies)
+        if overall is not None:
+            self._timeout = overall
+        cut = next(
+            (
+                index
+                for index, policy in enumerate(self._policies)
+                if getattr(policy, "scope", None) == "endpoint"
+            ),
+            len(self._policies),
+        )
+        first_repeat = next(
+            (i for i, policy in enumerate(self._policies) if type(policy).__name__ == "Retry"), cut
+        )
+        outer = [
+            policy
+            for index, policy in enumerate(self._policies[:cut])
+            if not (isinstance(policy, Timeout) and index < first_repeat)
+        ]
+        inner = self._policies[cut:]
+        endpoints = []
+        for transport in self._transports:
+            guards = [self._for_endpoint(policy, transport) for policy in inner]
+            endpoints.append(
+                (transport.endpoint, compose(guards, self._transmitter(transport), self._clock))
+            )
+        handler = compose(outer, choose(endpoints, self._clock), self._clock)
+        return handler if self._telemetry is None else self._telemetry.around_call(handler)  # type: ignore[no-any-return]
+
+    def _for_endpoint(self, policy: Policy, transport: Transport) -> Policy:
+        copy_for = getattr(policy, "copy_for", None)
+        if copy_for is None:
+            return policy
+        breaker: CircuitBreaker = policy  # type: ignore[assignment]
+        if len(self._transports) > 1:
+            breaker = copy_for(f"{self.name}/{transport.endpoint.partition('://')[2].rstrip('/')}")
+        elif breaker.name is None:
+            breaker.name = self.name
+        self._breakers[transport.endpoint] = breaker
+        breaker.observe(self._tell)
+        return breaker
+
+    def _transmitter(self, transport: Transport) -> Handler:
+        """The innermost handler: the attempt's headers, then the wire."""
+        now, telemetry = self._now, self._telemetry
+        inject = None if telemetry is None else telemetry.inject
+        request, publish = transport.request, transport.publish
+
+        async def transmit(call: Call) -> Reply:
+            at = now()
+            if at >= call.deadline:
+                raise DeadlineExceeded("no time is left for an attempt", sent=call.sent)
+            metadata = call.metadata = call.headers.copy()
+            if call.attempt > 1:
+                metadata[ATTEMPT_HEADER] = str(call.attempt)
+            if call.idempotency_key is not None:
+                metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
+            if inject is not None:
+                inject(call)
+            if call.kind == "emit":
+                return Reply(receipt=await publish(call))
+            if call.deadline < inf:
+                metadata[DEADLINE_HEADER] = str(max(1, int((call.deadline - at) * 1000)))
+            if call.idle_timeout < inf:
+                call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
+            return await request(call)
+
+        return transmit if telemetry is None else telemetry.around_attempt(transmit)  # type: ignore[no-any-return]
+
+    # -------------------------------------------------------------------------------- the calls
+
+    @overload
+    async def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+
+    @overload
+    async def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> T: ...
+
+    async def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Ask, and return the first value of the answer (None when it ended without one).
+
+        Args:
+            pattern: who is asked: a string, a number or a mapping.
+            data: the payload; None is sent as null.
+            returns: the type of the answer: it is decoded into it and validated.
+            timeout: seconds for the whole call, connecting, retries and fallback included.
+            headers: sent along, before the client's own.
+            idempotent: executing it twice is harmless, so that it may be repeated.
+            idempotency_key: the same for every attempt, so that the peer can tell; implies
+                `idempotent`.
+
+        Raises:
+            RemoteError: the peer answered with an error.
+            TransportError: no usable answer; `.sent` tells whether it may have been executed.
+            DeadlineExceeded: the time ran out.
+            RejectedError: refused here: open circuit, too many calls.
+            PayloadError: the data cannot be sent, or the answer is not what `returns` says.
+        """
+        call = self._call("send", pattern, data, timeout, headers, idempotent, idempotency_key)
+        try:
+            if self._ask_headers is not None:
+                await self._add_headers(call)
+            reply = await self._handler(call)
+            body = reply.body
+            if body is NO_VALUE:
+                return None
+            return body if reply.decoded else self._decode(body, returns)
+        except ResilientClientError as error:
+            self._conclude(error, call)
+            raise
+
+    async def emit(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Hand an event over, and say what is proved about it.
+
+        `timeout` bounds handing over only: an event does not expire. See `send` for the rest.
+        """
+        call = self._call("emit", pattern, data, timeout, headers, idempotent, idempotency_key)
+        try:
+            if self._ask_headers is not None:
+                await self._add_headers(call)
+            receipt = (await self._handler(call)).receipt
+        except ResilientClientError as error:
+            self._conclude(error, call)
+            raise
+        assert receipt is not None  # noqa: S101
+        return receipt
+
+    @overload
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Stream[Any]: ...
+
+    @overload
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Stream[T]: ...
+
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Stream[Any]:
+        """Ask, and iterate over every value of the answer, in order.
+
+        An error after some values is raised after them. Leaving the loop cancels the call; use the
+        stream as an async context manager to be sure when. Without `timeout` only `idle_timeout`
+        bounds it: seconds to wait for the first and for each later value.
+
+        Raises, while iterating:
+            ReplyTimeout: the stream was silent for `idle_timeout`.
+            and what `send` raises.
+        """
+        if idle_timeout <= 0:
+            raise ConfigurationError(f"idle_timeout={idle_timeout} must be above 0")
+
+        async def start() -> tuple[Call, Reply]:
+            call = self._call("stream", pattern, data, timeout, headers, idempotent, None)
+            call.idle_timeout = idle_timeout
+            try:
+                if self._ask_headers is not None:
+                    await self._add_headers(call)
+                return call, await self._handler(call)
+            except ResilientClientError as error:
+                self._conclude(error, call)
+                raise
+
+        return Stream(start, self._decode, returns, self._now, self._conclude)
+
+    def _call(
+        self,
+        kind: Kind,
+        pattern: Pattern,
+        data: Any,
+        timeout: float | None,
+        headers: Mapping[str, str] | None,
+        idempotent: bool | None,  # noqa: FBT001
+        idempotency_key: str | None,
+    ) -> Call:
+        """The call, its payload encoded and its deadline set. Bad input is refused here."""
+        if self._loop is not asyncio.get_running_loop():
+            self._own_loop()
+        route = route_of(pattern)
+        settings = self._patterns.get(route, _NO_SETTINGS) if self._patterns else _NO_SETTINGS
+        if timeout is None:
+            timeout = settings.timeout
+            if timeout is None:
+                timeout = inf if kind == "stream" else self._timeout
+        elif timeout <= 0:
+            raise ConfigurationError(f"timeout={timeout} must be above 0", hint="math.inf is none")
+        started = self._now()
+        deadline = started + timeout
+        own = self._headers.copy()
+        if headers:
+            own.update(_checked(headers))
+        context = current_context.get()
+        if context is not None and context.deadline < deadline:
+            deadline = started + (context.remaining or 0.0)
+        if CORRELATION_HEADER not in own:
+            known = correlation_id.get()
+            if known is None:
+                known = fresh_id() if self._telemetry is None else self._telemetry.correlation_id()
+            own[CORRELATION_HEADER] = known
+        if idempotent is None:
+            idempotent = settings.idempotent
+        call = Call(
+            pattern,
+            route,
+            kind,
+            data,
+            own,
+            started,
+            deadline,
+            idempotency_key is not None if idempotent is None else idempotent,
+            idempotency_key,
+            self._endpoint,
+            self._observer,
+        )
+        transport = self._transports[0]
+        if idempotent is None and not call.idempotent:
+            call.idempotent = transport.idempotent(call)
+        if settings.attempts is not None:
+            call.max_attempts = settings.attempts
+        try:
+            transport.encode(call)
+        except ResilientClientError as error:
+            call.attempt = 0
+            self._conclude(error, call)
+            raise
+        return call
+
+    async def _add_headers(self, call: Call) -> None:
+        """Ask the `headers=` callable; what the call itself says stays."""
+        assert self._ask_headers is not None  # noqa: S101
+        asked = self._ask_headers()
+        if inspect.isawaitable(asked):
+            try:
+                async with asyncio.timeout(
+                    None if call.deadline == inf else call.deadline - self._now()
+                ):
+                    asked = await asked
+            except TimeoutError:
+                raise DeadlineExceeded("the headers= callable took all the time there was") from None
+        call.headers = {**_checked(asked), **call.headers}
+
+    def _conclude(self, error: ResilientClientError, call: Call) -> None:
+        """Give the error what it needs to tell the whole story when it is read."""
+        if error._call is None:  # noqa: SLF001
+            error._call = call  # noqa: SLF001
+            error._endpoint = call.endpoint  # noqa: SLF001
+            error._started = call.attempt_started  # noqa: SLF001
+            error._ended = self._now()  # noqa: SLF001
+            if call.sent and not error.sent:
+                error.sent = True
+            if self._observer is not None and isinstance(error, RejectedError):
+                self._tell(CallRejected(call.route, error))
+
+    # ---------------------------------------------------------------------------------- its life
+
+    async def connect(self) -> None:
+        """Connect to every endpoint.
+
+        Raises:
+            ConnectError: not one of them can be reached within the overall timeout.
+            ConfigurationError: one of them can never be: wrong credentials, say.
+        """
+        if self._loop is not asyncio.get_running_loop():
+            self._own_loop()
+        deadline = self._now() + self._timeout
+        for breaker in self._breakers.values():
+            await breaker.start()
+        results = await asyncio.gather(
+            *(transport.connect(deadline) for transport in self._transports),
+            return_exceptions=True,
+        )
+        errors = [error for error in results if isinstance(error, BaseException)]
+        for error in errors:
+            if not isinstance(error, ConnectError | DeadlineExceeded):
+                raise error
+        if len(errors) == len(self._transports):
+            raise errors[0]
+
+    async def aclose(self) -> None:
+        """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
+        self._closed = True
+        await asyncio.gather(*(transport.aclose() for transport in self._transports))
+        for breaker in self._breakers.values():
+            breaker.stop()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _own_loop(self) -> None:
+        """All state belongs to the loop of the first use, until that loop has closed."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and not self._loop.is_closed():
+            raise ConfigurationError(
+                "this client belongs to another event loop that is still running",
+                hint="use one client per loop, or SyncClientProxy, which is safe from any thread",
+            )
+        for policy in self._policies:
+            bind = getattr(policy, "bind", None)
+            if bind is not None:
+                bind(loop)
+        for breaker in self._breakers.values():
+            breaker.bind(loop)
+        if self._loop is not None:
+            for transport in self._transports:
+                forget = getattr(transport, "forget_loop", None)
+                if forget is not None:
+                    forget()
+        self._loop = loop
+
+    # ------------------------------------------------------------------------------ what is seen
+
+    @property
+    def status(self) -> Status:
+        """The connection's state; with several endpoints the best of them."""
+        if self._closed:
+            return "closed"
+        states = {transport.status for transport in self._transports}
+        order: tuple[Status, ...] = ("connected", "connecting", "reconnecting", "idle", "closed")
+        return next(state for state in order if state in states)
+
+    @property
+    def circuit_breakers(self) -> Mapping[str, CircuitBreaker]:
+        """Each endpoint's breaker, by the endpoint's URL."""
+        return dict(self._breakers)
+
+    @property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The breaker of the only endpoint."""
+        if len(self._breakers) != 1:
+            raise ConfigurationError(
+                f"this client has {len(self._breakers)} breakers", hint="use circuit_breakers"
+            )
+        return next(iter(self._breakers.values()))
+
+    def listen(self, callback: Observer) -> Callable[[], None]:
+        """Call back with every change of state; the returned function ends that."""
+        self._observers.append(callback)
+        self._observer = self._tell
+
+        def unsubscribe() -> None:
+            if callback in self._observers:
+                self._observers.remove(callback)
+            if not self._observers:
+                self._observer = None
+
+        return unsubscribe
+
+    def _tell(self, event: Event) -> None:
+        for observer in tuple(self._observers):
+            try:
+                observer(event)
+            except Exception:  # an observer's fault must not become the call's
+                _log.exception("an observer of client %s failed", self.name)
+
+    async def ping(self, timeout: float | None = None) -> Health:  # noqa: ASYNC109
+        """Whether the service can be reached, how fast, and the state of its breakers.
+
+        It asks the built-in pattern past policies and breaker; against a peer of another make any
+        answer, "unknown pattern" included, means reachable.
+        """
+        call = self._call("send", PING_PATTERN, None, timeout, None, None, None)
+        error: ResilientClientError | None = None
+        try:
+            await choose(
+                [(each.endpoint, self._transmitter(each)) for each in self._transports], self._clock
+            )(call)
+        except (RemoteError, PayloadError) as answer:
+            if isinstance(answer, NoHandlerError) and answer.outcome is Outcome.NEVER_SENT:
+                error = answer
+        except ResilientClientError as failure:
+            error = failure
+        if error is not None:
+            self._conclude(error, call)
+        return Health(
+            reachable=error is None,
+            latency=self._now() - call.started if error is None else None,
+            status=self.status,
+            circuits={url: breaker.current_state for url, breaker in self._breakers.items()},
+            error=error,
+        )
+
+    def explain(self) -> str:
+        """The pipeline and every effective setting, for people."""
+        from resilient_client.policies import explain  # noqa: PLC0415
+
+        return explain(self.name, self._transports, self._policies, self._timeout, self._patterns)
+
+    def __repr__(self) -> str:
+        urls = ", ".join(transport.endpoint for transport in self._transports)
+        return f"<ClientProxy {self.name!r} {urls} {self.status}>"
+
+
+def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | None]:
+    if headers is None:
+        return {}, None
+    if isinstance(headers, Mapping):
+        return _checked(headers), None
+    if callable(headers):
+        return {}, headers
+    raise ConfigurationError("headers= is a mapping, or a callable that returns one")
+
+
+def _checked(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers with lower-case names. The value of a bad one is not shown: it may be secret."""
+    checked = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise PayloadError(f"header {name!r} is not a string")
+        if "\r" in value or "\n" in value or "\0" in value or not name.isascii() or not name.strip():
+            raise PayloadError(f"header {name!r} holds a character that no header can")
+        checked[name.lower()] = value
+    return checked
+
+
+def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
+    if not patterns:
+        return {}
+    pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
+    known = {"timeout", "idempotent", "attempts"}
+    settings = {}
+    for pattern, given in pairs:
+        unknown = set(given) - known
+        if unknown:
+            raise ConfigurationError(
+                f"pattern {pattern!r} has no setting {sorted(unknown)[0]!r}",
+                hint=f"there are {', '.join(sorted(known))}",
+            )
+        own = _PatternSettings(**given)
+        if own.timeout is not None and own.timeout <= 0:
+            raise ConfigurationError(f"pattern {pattern!r}: timeout must be above 0")
+        if own.attempts is not None and own.attempts < 1:
+            raise ConfigurationError(f"pattern {pattern!r}: attempts must be at least 1")
+        settings[route_of(pattern)] = own
+    return settings

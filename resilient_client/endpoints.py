@@ -1,0 +1,62 @@
+"""The choice among the endpoints of one service, one per attempt."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+from resilient_client.errors import Outcome, RejectedError, ResilientClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from resilient_client.clock import Clock
+    from resilient_client.message import Call, Reply
+    from resilient_client.pipeline import Handler
+
+
+def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
+    """A handler that goes round the endpoints, over those that admit.
+
+    One that refuses (an open breaker) is passed over. One that could not be reached is followed by
+    the next at once, within the same attempt and each endpoint once: nothing was sent. When all
+    refuse, the refusal that ends first is raised.
+
+    Args:
+        endpoints: URL and handler of each; the handler includes what guards that endpoint.
+    """
+    if len(endpoints) == 1:
+        return endpoints[0][1]
+    turn = count()
+    number = len(endpoints)
+
+    async def chosen(call: Call) -> Reply:
+        first = next(turn)
+        refusal: RejectedError | None = None
+        unreached = False
+        for offset in range(number):
+            call.endpoint, handler = endpoints[(first + offset) % number]
+            try:
+                return await handler(call)
+            except RejectedError as error:
+                if refusal is None or _wait(error) < _wait(refusal):
+                    refusal = error
+            except ResilientClientError as error:
+                now = clock.now()
+                if error.outcome is not Outcome.NEVER_SENT or now >= call.deadline:
+                    raise
+                unreached = True
+                call.failed(error, now)
+                call.attempt_started = now
+        if unreached:  # the last of them is the one to report: whoever catches it notes it again
+            _, call.endpoint, call.attempt_started, _, last = call.failures.pop()  # type: ignore[union-attr]
+            raise last
+        assert refusal is not None  # noqa: S101
+        raise refusal
+
+    return chosen
+
+
+def _wait(error: RejectedError) -> float:
+    after = getattr(error, "retry_after", None)
+    return float("inf") if after is None else float(after)

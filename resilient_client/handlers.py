@@ -1,0 +1,136 @@
+"""From a user's function to something that takes a payload and a context."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+from resilient_client.context import Context
+from resilient_client.errors import ConfigurationError
+from resilient_client.patterns import route as route_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from resilient_client.message import Pattern
+
+Style = Literal["async", "stream", "sync"]
+
+
+@dataclass(slots=True, eq=False)
+class Handler:
+    """A registered function.
+
+    Attributes:
+        pattern, route: what it is registered for.
+        is_event: for events; otherwise it answers requests.
+        extras: options that only a transport understands.
+        function: `function(payload, context)`, whatever the user's signature is.
+        payload_type: what the payload is validated into.
+        wants_payload: whether the payload is decoded at all.
+        style: how it is run: awaited, iterated, or in a worker thread.
+        name: for logs.
+    """
+
+    pattern: Pattern
+    route: str
+    is_event: bool
+    function: Callable[[Any, Context], Any]
+    payload_type: Any
+    wants_payload: bool
+    style: Style
+    name: str
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+def bind(
+    function: Callable[..., Any], pattern: Pattern, *, is_event: bool, extras: Mapping[str, Any]
+) -> Handler:
+    """Look at the function's signature, once.
+
+    An argument named `context`, or annotated with `Context`, gets the context; the other one, the
+    payload. Either may be left out.
+
+    Raises:
+        ConfigurationError: a signature that cannot be called with these two.
+    """
+    target = inspect.unwrap(function) if inspect.isroutine(function) else type(function).__call__
+    name = getattr(function, "__qualname__", type(function).__name__)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"handler {name} has no signature to look at: {error}") from None
+    try:
+        hints = get_type_hints(target)
+    except NameError as error:
+        raise ConfigurationError(
+            f"handler {name}: an annotation cannot be resolved: {error}",
+            hint="define the type where the handler's module can see it",
+        ) from None
+    payload: inspect.Parameter | None = None
+    context: inspect.Parameter | None = None
+    for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint = hints.get(parameter.name, Any)
+        if hint is Context or (hint is Any and parameter.name == "context" and context is None):
+            context = parameter
+        elif payload is None:
+            payload = parameter
+        elif parameter.default is parameter.empty:
+            raise ConfigurationError(
+                f"handler {name} wants {parameter.name!r} besides a payload and a context",
+                hint="a handler takes (payload, context: Context); either may be left out",
+            )
+    hint = Any if payload is None else hints.get(payload.name, Any)
+    return Handler(
+        pattern=pattern,
+        route=route_of(pattern),
+        is_event=is_event,
+        function=_adapted(function, payload, context),
+        payload_type=hint,
+        wants_payload=payload is not None,
+        style=_style(function),
+        name=name,
+        extras=extras,
+    )
+
+
+def _style(function: Callable[..., Any]) -> Style:
+    for candidate in (function, getattr(function, "__call__", None)):  # noqa: B004
+        if inspect.isasyncgenfunction(candidate):
+            return "stream"
+        if inspect.iscoroutinefunction(candidate):
+            return "async"
+    return "sync"
+
+
+def _adapted(
+    function: Callable[..., Any],
+    payload: inspect.Parameter | None,
+    context: inspect.Parameter | None,
+) -> Callable[[Any, Context], Any]:
+    """The function with one signature, without asking again at each call."""
+    if payload is None and context is None:
+        return lambda _payload, _context: function()
+    if payload is None:
+        assert context is not None  # noqa: S101
+        if context.kind is context.KEYWORD_ONLY:
+            return lambda _payload, given: function(**{context.name: given})
+        return lambda _payload, given: function(given)
+    if context is None and payload.kind is not payload.KEYWORD_ONLY:
+        return lambda given, _context: function(given)
+    first = payload.kind is not payload.KEYWORD_ONLY
+    names = (payload.name, None if context is None else context.name)
+
+    def call(given: Any, about: Context) -> Any:
+        keywords = {} if names[1] is None else {names[1]: about}
+        if first and context is not None and context.kind is context.KEYWORD_ONLY:
+            return function(given, **keywords)
+        return function(**{names[0]: given}, **keywords)
+
+    positional = inspect.Parameter.POSITIONAL_ONLY
+    if context is not None and positional in (payload.kind, context.kind):
+        return lambda given, about: function(given, about)
+    return call

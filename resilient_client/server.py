@@ -1,0 +1,326 @@
+"""The server's end: `Server` and `Router`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from resilient_client.client import PING_PATTERN
+from resilient_client.dispatch import Dispatcher
+from resilient_client.errors import ConfigurationError
+from resilient_client.handlers import Handler, bind
+from resilient_client.transports import refuse_unknown, server_listener
+from resilient_client.transports._base import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
+    from resilient_client.clock import Clock
+    from resilient_client.codecs import Codec
+    from resilient_client.events import Observer
+    from resilient_client.message import Pattern
+    from resilient_client.pipeline import Policy
+    from resilient_client.transports._base import ServerListener
+
+F = TypeVar("F", bound="Callable[..., Any]")
+log = logging.getLogger("resilient_client.server")
+
+
+class Router:
+    """Handlers to be included in a server, with a common prefix for their string patterns."""
+
+    def __init__(self, prefix: str = "") -> None:
+        self.prefix = prefix
+        self._handlers: list[tuple[Pattern, bool, Callable[..., Any], dict[str, Any]]] = []
+
+    def message_pattern(self, *patterns: Any, **extras: Any) -> Callable[[F], F]:
+        """Answer requests for this pattern, or for each of a list of patterns.
+
+        An async generator answers with a stream; a plain `def` runs in a worker thread. A second
+        handler for the same pattern replaces the first, as in Nest.
+
+        Args:
+            patterns: a string, number or mapping; or a list of them.
+            extras: options of this one handler that its transport understands, such as `queue=`.
+        """
+        return self._register(patterns, extras, is_event=False)
+
+    def event_pattern(self, *patterns: Any, **extras: Any) -> Callable[[F], F]:
+        """Hear events of this pattern; several handlers may share one. See `message_pattern`."""
+        return self._register(patterns, extras, is_event=True)
+
+    def _register(
+        self, patterns: tuple[Any, ...], extras: dict[str, Any], *, is_event: bool
+    ) -> Callable[[F], F]:
+        flat: list[Any] = []
+        for pattern in patterns:
+            flat.extend(pattern) if isinstance(pattern, list) else flat.append(pattern)
+        if not flat or any(callable(pattern) for pattern in flat):
+            raise ConfigurationError(
+                "a handler needs a pattern", hint='write @server.message_pattern("sum")'
+            )
+
+        def decorate(function: F) -> F:
+            for pattern in flat:
+                if self.prefix and isinstance(pattern, str):
+                    pattern = self.prefix + pattern  # noqa: PLW2901
+                self._add(pattern, function, extras, is_event=is_event)
+            return function
+
+        return decorate
+
+    def _add(
+        self, pattern: Any, function: Callable[..., Any], extras: dict[str, Any], *, is_event: bool
+    ) -> None:
+        bind(function, pattern, is_event=is_event, extras=extras)  # refuse a bad one at once
+        self._handlers.append((pattern, is_event, function, extras))
+
+
+class Server(Router):
+    """Answers messages and hears events, on one transport or several.
+
+    Args:
+        urls: where to listen; port 0 is any free port.
+        policies: what stands around every handler, outermost first: `Timeout`, `Bulkhead`, your own.
+        name: for logs and telemetry.
+        health: an `http://host:port` that answers `/livez` and `/readyz`.
+        grace: seconds that running handlers get at the end.
+        lifespan: `lifespan(server)` returns an async context manager; what it yields is
+            `Context.state`.
+        codec, clock, observers, telemetry: as for `ClientProxy`.
+        max_calls, max_calls_per_connection: handlers running at once, in total (1000) and for one
+            connection or consumer (256).
+        max_threads: worker threads for plain `def` handlers (32).
+        options: the transports' own; an unknown one is refused, naming the near miss.
+
+    Raises:
+        ConfigurationError: anything that cannot work, at once.
+    """
+
+    def __init__(
+        self,
+        *urls: str,
+        policies: Iterable[Policy] | None = None,
+        name: str | None = None,
+        health: str | None = None,
+        grace: float = 10.0,
+        lifespan: Callable[[Server], Any] | None = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        observers: Iterable[Observer] = (),
+        telemetry: bool = True,
+        max_calls: int = 1000,
+        max_calls_per_connection: int = 256,
+        max_threads: int = 32,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        for setting, value in (
+            ("max_calls", max_calls),
+            ("max_calls_per_connection", max_calls_per_connection),
+            ("max_threads", max_threads),
+        ):
+            if value < 1:
+                raise ConfigurationError(f"{setting}={value} must be at least 1")
+        if grace < 0:
+            raise ConfigurationError(f"grace={grace} cannot be negative")
+        if policies is not None:
+            from resilient_client.policies import validate_server  # noqa: PLC0415
+
+            policies = list(policies)
+            validate_server(policies)
+        self.name = name if name is not None else "server"
+        self.grace = grace
+        watcher: Any = None
+        if telemetry:
+            from resilient_client.telemetry import ServerTelemetry  # noqa: PLC0415
+
+            watcher = ServerTelemetry(self.name)
+        self._app = Dispatcher(
+            policies=policies,
+            codec=codec,
+            clock=clock,
+            max_calls=max_calls,
+            max_calls_per_connection=max_calls_per_connection,
+            max_threads=max_threads,
+            telemetry=watcher,
+        )
+        self._app.observers.extend(observers)
+        self._urls = urls
+        self._listeners: list[ServerListener] = []
+        never: dict[str, str] | None = None
+        for url in urls:
+            listener, unknown = server_listener(url, self._app, options)
+            self._listeners.append(listener)
+            never = unknown if never is None else {k: v for k, v in unknown.items() if k in never}
+        if urls:
+            refuse_unknown(never or {}, [Target(url) for url in urls])
+        elif options:
+            raise ConfigurationError(f"options {sorted(options)} mean nothing without a URL")
+        self._health_url = health
+        self._health: Any = None
+        self._lifespan = lifespan
+        self._lifespan_context: Any = None
+        self._started = False
+        self._stopping: asyncio.Event | None = None
+        self._asgi: Any = None
+        self.message_pattern(PING_PATTERN)(_pong)
+
+    def _add(
+        self, pattern: Any, function: Callable[..., Any], extras: dict[str, Any], *, is_event: bool
+    ) -> None:
+        if self._started:
+            raise ConfigurationError(
+                "the server has started: a broker would not hear of a new handler",
+                hint="register handlers before starting",
+            )
+        handler = bind(function, pattern, is_event=is_event, extras=extras)
+        for listener in self._listeners:
+            check = getattr(listener, "check_pattern", None)
+            if check is not None:
+                check(handler)
+        self._app.register(handler)
+
+    def include(self, router: Router) -> None:
+        """Add the router's handlers to this server's."""
+        for pattern, is_event, function, extras in router._handlers:  # noqa: SLF001
+            self._add(pattern, function, extras, is_event=is_event)
+
+    def exception_handler(self, kind: type[BaseException]) -> Callable[[F], F]:
+        """Translate an exception of yours: the function gets it (and the `Context`, if it wants).
+
+        It returns a `RemoteError`, or the value to send as one.
+        """
+
+        def decorate(function: F) -> F:
+            self._app.register_exception(kind, function)
+            return function
+
+        return decorate
+
+    # -------------------------------------------------------------------------------- its life
+
+    @property
+    def addresses(self) -> list[str]:
+        """The URLs really bound."""
+        return [listener.address for listener in self._listeners]
+
+    @property
+    def handlers(self) -> list[Handler]:
+        """What is registered."""
+        return list(self._app.subscriptions())
+
+    async def start(self) -> None:
+        """Bind and subscribe everything; return when calls made from now on find their handlers.
+
+        Raises:
+            ConfigurationError: an address or a subscription that cannot be had.
+            ConnectError: a broker that is not there.
+        """
+        if self._started:
+            raise ConfigurationError("this server has been started already")
+        if not self._listeners and self._asgi is None:
+            raise ConfigurationError(
+                "this server has no URL to listen on",
+                hint='write Server("tcp://127.0.0.1:3001"), or mount server.asgi',
+            )
+        self._started = True
+        self._app.draining = False
+        try:
+            if self._lifespan is not None:
+                self._lifespan_context = self._lifespan(self)
+                self._app.state = await self._lifespan_context.__aenter__()
+            for listener in self._listeners:
+                await listener.start()
+            if self._health_url is not None:
+                from resilient_client.health import HealthEndpoint  # noqa: PLC0415
+
+                self._health = HealthEndpoint(self._health_url, lambda: not self._app.draining)
+                await self._health.start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Take nothing new in, let what runs end within `grace`, close. Idempotent."""
+        if not self._started:
+            return
+        self._app.draining = True
+        for listener in self._listeners:
+            await listener.stop()
+        await self._app.drain(self.grace)
+        for listener in self._listeners:
+            await listener.aclose()
+        if self._health is not None:
+            await self._health.aclose()
+        context, self._lifespan_context = self._lifespan_context, None
+        self._started = False
+        if context is not None:
+            await context.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def serve(self) -> None:
+        """Serve until cancelled, or until `shutdown` is called; then drain."""
+        self._stopping = asyncio.Event()
+        async with self:
+            await self._stopping.wait()
+
+    def shutdown(self) -> None:
+        """Make `serve` end. Call it on the server's loop."""
+        if self._stopping is not None:
+            self._stopping.set()
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain within `grace`. Uses uvloop where installed."""
+
+        async def main() -> None:
+            loop = asyncio.get_running_loop()
+            stopping = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                with contextlib.suppress(NotImplementedError):  # Windows
+                    loop.add_signal_handler(number, stopping.set)
+            async with self:
+                log.info("listening on %s", ", ".join(self.addresses))
+                await stopping.wait()
+                log.info("draining, at most %s s", self.grace)
+
+        with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
+            runner.run(main())
+
+    @property
+    def asgi(self) -> Any:
+        """The HTTP side as an ASGI application, to mount into FastAPI, Starlette and the like."""
+        if self._asgi is None:
+            from resilient_client.transports.http import asgi_app  # noqa: PLC0415
+
+            self._asgi = asgi_app(self._app)
+        return self._asgi
+
+
+def fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed (extra `fast`); None is asyncio's own."""
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _pong() -> dict[str, str]:
+    return {"status": "ok"}

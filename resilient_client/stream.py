@@ -1,0 +1,132 @@
+"""The values of one answer, as the caller iterates over them."""
+
+from __future__ import annotations
+
+import asyncio
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from resilient_client.errors import DeadlineExceeded, ReplyTimeout, ResilientClientError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from resilient_client.message import Call, Items, Reply
+
+T = TypeVar("T")
+
+
+class Stream(Generic[T]):
+    """An async iterator over an answer's values; opened by the first step.
+
+    Leaving it early cancels the call: at once with `aclose` or `async with`, otherwise when the
+    iterator is dropped.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[tuple[Call, Reply]]],
+        decode: Callable[[Any, Any], Any],
+        returns: Any,
+        now: Callable[[], float],
+        conclude: Callable[[ResilientClientError, Call], None],
+    ) -> None:
+        self._start = start
+        self._decode = decode
+        self._returns = returns
+        self._now = now
+        self._conclude = conclude
+        self._call: Call | None = None
+        self._reply: Reply | None = None
+        self._items: Items | None = None
+        self._seen = False
+        self._finished = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def _open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._call, self._reply = await self._start()
+        except BaseException:
+            self._finished = True
+            raise
+        self._items = self._reply.items
+
+    async def __anext__(self) -> T:
+        if self._finished:
+            raise StopAsyncIteration
+        if self._reply is None:
+            await self._open()
+        call, reply, items = self._call, self._reply, self._items
+        assert call is not None and reply is not None  # noqa: S101, PT018
+        if items is None:  # a peer, or a fallback, that answered with one value
+            self._finished = True
+            raise StopAsyncIteration
+        try:
+            idle = call.idle_timeout
+            deadline = call.deadline if idle == inf else min(call.deadline, self._now() + idle)
+            try:
+                body = await items.receive(deadline)
+            except ReplyTimeout:
+                if deadline < call.deadline:
+                    raise
+                raise DeadlineExceeded("the stream's time ran out", sent=True) from None
+            value = body if reply.decoded else self._decode(body, self._returns)
+        except StopAsyncIteration:
+            self._finished = True
+            reply.complete(None, seen=self._seen)
+            raise
+        except BaseException as error:
+            self._finished = True
+            reply.complete(error, seen=self._seen)
+            await items.aclose()
+            if isinstance(error, ResilientClientError):
+                self._conclude(error, call)
+            raise
+        self._seen = True
+        return value  # type: ignore[no-any-return]
+
+    async def aclose(self) -> None:
+        """Leave: the peer is told to stop where the transport can. Idempotent."""
+        self._finished = True
+        if self._items is not None:
+            items, self._items = self._items, None
+            assert self._reply is not None  # noqa: S101
+            self._reply.complete(asyncio.CancelledError(), seen=self._seen)
+            await items.aclose()
+
+    async def __aenter__(self) -> Self:
+        if self._reply is None and not self._finished:
+            await self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        items, loop = self._items, self._loop
+        if items is None or self._finished or loop is None or loop.is_closed():
+            return
+        self._finished = True
+        reply, seen = self._reply, self._seen
+
+        def leave() -> None:
+            if reply is not None:
+                reply.complete(asyncio.CancelledError(), seen=seen)
+            task = loop.create_task(items.aclose())
+            _leaving.add(task)
+            task.add_done_callback(_leaving.discard)
+
+        loop.call_soon_threadsafe(leave)
+
+
+_leaving: set[asyncio.Task[None]] = set()

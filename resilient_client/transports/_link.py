@@ -1,0 +1,211 @@
+"""One connection, kept: dialled once for all who wait, dialled again for ever after a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from resilient_client.clock import call_later
+from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError, redact
+from resilient_client.events import ConnectionChanged
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from resilient_client.clock import Clock
+    from resilient_client.events import Event, Status
+
+C = TypeVar("C")
+
+FIRST_WAIT = 0.1
+LONGEST_WAIT = 1.0
+"""Seconds between two dials after a loss: doubling from the first to the longest, with jitter."""
+DIAL_TIMEOUT = 5.0
+"""Seconds one dial may take, whoever waits for it."""
+
+
+def spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+    """A task of ours: in an empty context, so that it does not keep its first caller's span."""
+    loop = asyncio.get_running_loop()
+    return Context().run(loop.create_task, coroutine, name=name)
+
+
+class Link(Generic[C]):
+    """Keeps `current` filled.
+
+    A call that finds it empty waits for the result of one dial, started at once, and gets that
+    dial's error; after a loss dialling goes on by itself until it succeeds or the link is closed.
+
+    Args:
+        endpoint: the URL for people.
+        dial: makes a ready connection (subscribed, acknowledged), or raises. It must call `lost`
+            with the same connection object when it ends.
+        notify: told of every change of status.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        dial: Callable[[], Awaitable[C]],
+        *,
+        clock: Clock,
+        notify: Callable[[Event], None],
+    ) -> None:
+        self.current: C | None = None
+        self.status: Status = "idle"
+        self._endpoint = endpoint
+        self._dial = dial
+        self._clock = clock
+        self._notify = notify
+        self._dialling: asyncio.Task[C] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._hurry: asyncio.Event | None = None
+
+    async def get(self, deadline: float) -> C:
+        """The connection.
+
+        Raises:
+            ConnectError: the dial that was waited for failed, or did not end by `deadline`.
+        """
+        while (connection := self.current) is None:
+            if self.status == "closed":
+                raise ConnectError("the client is closed", hint="make a new client")
+            dialling = self._dialling or self._start_dial()
+            await self._until(dialling, deadline)
+            if self.current is None:
+                error = dialling.exception()
+                if error is None:
+                    continue  # connected and lost again in the meantime
+                raise _copy(error)
+        return connection
+
+    def _start_dial(self) -> asyncio.Task[C]:
+        if self._keeper is None:
+            self._change("connecting")
+        if self._hurry is not None:
+            self._hurry.set()
+        self._dialling = task = spawn(self._dialled(), f"dial {self._endpoint}")
+        task.add_done_callback(_look_at)
+        return task
+
+    async def _until(self, task: asyncio.Task[C], deadline: float) -> None:
+        """Wait for a dial that others may wait for too; raise when the time is up."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def over(value: bool) -> None:  # noqa: FBT001
+            if not waiter.done():
+                waiter.set_result(value)
+
+        def ended(_: object) -> None:
+            over(True)  # noqa: FBT003
+
+        task.add_done_callback(ended)
+        timer = None
+        if deadline != float("inf"):
+            left = deadline - self._clock.now()
+            timer = call_later(self._clock, left, lambda: over(False))  # noqa: FBT003
+        try:
+            if not await waiter:
+                raise ConnectError(f"no connection to {self._endpoint} in time")
+        finally:
+            task.remove_done_callback(ended)
+            if timer is not None:
+                timer.cancel()
+        if task.cancelled():
+            raise ConnectError("the client was closed while connecting")
+
+    async def _dialled(self) -> C:
+        try:
+            try:
+                async with asyncio.timeout(DIAL_TIMEOUT):
+                    connection = await self._dial()
+            except TimeoutError as error:
+                if isinstance(error, ResilientClientError):
+                    raise
+                raise ConnectError(f"no answer from {self._endpoint} in {DIAL_TIMEOUT} s") from None
+        except ResilientClientError as error:
+            self._dialling = None
+            if self._keeper is None:
+                self._change("idle", str(error))
+            raise
+        except BaseException:
+            self._dialling = None
+            raise
+        self._dialling = None
+        self.current = connection
+        self._change("connected")
+        return connection
+
+    def lost(self, connection: C, reason: str) -> None:
+        """That connection has ended: start coming back, unless the link is closed."""
+        if self.current is not connection:
+            return
+        self.current = None
+        if self.status == "closed":
+            return
+        self._change("reconnecting", redact(reason))
+        if self._keeper is None:
+            self._keeper = spawn(self._come_back(), f"reconnect {self._endpoint}")
+
+    async def _come_back(self) -> None:
+        """Dial until there is a connection: at once, then after growing waits."""
+        wait = 0.0
+        try:
+            while self.current is None and self.status != "closed":
+                if wait:
+                    await self._pause(wait * random.uniform(0.5, 1.0))  # noqa: S311
+                wait = min(LONGEST_WAIT, wait * 2) if wait else FIRST_WAIT
+                if self.current is not None:
+                    break
+                dialling = self._dialling or self._start_dial()
+                await asyncio.wait({dialling})
+                if not dialling.cancelled() and (error := dialling.exception()) is not None:
+                    if not isinstance(error, ResilientClientError):
+                        raise error
+                    if isinstance(error, ConfigurationError):  # such as wrong credentials
+                        self._change("idle", str(error))
+                        break
+        finally:
+            self._keeper = None
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or until a call starts a dial of its own."""
+        hurry = self._hurry = asyncio.Event()
+        timer = call_later(self._clock, seconds, hurry.set)
+        try:
+            await hurry.wait()
+        finally:
+            self._hurry = None
+            timer.cancel()
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        if status != self.status:
+            old, self.status = self.status, status
+            self._notify(ConnectionChanged(self._endpoint, old, status, reason))
+
+    async def aclose(self) -> C | None:
+        """Stop dialling; the connection, if any, is handed back for the owner to close."""
+        self._change("closed")
+        tasks = [task for task in (self._keeper, self._dialling) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        connection, self.current = self.current, None
+        return connection
+
+
+def _look_at(task: asyncio.Task[Any]) -> None:
+    """Everybody who waited for this dial may have left: its error is then nobody's."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _copy(error: BaseException) -> BaseException:
+    """An error several callers get: each its own, so that no traceback grows into another's."""
+    if not isinstance(error, ResilientClientError):
+        return error
+    own = type(error)(*error.args, sent=error.sent, hint=error.hint)
+    own.__cause__ = error.__cause__
+    return own

@@ -1,0 +1,229 @@
+"""The table of replies that are waited for, with one timer for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.clock import Deadlines, call_later
+from resilient_client.errors import Overloaded, ReplyTimeout
+from resilient_client.message import NO_VALUE, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.clock import Clock, TimerHandle
+    from resilient_client.message import Call
+
+STREAM_ITEMS = 10_000
+STREAM_BYTES = 16 * 1024 * 1024
+
+
+class PendingReplies:
+    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten."""
+
+    __slots__ = ("_clock", "_deadlines", "_table", "orphans")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._table: dict[Any, _Waiting | ItemStream] = {}
+        self._deadlines = Deadlines(clock, self._expire)
+        self.orphans = 0
+        """Replies that nobody waited for (any more)."""
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
+        """A future for the one reply; register before writing, `forget` when done waiting."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._table[key] = _Waiting(future, call)
+        self._deadlines.add(key, call.attempt_deadline)
+        return future
+
+    def open(self, key: Any, call: Call, on_leave: Callable[[], None] | None = None) -> ItemStream:
+        """A stream of replies; `on_leave` is called when its consumer leaves before the end."""
+        stream = self._table[key] = ItemStream(self, key, call, on_leave)
+        return stream
+
+    def forget(self, key: Any) -> None:
+        """Nobody waits for this any more."""
+        self._table.pop(key, None)
+        self._deadlines.discard(key)
+
+    def value(self, key: Any, body: Any, last: bool, headers: Any = None) -> bool:  # noqa: FBT001
+        """A value arrived. False when nobody waits for it."""
+        entry = self._table.get(key)
+        if entry is None:
+            self.orphans += 1
+            return False
+        if type(entry) is _Waiting:
+            del self._table[key]
+            if not entry.future.done():
+                entry.future.set_result(Reply(body, headers=headers))
+        else:
+            entry.feed(body)  # type: ignore[union-attr]
+            if last:
+                self._table.pop(key, None)
+                entry.finish(None)  # type: ignore[union-attr]
+        return True
+
+    def end(self, key: Any) -> None:
+        """The answer ended without a further value."""
+        entry = self._table.pop(key, None)
+        if entry is None:
+            return
+        if type(entry) is _Waiting:
+            if not entry.future.done():
+                entry.future.set_result(Reply(NO_VALUE))
+        else:
+            entry.finish(None)  # type: ignore[union-attr]
+
+    def fail(self, key: Any, error: BaseException) -> None:
+        """The answer is an error, or will not come."""
+        entry = self._table.pop(key, None)
+        if entry is None:
+            self.orphans += 1
+        else:
+            entry.fail(error)
+
+    def fail_all(self, make: Callable[[], BaseException]) -> None:
+        """None of them will come: each gets an error of its own."""
+        table, self._table = self._table, {}
+        self._deadlines.clear()
+        for entry in table.values():
+            entry.fail(make())
+
+    def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
+        """Call back at that time of the table's clock."""
+        return call_later(self._clock, deadline - self._clock.now(), callback)
+
+    def _expire(self, key: Any) -> None:
+        entry = self._table.pop(key, None)
+        if type(entry) is _Waiting:
+            entry.fail(entry.call.expired(sent=True))
+
+
+class _Waiting:
+    __slots__ = ("call", "future")
+
+    def __init__(self, future: asyncio.Future[Reply], call: Call) -> None:
+        self.future = future
+        self.call = call
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class ItemStream:
+    """The values of one streamed answer, buffered within bounds.
+
+    A consumer that falls more than `STREAM_ITEMS` values or `STREAM_BYTES` behind gets what is
+    buffered and then `Overloaded`: the peer cannot be slowed down here, and nothing is kept for ever.
+    """
+
+    __slots__ = ("_buffer", "_call", "_ended", "_error", "_key", "_on_leave", "_size", "_table",
+                 "_waiter")  # fmt: skip
+
+    def __init__(
+        self,
+        table: PendingReplies,
+        key: Any,
+        call: Call,
+        on_leave: Callable[[], None] | None,
+    ) -> None:
+        self._table = table
+        self._key = key
+        self._call = call
+        self._on_leave = on_leave
+        self._buffer: deque[Any] = deque()
+        self._size = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+
+    def feed(self, body: Any) -> None:
+        """A value arrived."""
+        if self._ended:
+            return
+        self._size += len(body) if isinstance(body, bytes | memoryview) else 1
+        if len(self._buffer) >= STREAM_ITEMS or self._size > STREAM_BYTES:
+            self._leave()
+            self.finish(Overloaded("the stream's consumer is too far behind", sent=True))
+            return
+        self._buffer.append(body)
+        self._wake()
+
+    def finish(self, error: BaseException | None) -> None:
+        """No further value: the end, or an error after what is buffered."""
+        if not self._ended:
+            self._ended, self._error = True, error
+            self._wake()
+
+    fail = finish
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(True)  # noqa: FBT003
+
+    def _leave(self) -> None:
+        self._table.forget(self._key)
+        on_leave, self._on_leave = self._on_leave, None
+        if on_leave is not None and not self._ended:
+            on_leave()
+
+    async def opened(self) -> Reply:
+        """Wait for the first value, the end or an error, by the call's `attempt_deadline`."""
+        call = self._call
+        try:
+            if not self._buffer and not self._ended and not await self._wait(call.attempt_deadline):
+                raise call.expired(sent=True)
+            if not self._buffer and self._error is not None:
+                error, self._error = self._error, None
+                raise error
+        except BaseException:
+            await self.aclose()
+            raise
+        return Reply(items=self)
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        while not self._buffer:
+            if self._ended:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            if not await self._wait(deadline):
+                raise ReplyTimeout("the stream was silent for too long")
+        body = self._buffer.popleft()
+        self._size -= len(body) if isinstance(body, bytes | memoryview) else 1
+        return body
+
+    async def _wait(self, deadline: float) -> bool:
+        """Until something changes; False when `deadline` came first."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiter = waiter
+        timer = None
+
+        def silence() -> None:
+            if not waiter.done():
+                waiter.set_result(False)
+
+        if deadline < inf:
+            timer = self._table.call_at(deadline, silence)
+        try:
+            return await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+    async def aclose(self) -> None:
+        """See `message.Items.aclose`."""
+        self._leave()
+        self._ended = True
+        self._buffer.clear()

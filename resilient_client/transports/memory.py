@@ -1,0 +1,222 @@
+"""memory:// - client and server in one process, between loops and threads alike.
+
+The URL's host is the name of the bus. Payloads are encoded as on any wire, so that what works here
+works there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    RemoteError,
+    remote_error,
+    wire_error,
+)
+from resilient_client.events import ConnectionChanged
+from resilient_client.message import NO_VALUE, Message, Receipt, Reply
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._replies import PendingReplies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.events import Status
+    from resilient_client.message import Call
+    from resilient_client.transports._base import App, Environment, Job, Target
+
+_buses: dict[str, ServerListener] = {}
+_lock = threading.Lock()
+
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
+    """Run it on that loop; a loop that has closed has nobody left to tell."""
+    if loop is asyncio.get_running_loop():
+        loop.call_soon(callback, *args)
+        return
+    with suppress(RuntimeError):  # closed
+        loop.call_soon_threadsafe(callback, *args)
+
+
+class _Parcel:
+    """One request on the bus, and the way back to its caller."""
+
+    __slots__ = ("job", "key", "left", "listener", "loop", "replies")
+
+    def __init__(self, replies: PendingReplies, key: int, listener: ServerListener) -> None:
+        self.replies = replies
+        self.key = key
+        self.listener = listener
+        self.loop = asyncio.get_running_loop()
+        self.job: Job | None = None
+        self.left = False
+
+    def leave(self) -> None:
+        """On the caller's loop: it does not wait any more."""
+        _post(self.listener.loop, self._cancel)
+
+    def _cancel(self) -> None:
+        self.left = True
+        if self.job is not None:
+            self.job.cancel()
+
+    async def respond(self, reply: Reply) -> None:
+        """On the server's loop: put the reply on the bus."""
+        self.listener.parcels.discard(self)
+        replies, key = self.replies, self.key
+        if reply.error is not None:
+            self._fail(reply.error)
+        elif reply.items is not None:
+            try:
+                while True:
+                    body = await reply.items.receive(float("inf"))
+                    _post(self.loop, replies.value, key, body, False)  # noqa: FBT003
+            except StopAsyncIteration:
+                _post(self.loop, replies.end, key)
+            except RemoteError as error:
+                self._fail(error)
+        elif reply.body is NO_VALUE:
+            _post(self.loop, replies.end, key)
+        else:
+            _post(self.loop, replies.value, key, reply.body, True, reply.headers)  # noqa: FBT003
+
+    def _fail(self, error: RemoteError) -> None:
+        codec = self.listener.app.codec
+        payload = codec.decode(codec.encode(wire_error(error)), Any)
+        _post(self.loop, self.replies.fail, self.key, remote_error(payload))
+
+    def lost(self) -> None:
+        """The server has gone."""
+        _post(self.loop, self.replies.fail, self.key, ConnectionLost("the server was closed"))
+
+
+class ClientTransport(BaseTransport):
+    """The client's end of a bus in this process."""
+
+    def __init__(
+        self, target: Target, env: Environment, *, max_size: int = DEFAULT_MAX_SIZE
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._name = target.hostport
+        self._replies = PendingReplies(env.clock)
+        self._keys = count()
+
+    def _change(self, status: Status) -> None:
+        if status != self.status:
+            old, self.status = self.status, status
+            self._notify(ConnectionChanged(self.endpoint, old, status))
+
+    def _listener(self) -> ServerListener:
+        if self.status == "closed":
+            raise ConnectError("the client is closed", hint="make a new client")
+        listener = _buses.get(self._name)
+        if listener is None:
+            if self.status == "connected":
+                self._change("reconnecting")
+            raise ConnectError(
+                f"no server listens on {self.endpoint}",
+                hint=f"start Server({self.endpoint!r}) in this process first",
+            )
+        self._change("connected")
+        return listener
+
+    async def connect(self, deadline: float) -> None:  # noqa: ARG002
+        """See `Transport.connect`."""
+        self._listener()
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        listener = self._listener()
+        key = next(self._keys)
+        replies = self._replies
+        parcel = _Parcel(replies, key, listener)
+        message = Message(call.route, call.body, call.metadata, key)
+        if call.kind == "stream":
+            stream = replies.open(key, call, parcel.leave)
+            call.sent = True
+            _post(listener.loop, listener.request, message, parcel)
+            return await stream.opened()
+        future = replies.expect(key, call)
+        call.sent = True
+        _post(listener.loop, listener.request, message, parcel)
+        try:
+            return await future
+        except BaseException:
+            parcel.leave()
+            raise
+        finally:
+            replies.forget(key)
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        listener = self._listener()
+        call.sent = True
+        _post(listener.loop, listener.event, Message(call.route, call.body, call.metadata))
+        return Receipt("accepted", listener.app.receivers(call.route))
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        self._change("closed")
+        self._replies.fail_all(lambda: ConnectionLost("the client was closed"))
+
+
+class ServerListener:
+    """The server's end of a bus in this process."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, target: Target, app: App, *, max_size: int = DEFAULT_MAX_SIZE) -> None:
+        self.address = str(target)
+        self.app = app
+        self.parcels: set[_Parcel] = set()
+        self._name = target.hostport
+        self._max_size = max_size
+        self._slots = app.slots(lambda: None, lambda: None)
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        self.loop = asyncio.get_running_loop()
+        with _lock:
+            if self._name in _buses:
+                raise ConfigurationError(
+                    f"a server already listens on {self.address}",
+                    hint="give this one another name, or close the other first",
+                )
+            _buses[self._name] = self
+
+    def request(self, message: Message, parcel: _Parcel) -> None:
+        """On the server's loop: a request has arrived."""
+        if parcel.left:
+            return
+        self.parcels.add(parcel)
+        if _buses.get(self._name) is not self:
+            parcel.lost()
+            return
+        message.received = self.app.clock.now()
+        parcel.job = self.app.accept(message, parcel.respond, self._slots, "memory")
+
+    def event(self, message: Message) -> None:
+        """On the server's loop: an event has arrived."""
+        message.received = self.app.clock.now()
+        self.app.accept(message, None, self._slots, "memory")
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        with _lock:
+            if _buses.get(self._name) is self:
+                del _buses[self._name]
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        await self.stop()
+        self._slots.close()
+        parcels, self.parcels = self.parcels, set()
+        for parcel in parcels:
+            parcel.lost()
