@@ -206,7 +206,12 @@ def _name(error: BaseException) -> str:
 
 
 def _attempt(
-    call: Call, number: int, endpoint: str | None, started: float, ended: float, error: BaseException
+    call: Call,
+    number: int,
+    endpoint: str | None,
+    started: float,
+    ended: float,
+    error: BaseException,
 ) -> Attempt:
     ours = isinstance(error, ResilientClientError)
     return Attempt(
@@ -236,7 +241,9 @@ class ConnectionLost(TransportError, ConnectionError):
     """The connection ended after the request was written: whether it was executed is unknown."""
 
     sent = True
-    hint = "repeat it only if that is harmless: declare the call idempotent and it is repeated for you"
+    hint = (
+        "repeat it only if that is harmless: declare the call idempotent and it is repeated for you"
+    )
 
 
 class ReplyTimeout(TransportError, TimeoutError):
@@ -386,7 +393,9 @@ class InvalidPayloadError(RemoteError):
     CODE: ClassVar[str] = "INVALID_PAYLOAD"
     hint = "the payload does not match the handler's type; the message says where"
 
-    def __init__(self, message: Any = None, *, code: str | int | None = CODE, **details: Any) -> None:
+    def __init__(
+        self, message: Any = None, *, code: str | int | None = CODE, **details: Any
+    ) -> None:
         super().__init__(message, code=code, **details)
         self.outcome = Outcome.SUCCESS
 

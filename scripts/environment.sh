@@ -1,0 +1,69 @@
+#!/bin/sh
+# environment.sh FOLDER SETS [PYTHON]: make FOLDER a virtual environment that holds SETS of this project.
+#
+# SETS is `demo` (what the demo imports), `test` (all extras and what the tests import) or `all` (the
+# tools of `make check`, `docs` and `bench` too). Versions come from constraints/, names from
+# pyproject.toml, packages from wherever this machine's pip and uv are set up to find them.
+set -eu
+cd "$(dirname "$0")/.."
+
+folder=$1
+sets=$2
+wanted=${3:-${PYTHON:-}}
+pins=constraints/pins.txt
+export UV_PYTHON_DOWNLOADS=never PIP_DISABLE_PIP_VERSION_CHECK=1
+
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+    for candidate in ${wanted:-python3 python3.13 python3.12 python3.11}; do
+        if new_enough "$candidate"; then
+            echo "$candidate"
+            return
+        fi
+    done
+    {
+        echo "resilient_client needs Python 3.11 or newer; tried: ${wanted:-python3 python3.13 python3.12 python3.11}"
+        python3 --version 2>/dev/null || true
+        echo "Install one (Debian: apt-get install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12 ..."
+    } >&2
+    return 1
+}
+
+if ! new_enough "$folder/bin/python"; then
+    python=$(find_python)
+    echo "making $folder with $("$python" --version)"
+    rm -rf "$folder"
+    if ! "$python" -m venv "$folder"; then
+        rm -rf "$folder"
+        if uv --version >/dev/null 2>&1; then
+            uv venv --quiet --python "$python" "$folder"
+        else
+            echo "$python cannot make virtual environments (Debian: apt-get install python3-venv)" >&2
+            exit 1
+        fi
+    fi
+fi
+
+if [ ! -x "$folder/bin/uv" ]; then
+    if "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
+        "$folder/bin/python" -m pip install --quiet --constraint $pins uv
+    else # made by uv itself, which leaves pip out
+        uv pip install --quiet --python "$folder/bin/python" --constraint $pins uv
+    fi
+fi
+
+case $sets in
+    demo) set -- --editable ".[cli,fast]" ;;
+    test) set -- --editable ".[all]" --group test ;;
+    all) set -- --editable ".[all]" --group test --group check --group docs --group bench ;;
+    *) echo "unknown set: $sets" >&2; exit 2 ;;
+esac
+"$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --constraint $pins --build-constraint $pins "$@"
+
+# A fuller set satisfies the smaller ones.
+touch "$folder/.has-demo"
+case $sets in test | all) touch "$folder/.has-test" ;; esac
+case $sets in all) touch "$folder/.has-all" ;; esac
