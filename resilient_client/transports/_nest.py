@@ -1,0 +1,71 @@
+"""What the transports that carry Nest's packets have in common, on both ends."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import NoHandlerError, RemoteError, remote_error, wire_error
+from resilient_client.message import NO_VALUE
+from resilient_client.transports._packets import (
+    end_packet,
+    error_packet,
+    no_handler_packet,
+    value_packet,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from resilient_client.codecs import Codec
+    from resilient_client.message import Reply
+    from resilient_client.transports._packets import Response
+    from resilient_client.transports._replies import PendingReplies
+
+CANCEL_ROUTE = "resilient_client.cancel"
+"""An event that tells a peer of ours, and no other, that the caller of this id has left."""
+
+
+def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:
+    """Hand a response packet to whoever waits for it."""
+    if response.err is not None:
+        replies.fail(key, remote_error(codec.decode(response.err, Any)))
+    elif response.value is not None:
+        replies.value(key, response.value, response.ended, response.metadata)
+    elif response.ended:
+        replies.end(key)
+
+
+async def answer(
+    reply: Reply,
+    id_json: bytes | None,
+    write: Callable[[bytes], Awaitable[None]],
+    codec: Codec,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write the packets of a reply; `write` waits while the peer does not read."""
+    if reply.items is not None:
+        try:
+            while True:
+                body = await reply.items.receive(inf)
+                await write(value_packet(id_json, body, last=False, metadata=metadata))
+                metadata = None
+        except StopAsyncIteration:
+            await write(end_packet(id_json, metadata))
+        except RemoteError as error:
+            await write(error_packet(id_json, codec.encode(wire_error(error)), metadata))
+    else:
+        await write(packet(reply, id_json, codec, metadata))
+
+
+def packet(
+    reply: Reply, id_json: bytes | None, codec: Codec, metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The one packet of a reply that is not a stream."""
+    if reply.error is None:
+        if reply.body is NO_VALUE:
+            return end_packet(id_json, metadata)
+        return value_packet(id_json, reply.body, last=True, metadata=metadata)
+    if id_json is not None and type(reply.error) is NoHandlerError:
+        return no_handler_packet(id_json, metadata)
+    return error_packet(id_json, codec.encode(wire_error(reply.error)), metadata)

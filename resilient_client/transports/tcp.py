@@ -1,0 +1,475 @@
+"""tcp:// - Nest's packets in frames over a socket, many calls in flight on one connection.
+
+Both ends mirror Nest's limits: the size of a message, the silence in the middle of one, and what is
+queued for a peer that does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    PayloadError,
+    ProtocolError,
+)
+from resilient_client.message import Message, Receipt
+from resilient_client.patterns import pattern_json
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._frames import FrameReader, frame
+from resilient_client.transports._link import Link
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver, packet
+from resilient_client.transports._packets import (
+    event_packet,
+    read_request,
+    read_response,
+    request_packet,
+)
+from resilient_client.transports._replies import PendingReplies
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.events import Status
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports._base import App, Environment, Job, Target
+
+log = logging.getLogger("resilient_client.tcp")
+
+DEFAULT_PORT = 3000
+INCOMPLETE_TIMEOUT = 30.0
+"""Seconds of silence in the middle of a frame before the connection is dropped, as in Nest."""
+MAX_SEND_BUFFER = 128 * 1024 * 1024
+"""Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
+_GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
+_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
+_OURS = {PEER_HEADER: "1"}
+
+
+class _Stream(asyncio.BufferedProtocol):
+    """One connection: frames in, frames out."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, max_size: int) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.reader = FrameReader(max_size)
+        self.get_buffer = self.reader.get_buffer  # type: ignore[method-assign]
+        self.closed = False
+        self._queue: list[bytes] = []
+        self._flushing = False
+        self._writable: asyncio.Future[None] | None = None
+        self._incomplete: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        try:
+            for text in self.reader.buffer_updated(nbytes):
+                self.received(text)
+            if self.reader.error is not None:
+                raise self.reader.error
+        except ProtocolError as error:
+            self.broken(error)
+            return
+        if self._incomplete is not None:
+            self._incomplete.cancel()
+            self._incomplete = None
+        if self.reader.incomplete:
+            self._incomplete = self.loop.call_later(INCOMPLETE_TIMEOUT, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self.broken(ProtocolError(f"silence for {INCOMPLETE_TIMEOUT} s in the middle of a frame"))
+
+    def received(self, text: bytes) -> None:
+        """A frame has arrived."""
+        raise NotImplementedError
+
+    def broken(self, error: ProtocolError) -> None:
+        """What arrives cannot be read: close."""
+        raise NotImplementedError
+
+    def send(self, data: bytes) -> None:
+        """Write: the first frame of a loop turn at once, then in groups.
+
+        One write per turn would make the two ends take turns; one per frame costs a system call
+        each.
+        """
+        if self._flushing:
+            self._queue.append(data)
+            if len(self._queue) >= _GROUP:
+                self.transport.write(b"".join(self._queue))
+                self._queue.clear()
+        else:
+            self.transport.write(data)
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._queue and not self.closed:
+            self.transport.write(b"".join(self._queue))
+        self._queue.clear()
+
+    def pause_writing(self) -> None:
+        self._writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    @property
+    def congested(self) -> bool:
+        """The peer does not read as fast as we write."""
+        return self._writable is not None
+
+    async def drained(self) -> None:
+        """Wait until the peer has read enough for more to be written."""
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+        if self.closed:
+            raise ConnectionLost("the connection was closed")
+
+    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+        self.closed = True
+        if self._incomplete is not None:
+            self._incomplete.cancel()
+        self.resume_writing()
+
+
+class _ClientStream(_Stream):
+    def __init__(
+        self,
+        max_size: int,
+        replies: PendingReplies,
+        deliver_response: Callable[[_ClientStream, bytes], None],
+        lost: Callable[[_ClientStream, str], None],
+    ) -> None:
+        super().__init__(max_size)
+        self.replies = replies
+        self.ours = False  # the peer has shown itself to be of our make
+        self._protocol_error: ProtocolError | None = None
+        self._deliver = deliver_response
+        self._lost = lost
+
+    def received(self, text: bytes) -> None:
+        self._deliver(self, text)
+
+    def broken(self, error: ProtocolError) -> None:
+        self._protocol_error = error
+        self.transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        reason = str(error) if error is not None else "the peer closed the connection"
+        broken = self._protocol_error
+        if broken is not None:
+            reason = str(broken)
+            text = broken.args[0]
+            self.replies.fail_all(lambda: ProtocolError(text))
+        else:
+            self.replies.fail_all(lambda: ConnectionLost(reason))
+        self._lost(self, reason)
+
+
+class ClientTransport(BaseTransport):
+    """The client's end: one socket, calls matched by id.
+
+    Args:
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._tls = ssl.create_default_context() if tls is True else tls or None
+        self._ids = count(1)
+        self._link = Link[_ClientStream](
+            self.endpoint, self._dial, clock=env.clock, notify=env.notify
+        )
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    async def _dial(self) -> _ClientStream:
+        host, port = self._target.host, self._target.port(DEFAULT_PORT)
+        try:
+            _, stream = await asyncio.get_running_loop().create_connection(
+                lambda: _ClientStream(
+                    self._max_size, PendingReplies(self._clock), self._received, self._link.lost
+                ),
+                host,
+                port,
+                ssl=self._tls,
+                server_hostname=host if self._tls else None,
+            )
+        except ssl.SSLCertVerificationError as error:
+            raise ConfigurationError(
+                f"the certificate of {self.endpoint} is not trusted: {error.verify_message}",
+                hint="give tls= an ssl.SSLContext that knows its authority",
+            ) from error
+        except OSError as error:
+            raise ConnectError(
+                f"{self.endpoint}: {error.strerror or error}"
+            ) from error
+        return stream
+
+    def _received(self, stream: _ClientStream, text: bytes) -> None:
+        response = read_response(text)
+        if response.metadata and PEER_HEADER in response.metadata:
+            stream.ours = True
+        deliver(stream.replies, response.id, response, self._codec)
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        stream = self._link.current or await self._link.get(call.connect_deadline)
+        if stream.congested:
+            await self._uncongested(stream, call)
+        key = str(next(self._ids))
+        if not stream.ours:
+            call.metadata[PEER_HEADER] = "1"
+        text = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
+        replies = stream.replies
+        call.sent = True
+        if call.kind == "stream":
+            items = replies.open(key, call, lambda: self._cancel(stream, key))
+            stream.send(frame(text))
+            return await items.opened()
+        future = replies.expect(key, call)
+        stream.send(frame(text))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._cancel(stream, key)
+            raise
+        finally:
+            replies.forget(key)
+
+    def _cancel(self, stream: _ClientStream, key: str) -> None:
+        """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
+        if stream.ours and not stream.closed:
+            stream.send(frame(event_packet(_CANCEL_JSON, b'"%b"' % key.encode())))
+
+    async def _uncongested(self, stream: _ClientStream, call: Call) -> None:
+        left = call.attempt_deadline - self._clock.now()
+        try:
+            async with asyncio.timeout(left if left < float("inf") else None):
+                await stream.drained()
+        except ConnectionLost as error:
+            raise ConnectError(error.args[0]) from None
+        except TimeoutError:
+            raise call.expired(sent=False) from None
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        stream = self._link.current or await self._link.get(call.connect_deadline)
+        if stream.congested:
+            await self._uncongested(stream, call)
+        call.sent = True
+        stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
+        return Receipt("written")
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        stream = await self._link.aclose()
+        if stream is not None:
+            stream.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            await _closed(stream)
+
+
+async def _closed(stream: _Stream) -> None:
+    """Close, giving what is written a moment to leave."""
+    stream._flush()  # noqa: SLF001
+    stream.transport.close()
+    try:
+        async with asyncio.timeout(1.0):
+            while not stream.closed:  # noqa: ASYNC110  (connection_lost is the only signal)
+                await asyncio.sleep(0.001)
+    except TimeoutError:
+        stream.transport.abort()
+        await asyncio.sleep(0)
+
+
+class _ServerStream(_Stream):
+    def __init__(self, listener: ServerListener, app: App, max_size: int) -> None:
+        super().__init__(max_size)
+        self._listener = listener
+        self._app = app
+        self._now = app.clock.now
+        self._slots = app.slots(self._pause, self._resume)
+        self._jobs: dict[bytes, Job] = {}  # of peers of our make, which may cancel them
+        self._full = False
+        self._greeted = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._listener.streams.add(self)
+
+    def received(self, text: bytes) -> None:
+        request = read_request(text)
+        route = request.route
+        if request.id is None:
+            if route == CANCEL_ROUTE:
+                job = self._jobs.pop(request.data, None)
+                if job is not None:
+                    job.cancel()
+            elif route is not None:
+                self._accept(route, request.data, request.metadata, None, None)
+            else:
+                log.warning("a message without a pattern was dropped")
+            return
+        ours = PEER_HEADER in request.metadata
+        id_json = request.id
+        greeting = None
+        if ours and not self._greeted:
+            self._greeted, greeting = True, _OURS
+
+        async def respond(reply: Reply) -> None:
+            if self._greeted:
+                self._jobs.pop(id_json, None)
+            if self.closed:
+                return
+            codec = self._app.codec
+            if reply.items is None and not self.congested:
+                self.send(frame(packet(reply, id_json, codec, greeting)))
+            else:
+                await answer(reply, id_json, self._write, codec, greeting)
+
+        job = self._accept("" if route is None else route, request.data, request.metadata, id_json, respond)
+        if job is not None and self._greeted:
+            self._jobs[id_json] = job
+
+    def _accept(
+        self, route: str, body: bytes, metadata: Any, id_json: bytes | None, respond: Any
+    ) -> Job | None:
+        message = Message(route, body, metadata, id_json, received=self._now(), raw=self.transport)
+        return self._app.accept(message, respond, self._slots, "tcp")
+
+    async def _write(self, data: bytes) -> None:
+        if self.congested:
+            await self.drained()
+        if self.closed:
+            raise ConnectionLost("the caller has gone")
+        self.send(frame(data))
+
+    def broken(self, error: ProtocolError) -> None:
+        log.warning(
+            "closing the connection of %s: %s",
+            self.transport.get_extra_info("peername"),
+            error.args[0],
+        )
+        self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.pause_reading()
+        if self.transport.get_write_buffer_size() > MAX_SEND_BUFFER:
+            self.transport.abort()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self._full and not self.closed:
+            self.transport.resume_reading()
+
+    def _pause(self) -> None:
+        self._full = True
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def _resume(self) -> None:
+        self._full = False
+        if not self.congested and not self.closed:
+            self.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._listener.streams.discard(self)
+        self._jobs.clear()
+        self._slots.close()
+
+
+class ServerListener:
+    """The server's end: a listening socket.
+
+    Args:
+        tls: an `ssl.SSLContext` with the server's certificate.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        if tls is True:
+            raise ConfigurationError(
+                "tls=True says nothing about the server's certificate",
+                hint="give tls= an ssl.SSLContext that has loaded it",
+            )
+        self.address = str(target)
+        self.streams: set[_ServerStream] = set()
+        self._target = target
+        self._app = app
+        self._tls = tls or None
+        self._max_size = max_size
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _ServerStream(self, self._app, self._max_size),
+                self._target.host,
+                self._target.port(DEFAULT_PORT),
+                ssl=self._tls,
+                backlog=1024,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._target} cannot be bound: {error.strerror or error}",
+                hint="is another process listening there? port 0 is any free one",
+            ) from error
+        port = self._server.sockets[0].getsockname()[1]
+        host = self._target.hostport.rpartition(":")[0] or self._target.hostport
+        self.address = f"{self._target.scheme}://{host}:{port}"
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        if self._server is not None:
+            self._server.close()
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        await self.stop()
+        await asyncio.gather(*(_closed(stream) for stream in tuple(self.streams)))
+
+
