@@ -96,7 +96,8 @@ class ClientProxy:
     """Calls one service, over whatever its URL says.
 
     Args:
-        target: a URL, a list of URLs (several endpoints of one service), or a `Transport`.
+        target: a URL, a list of URLs (several endpoints of one service), a `Transport`, or a
+            function that makes one out of the client's `Environment`.
         policies: what guards every call, outermost first; None is `standard()`, `()` is nothing.
         name: for breakers, metrics and logs; by default the first endpoint's host and port.
         headers: sent with every call; or a (possibly async) callable asked per call, the place for
@@ -114,7 +115,7 @@ class ClientProxy:
 
     def __init__(
         self,
-        target: str | Sequence[str] | Transport,
+        target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
         *,
         policies: Iterable[Policy] | None = None,
         name: str | None = None,
@@ -153,18 +154,23 @@ class ClientProxy:
         self._closed = False
 
     def _open(
-        self, target: str | Sequence[str] | Transport, options: dict[str, Any]
+        self,
+        target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
+        options: dict[str, Any],
     ) -> list[Transport]:
+        env = Environment(self._clock, self._codec, self._tell)
         if not isinstance(target, str | list | tuple):
-            if not hasattr(target, "request"):
-                raise ConfigurationError(
-                    f"{type(target).__name__} is neither a URL nor a Transport",
-                    hint='write ClientProxy("tcp://127.0.0.1:3001")',
-                )
             if options:
                 raise ConfigurationError(
                     f"options {sorted(options)} mean nothing beside a Transport object",
                     hint="give them to the transport itself",
+                )
+            if callable(target):
+                target = target(env)
+            if not hasattr(target, "request"):
+                raise ConfigurationError(
+                    f"{type(target).__name__} is neither a URL nor a Transport",
+                    hint='write ClientProxy("tcp://127.0.0.1:3001")',
                 )
             return [target]  # type: ignore[list-item]
         urls = [target] if isinstance(target, str) else list(target)
@@ -177,7 +183,6 @@ class ClientProxy:
             )
         if len(set(urls)) != len(urls):
             raise ConfigurationError(f"the same endpoint twice in {len(urls)} URLs")
-        env = Environment(self._clock, self._codec, self._tell)
         return [client_transport(url, env, options) for url in urls]
 
     # ---------------------------------------------------------------------------- the pipeline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
@@ -61,13 +62,7 @@ def bind(
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"handler {name} has no signature to look at: {error}") from None
-    try:
-        hints = get_type_hints(target)
-    except NameError as error:
-        raise ConfigurationError(
-            f"handler {name}: an annotation cannot be resolved: {error}",
-            hint="define the type where the handler's module can see it",
-        ) from None
+    hints = _hints(target, parameters, name)
     payload: inspect.Parameter | None = None
     context: inspect.Parameter | None = None
     for parameter in parameters:
@@ -95,6 +90,24 @@ def bind(
         name=name,
         extras=extras,
     )
+
+
+def _hints(target: Any, parameters: list[inspect.Parameter], name: str) -> dict[str, Any]:
+    """The parameters' types, written as text or not; what the function returns does not matter."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    target = getattr(target, "__func__", target)
+    told = {each.name: each.annotation for each in parameters if each.annotation is not each.empty}
+    scope = dict(getattr(target, "__globals__", {}))
+    if getattr(target, "__closure__", None):
+        scope |= inspect.getclosurevars(target).nonlocals
+    try:
+        return get_type_hints(type("_", (), {"__annotations__": told}), scope, include_extras=True)
+    except NameError as error:
+        raise ConfigurationError(
+            f"handler {name}: an annotation cannot be resolved: {error}",
+            hint="import the type where the handler is defined, not under TYPE_CHECKING",
+        ) from None
 
 
 def _style(function: Callable[..., Any]) -> Style:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from resilient_client.events import Observer
     from resilient_client.message import Pattern
     from resilient_client.pipeline import Policy
-    from resilient_client.transports._base import ServerListener
+    from resilient_client.transports._base import App, ServerListener
 
 F = TypeVar("F", bound="Callable[..., Any]")
 log = logging.getLogger("resilient_client.server")
@@ -84,7 +84,8 @@ class Server(Router):
     """Answers messages and hears events, on one transport or several.
 
     Args:
-        urls: where to listen; port 0 is any free port.
+        urls: where to listen; port 0 is any free port. Instead of a URL, a function that makes a
+            `ServerListener` out of the app.
         policies: what stands around every handler, outermost first: `Timeout`, `Bulkhead`, your own.
         name: for logs and telemetry.
         health: an `http://host:port` that answers `/livez` and `/readyz`.
@@ -103,7 +104,7 @@ class Server(Router):
 
     def __init__(
         self,
-        *urls: str,
+        *urls: str | Callable[[App], ServerListener],
         policies: Iterable[Policy] | None = None,
         name: str | None = None,
         health: str | None = None,
@@ -154,11 +155,14 @@ class Server(Router):
         self._listeners: list[ServerListener] = []
         never: dict[str, str] | None = None
         for url in urls:
+            if not isinstance(url, str):
+                self._listeners.append(url(self._app))
+                continue
             listener, unknown = server_listener(url, self._app, options)
             self._listeners.append(listener)
             never = unknown if never is None else {k: v for k, v in unknown.items() if k in never}
         if urls:
-            refuse_unknown(never or {}, [Target(url) for url in urls])
+            refuse_unknown(never or {}, [Target(url) for url in urls if isinstance(url, str)])
         elif options:
             raise ConfigurationError(f"options {sorted(options)} mean nothing without a URL")
         self._health_url = health

@@ -51,7 +51,7 @@ MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
 _GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
 _CANCEL_JSON = pattern_json(CANCEL_ROUTE)
-_OURS = {PEER_HEADER: "1"}
+_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
 
 class _Stream(asyncio.BufferedProtocol):
@@ -346,20 +346,20 @@ class _ServerStream(_Stream):
             return
         ours = PEER_HEADER in request.metadata
         id_json = request.id
-        greeting = None
         if ours and not self._greeted:
-            self._greeted, greeting = True, _OURS
+            self._greeted = True
+            self.send(frame(b'{"id":%b,"metadata":%b}' % (id_json, _OURS)))
 
         async def respond(reply: Reply) -> None:
-            if self._greeted:
-                self._jobs.pop(id_json, None)
-            if self.closed:
-                return
             codec = self._app.codec
-            if reply.items is None and not self.congested:
-                self.send(frame(packet(reply, id_json, codec, greeting)))
-            else:
-                await answer(reply, id_json, self._write, codec, greeting)
+            try:
+                if reply.items is None and not self.congested and not self.closed:
+                    self.send(frame(packet(reply, id_json, codec)))
+                else:
+                    await answer(reply, id_json, self._write, codec)
+            finally:
+                if self._greeted:
+                    self._jobs.pop(id_json, None)
 
         job = self._accept("" if route is None else route, request.data, request.metadata, id_json, respond)
         if job is not None and self._greeted:
