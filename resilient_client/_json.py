@@ -1,6 +1,6 @@
-"""JSON as a JavaScript peer reads and writes it: msgspec, and the standard library for the rest.
+r"""JSON as a JavaScript peer reads and writes it: msgspec, and the standard library for the rest.
 
-msgspec refuses lone surrogates (`"\\ud800"`), which JavaScript may send; a strict decoder would
+msgspec refuses lone surrogates (`"\ud800"`), which JavaScript may send; a strict decoder would
 turn one odd string into a lost reply. Such text goes through the standard library, both ways.
 NaN and the infinities become null, as `JSON.stringify` makes them. Integers keep every digit
 (JavaScript itself rounds beyond 2^53).

@@ -17,6 +17,7 @@ from resilient_client.context import (
     CORRELATION_HEADER,
     DEADLINE_HEADER,
     IDEMPOTENCY_HEADER,
+    PING_PATTERN,
     correlation_id,
     current_context,
     fresh_id,
@@ -42,7 +43,7 @@ from resilient_client.transports import client_transport
 from resilient_client.transports._base import Environment
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from resilient_client.clock import Clock
@@ -54,11 +55,9 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Transport
 
 T = TypeVar("T")
-_log = logging.getLogger("resilient_client")
+log = logging.getLogger("resilient_client")
 
 DEFAULT_TIMEOUT = 10.0
-PING_PATTERN = "resilient_client.ping"
-"""Every server of this package answers it; any answer at all means that the peer is reachable."""
 
 HeadersSource = "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]"
 
@@ -127,7 +126,7 @@ class ClientProxy:
         telemetry: bool = True,
         **options: Any,
     ) -> None:
-        from resilient_client.policies import standard  # noqa: PLC0415  (loads the breaker's library)
+        from resilient_client.policies import standard
 
         self._clock: Clock = clock if clock is not None else MonotonicClock()
         self._now = self._clock.now
@@ -145,7 +144,7 @@ class ClientProxy:
         self._breakers: dict[str, CircuitBreaker] = {}
         self._telemetry: Any = None
         if telemetry:
-            from resilient_client.telemetry import ClientTelemetry  # noqa: PLC0415
+            from resilient_client.telemetry import ClientTelemetry
 
             self._telemetry = ClientTelemetry(self.name, self._transports)
             self.listen(self._telemetry.observe)
@@ -189,7 +188,7 @@ class ClientProxy:
 
     def _assemble(self) -> Handler:
         """Compose the policies around the choice of endpoint, once."""
-        from resilient_client.policies import Timeout, validate  # noqa: PLC0415
+        from resilient_client.policies import Timeout, validate
 
         overall = validate(self._policies)
         if overall is not None:
@@ -490,7 +489,9 @@ class ClientProxy:
                 ):
                     asked = await asked
             except TimeoutError:
-                raise DeadlineExceeded("the headers= callable took all the time there was") from None
+                raise DeadlineExceeded(
+                    "the headers= callable took all the time there was"
+                ) from None
         call.headers = {**_checked(asked), **call.headers}
 
     def _conclude(self, error: ResilientClientError, call: Call) -> None:
@@ -617,9 +618,9 @@ class ClientProxy:
             try:
                 observer(event)
             except Exception:  # an observer's fault must not become the call's
-                _log.exception("an observer of client %s failed", self.name)
+                log.exception("an observer of client %s failed", self.name)
 
-    async def ping(self, timeout: float | None = None) -> Health:  # noqa: ASYNC109
+    async def ping(self, timeout: float | None = None) -> Health:
         """Whether the service can be reached, how fast, and the state of its breakers.
 
         It asks the built-in pattern past policies and breaker; against a peer of another make any
@@ -648,7 +649,7 @@ class ClientProxy:
 
     def explain(self) -> str:
         """The pipeline and every effective setting, for people."""
-        from resilient_client.policies import explain  # noqa: PLC0415
+        from resilient_client.policies import explain
 
         return explain(self.name, self._transports, self._policies, self._timeout, self._patterns)
 
@@ -673,7 +674,13 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise PayloadError(f"header {name!r} is not a string")
-        if "\r" in value or "\n" in value or "\0" in value or not name.isascii() or not name.strip():
+        if (
+            "\r" in value
+            or "\n" in value
+            or "\0" in value
+            or not name.isascii()
+            or not name.strip()
+        ):
             raise PayloadError(f"header {name!r} holds a character that no header can")
         checked[name.lower()] = value
     return checked
@@ -689,7 +696,7 @@ def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
         unknown = set(given) - known
         if unknown:
             raise ConfigurationError(
-                f"pattern {pattern!r} has no setting {sorted(unknown)[0]!r}",
+                f"pattern {pattern!r} has no setting {min(unknown)!r}",
                 hint=f"there are {', '.join(sorted(known))}",
             )
         own = _PatternSettings(**given)

@@ -58,9 +58,9 @@ _RESOLUTION = 0.005  # seconds: deadlines this close together cost one look
 class Deadlines:
     """Many deadlines, one timer.
 
-    Each `key` is handed to `expire` when its time has come, unless it was discarded before. The timer
-    is armed for the nearest deadline only and left alone when that one is discarded, because most
-    are: it then finds nothing and is armed for the next.
+    Each `key` is handed to `expire` when its time has come, unless it was discarded before. The
+    timer is armed for the nearest deadline only and left alone when that one is discarded, because
+    most are: it then finds nothing and is armed for the next.
     """
 
     __slots__ = ("_at", "_clock", "_expire", "_timer", "_timer_at")

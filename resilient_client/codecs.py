@@ -53,9 +53,9 @@ class JsonCodec:
         return _json.encode(value)
 
     @overload
-    def decode(self, body: bytes, type: type[T]) -> T: ...  # noqa: A002
+    def decode(self, body: bytes, type: type[T]) -> T: ...
     @overload
-    def decode(self, body: bytes, type: Any = Any) -> Any: ...  # noqa: A002
+    def decode(self, body: bytes, type: Any = Any) -> Any: ...
     def decode(self, body: bytes, type: Any = Any) -> Any:  # noqa: A002
         """The value of JSON text, checked against a type hint.
 
@@ -68,9 +68,9 @@ class JsonCodec:
         return _reader_for(type).decode(body)
 
     @overload
-    def convert(self, value: Any, type: type[T], *, strict: bool = True) -> T: ...  # noqa: A002
+    def convert(self, value: Any, type: type[T], *, strict: bool = True) -> T: ...
     @overload
-    def convert(self, value: Any, type: Any = Any, *, strict: bool = True) -> Any: ...  # noqa: A002
+    def convert(self, value: Any, type: Any = Any, *, strict: bool = True) -> Any: ...
     def convert(self, value: Any, type: Any = Any, *, strict: bool = True) -> Any:  # noqa: A002
         """A value of plain objects, checked against a type hint.
 
@@ -165,7 +165,7 @@ def _pydantic_reader(hint: Any) -> _Reader:
         # either no JSON at all, or a lone surrogate in it
         return convert(_json.decode(body), True)
 
-    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001, ARG001
+    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001
         try:
             return adapter.validate_python(value)
         except ValueError as error:

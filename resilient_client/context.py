@@ -18,7 +18,10 @@ DEADLINE_HEADER = "x-deadline-ms"
 ATTEMPT_HEADER = "x-attempt"
 IDEMPOTENCY_HEADER = "idempotency-key"
 PEER_HEADER = "x-resilient-client"
-"""Says, in a request's metadata, that it comes from this package and its reply may carry metadata."""
+"""In a request's metadata: it comes from this package, and its reply may carry metadata."""
+
+PING_PATTERN = "resilient_client.ping"
+"""Every server of this package answers it; any answer at all means that the peer is reachable."""
 
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 """The correlation id of the work in progress; calls made in its context carry it on."""

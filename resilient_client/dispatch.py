@@ -232,9 +232,7 @@ class Dispatcher:
         self, message: Message, respond: Respond | None, slots: Any, transport: str
     ) -> Job | None:
         """See `transports._base.App`."""
-        full = (
-            self._running >= self._max_calls or len(slots.jobs) >= self._max_per_connection
-        )
+        full = self._running >= self._max_calls or len(slots.jobs) >= self._max_per_connection
         if message.id is None:
             handlers = self._events.get(message.route)
             if handlers is None:
@@ -376,7 +374,7 @@ class Dispatcher:
             return Reply(error=await self._translate(error, handler, context))
 
     def _guard(self) -> Any:
-        from resilient_client.policies import Timeout  # noqa: PLC0415
+        from resilient_client.policies import Timeout
 
         policies = []
         for policy in self._policies:
@@ -411,7 +409,7 @@ class Dispatcher:
         return Reply(value if value is NO_VALUE else codec.encode(value))
 
     async def _in_thread(self, job: Job, handler: Handler, payload: Any, context: Context) -> Any:
-        """A plain `def` runs to its end whatever happens to its caller, and keeps its slot so long."""
+        """A plain `def` runs to its end whatever happens to its caller, and keeps its slot."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(self._max_threads, "resilient_client")
         ambient = contextvars.copy_context()
@@ -444,7 +442,7 @@ class Dispatcher:
             headers,
             correlation_id=known if valid_correlation_id(known) else fresh_id(),  # type: ignore[arg-type]
             attempt=int(attempt)
-            if attempt is not None and attempt.isascii() and attempt.isdigit() and len(attempt) < 6  # noqa: PLR2004
+            if attempt is not None and attempt.isascii() and attempt.isdigit() and len(attempt) < 6
             else 1,
             idempotency_key=headers.get(IDEMPOTENCY_HEADER),
             deadline=deadline,
@@ -458,9 +456,7 @@ class Dispatcher:
         """See `_translate`; for streams, whose errors come later."""
         return await self._translate(error, handler, context)
 
-    async def _translate(
-        self, error: Exception, handler: Handler, context: Context
-    ) -> RemoteError:
+    async def _translate(self, error: Exception, handler: Handler, context: Context) -> RemoteError:
         """What an exception travels as.
 
         A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
@@ -542,9 +538,7 @@ class Dispatcher:
             )
         return next((reply.error for reply in replies if reply.error is not None), None)
 
-    async def _one(
-        self, job: Job, message: Message, handler: Handler, context: Context
-    ) -> Reply:
+    async def _one(self, job: Job, message: Message, handler: Handler, context: Context) -> Reply:
         if self._telemetry is None:
             reply = await self._handle(job, message, handler, context)
         else:
@@ -601,13 +595,13 @@ class _HandlerItems:
         self._handler = handler
         self._context = context
 
-    async def receive(self, deadline: float) -> Any:  # noqa: ARG002  (the job's own deadline holds)
+    async def receive(self, deadline: float) -> Any:
         """See `message.Items.receive`; an error is a `RemoteError`."""
         try:
             return self._codec.encode(await anext(self._values))
         except StopAsyncIteration:
             raise
-        except Exception as error:  # noqa: BLE001  (translated, and logged there)
+        except Exception as error:
             await self.aclose()
             raise await self._app.translate(error, self._handler, self._context) from error
 
@@ -632,11 +626,14 @@ def _late() -> RemoteError:
 
 def _seconds(text: str | None) -> float:
     """The caller's remaining time; nonsense counts as none given."""
-    if text is None or not text.isascii() or not text.isdigit() or len(text) > 12:  # noqa: PLR2004
+    if text is None or not text.isascii() or not text.isdigit() or len(text) > 12:
         return inf
     return int(text) / 1000
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:
     code = getattr(function, "__code__", None)
-    return code is not None and code.co_argcount - len(getattr(function, "__defaults__", None) or ()) >= 2  # noqa: PLR2004, E501
+    return (
+        code is not None
+        and code.co_argcount - len(getattr(function, "__defaults__", None) or ()) >= 2
+    )

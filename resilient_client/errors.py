@@ -4,7 +4,7 @@ ResilientClientError              .sent .retryable .pattern .endpoint .attempts 
 ├─ TransportError                 the network's or the peer's fault
 │  ├─ ConnectError                also ConnectionError; nothing was sent
 │  ├─ ConnectionLost              also ConnectionError; sent, outcome unknown
-│  ├─ ReplyTimeout                also TimeoutError; an attempt's time ran out; sent, outcome unknown
+│  ├─ ReplyTimeout                also TimeoutError; an attempt's time is up; sent, outcome unknown
 │  └─ ProtocolError               the peer does not speak this protocol
 ├─ DeadlineExceeded               also TimeoutError; the whole call's time ran out
 ├─ RejectedError                  refused on this side
@@ -14,7 +14,7 @@ ResilientClientError              .sent .retryable .pattern .endpoint .attempts 
 │  ├─ NoHandlerError              nobody handles this pattern
 │  ├─ InvalidPayloadError         the peer's validation refused the payload
 │  └─ Throttled                   the peer asks to slow down: .retry_after
-├─ PayloadError                   also ValueError; cannot be encoded, decoded or validated here, or too large
+├─ PayloadError                   also ValueError; cannot be encoded or decoded, or is too large
 └─ ConfigurationError             also ValueError
 """
 
@@ -35,7 +35,7 @@ _FAILURE_STATUSES = frozenset({408, 500, 502, 503, 504})
 
 
 class Outcome(Enum):
-    """What an attempt came to: the one classification that breaker, retry, budget and metrics read."""
+    """What an attempt came to: all that breaker, retry, budget and metrics look at."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -452,7 +452,11 @@ class ConfigurationError(ResilientClientError, ValueError):
     """A setting that cannot work; the text says what to change. Asking again does not help."""
 
     outcome = Outcome.REJECTED
-    retryable = False
+
+    @property
+    def retryable(self) -> bool:
+        """Never."""
+        return False
 
 
 def remote_error(
@@ -478,14 +482,14 @@ def remote_error(
         if status is None:
             status = _status(payload)
         message = payload.get("message")
-        if retry_after is None and status == 503:  # noqa: PLR2004
+        if retry_after is None and status == 503:
             told = payload.get("retry_after")
             retry_after = float(told) if isinstance(told, int | float) else None
     else:
         message = payload
         if payload == NO_HANDLER_MESSAGE:
             return NoHandlerError(message, payload=payload)
-    if status == 429 or code == Throttled.CODE or (status == 503 and retry_after is not None):  # noqa: PLR2004
+    if status == 429 or code == Throttled.CODE or (status == 503 and retry_after is not None):
         return Throttled(
             message, payload=payload, code=code, status=status, retry_after=retry_after
         )
@@ -499,7 +503,7 @@ def remote_error(
 def wire_error(error: RemoteError) -> Any:
     """The JSON value an error travels as: truthy in JavaScript, as a Nest client demands."""
     payload = error.payload
-    if payload is None or payload is False or payload == 0 or payload == "":
+    if payload is None or payload is False or payload in (0, ""):
         return {"status": "error", "message": payload}
     return payload
 

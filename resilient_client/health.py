@@ -58,7 +58,12 @@ class HealthEndpoint:
                     % (status, len(body), b"" if method == b"HEAD" else body)
                 )
                 await writer.drain()
-        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (
+            TimeoutError,
+            ConnectionError,
+            asyncio.IncompleteReadError,
+            asyncio.LimitOverrunError,
+        ):
             writer.transport.abort()  # a client that does not ask properly is not answered
         finally:
             writer.close()
@@ -69,7 +74,11 @@ class HealthEndpoint:
         if path == b"/livez":
             return b"200 OK", b"ok\n"
         if path == b"/readyz":
-            return (b"200 OK", b"ok\n") if self._ready() else (b"503 Service Unavailable", b"draining\n")
+            return (
+                (b"200 OK", b"ok\n")
+                if self._ready()
+                else (b"503 Service Unavailable", b"draining\n")
+            )
         return b"404 Not Found", b"/livez or /readyz\n"
 
     async def aclose(self) -> None:

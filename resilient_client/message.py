@@ -220,7 +220,7 @@ class Reply:
         self._done.append(hook)
 
     def complete(self, error: BaseException | None, *, seen: bool) -> None:
-        """Told by whoever consumes the items: how the stream ended, and whether an item was seen."""
+        """Told by whoever consumes the items: how it ended, and whether an item was seen."""
         hooks, self._done = self._done, None
         if hooks is None:
             return

@@ -8,7 +8,7 @@ import logging
 import signal
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from resilient_client.client import PING_PATTERN
+from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
 from resilient_client.handlers import Handler, bind
@@ -86,7 +86,8 @@ class Server(Router):
     Args:
         urls: where to listen; port 0 is any free port. Instead of a URL, a function that makes a
             `ServerListener` out of the app.
-        policies: what stands around every handler, outermost first: `Timeout`, `Bulkhead`, your own.
+        policies: what stands around every handler, outermost first: `Timeout`, `Bulkhead`, or one
+            of your own.
         name: for logs and telemetry.
         health: an `http://host:port` that answers `/livez` and `/readyz`.
         grace: seconds that running handlers get at the end.
@@ -130,7 +131,7 @@ class Server(Router):
         if grace < 0:
             raise ConfigurationError(f"grace={grace} cannot be negative")
         if policies is not None:
-            from resilient_client.policies import validate_server  # noqa: PLC0415
+            from resilient_client.policies import validate_server
 
             policies = list(policies)
             validate_server(policies)
@@ -138,7 +139,7 @@ class Server(Router):
         self.grace = grace
         watcher: Any = None
         if telemetry:
-            from resilient_client.telemetry import ServerTelemetry  # noqa: PLC0415
+            from resilient_client.telemetry import ServerTelemetry
 
             watcher = ServerTelemetry(self.name)
         self._app = Dispatcher(
@@ -241,7 +242,7 @@ class Server(Router):
             for listener in self._listeners:
                 await listener.start()
             if self._health_url is not None:
-                from resilient_client.health import HealthEndpoint  # noqa: PLC0415
+                from resilient_client.health import HealthEndpoint
 
                 self._health = HealthEndpoint(self._health_url, lambda: not self._app.draining)
                 await self._health.start()
@@ -310,7 +311,7 @@ class Server(Router):
     def asgi(self) -> Any:
         """The HTTP side as an ASGI application, to mount into FastAPI, Starlette and the like."""
         if self._asgi is None:
-            from resilient_client.transports.http import asgi_app  # noqa: PLC0415
+            from resilient_client.transports.http import asgi_app
 
             self._asgi = asgi_app(self._app)
         return self._asgi
@@ -319,7 +320,7 @@ class Server(Router):
 def fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where it is installed (extra `fast`); None is asyncio's own."""
     try:
-        import uvloop  # noqa: PLC0415
+        import uvloop
     except ImportError:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from contextlib import suppress
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-import msgspec
-
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import ModuleType
 
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
@@ -51,9 +50,7 @@ def server_listener(
 
 def _resolve(url: str) -> tuple[Target, ModuleType]:
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigurationError(
-            f"{url!r} is not a URL", hint="write it like tcp://127.0.0.1:3001"
-        )
+        raise ConfigurationError(f"{url!r} is not a URL", hint="write it like tcp://127.0.0.1:3001")
     target = Target(url)
     try:
         target.port(0)
@@ -114,16 +111,20 @@ def _settings(
     return settings, unknown
 
 
-_simple: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
+_booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_simple: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: _booleans[text.lower()],
+}
 
 
 def _from_text(name: str, text: str, annotation: str) -> Any:
     accepted = {part.strip() for part in annotation.split("|")}
-    for kind in _simple.keys() & accepted - {"str"}:
-        try:
-            return msgspec.convert(text, _simple[kind], strict=False)
-        except msgspec.ValidationError:
-            continue
+    for kind, convert in _simple.items():
+        if kind in accepted:
+            with suppress(ValueError, KeyError):
+                return convert(text)
     if accepted & {"str", "Any"}:
         return text
     raise ConfigurationError(

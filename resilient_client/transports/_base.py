@@ -97,7 +97,7 @@ class Job(Protocol):
 
 
 class Slots(Protocol):
-    """The cap of one connection or consumer on handlers running for it, as the server counts them."""
+    """The cap of one connection or consumer on running handlers, as the server counts them."""
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""
@@ -260,6 +260,6 @@ class BaseTransport:
         """See `Transport.decode`."""
         return self._codec.decode(body, type)
 
-    def idempotent(self, call: Call) -> bool:  # noqa: ARG002
+    def idempotent(self, call: Call) -> bool:
         """See `Transport.idempotent`."""
         return False

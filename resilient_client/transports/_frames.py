@@ -70,7 +70,7 @@ class FrameReader:
         """A frame has begun and its end has not arrived."""
         return self._end > self._start or self._length >= 0
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+    def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: never empty."""
         if self.error is not None:
             raise self.error

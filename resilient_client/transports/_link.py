@@ -13,6 +13,7 @@ from resilient_client.events import ConnectionChanged
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
     from resilient_client.clock import Clock
     from resilient_client.events import Event, Status
 
@@ -98,13 +99,13 @@ class Link(Generic[C]):
                 waiter.set_result(value)
 
         def ended(_: object) -> None:
-            over(True)  # noqa: FBT003
+            over(True)
 
         task.add_done_callback(ended)
         timer = None
         if deadline != float("inf"):
             left = deadline - self._clock.now()
-            timer = call_later(self._clock, left, lambda: over(False))  # noqa: FBT003
+            timer = call_later(self._clock, left, lambda: over(False))
         try:
             if not await waiter:
                 raise ConnectError(f"no connection to {self._endpoint} in time")
@@ -154,7 +155,7 @@ class Link(Generic[C]):
         try:
             while self.current is None and self.status != "closed":
                 if wait:
-                    await self._pause(wait * random.uniform(0.5, 1.0))  # noqa: S311
+                    await self._pause(wait * random.uniform(0.5, 1.0))
                 wait = min(LONGEST_WAIT, wait * 2) if wait else FIRST_WAIT
                 if self.current is not None:
                     break

@@ -129,7 +129,7 @@ def _any_response(raw: bytes) -> Response:
         return Response(None, raw, None, True, external=True)
     id = _id_text(packet.get("id"))  # noqa: A001
     # Nest 12: a packet is one only if all its keys are known
-    if not (_RESPONSE_KEYS >= packet.keys() and packet.keys() - {"metadata"}):
+    if not (packet.keys() <= _RESPONSE_KEYS and packet.keys() - {"metadata"}):
         return Response(id, raw, None, True, external=True)
     err = packet.get("err", _NULL)
     value = packet.get("response")

@@ -122,7 +122,8 @@ class ItemStream:
     """The values of one streamed answer, buffered within bounds.
 
     A consumer that falls more than `STREAM_ITEMS` values or `STREAM_BYTES` behind gets what is
-    buffered and then `Overloaded`: the peer cannot be slowed down here, and nothing is kept for ever.
+    buffered and then `Overloaded`: the peer cannot be slowed down here, and nothing is kept for
+    ever.
     """
 
     __slots__ = ("_buffer", "_call", "_ended", "_error", "_key", "_on_leave", "_size", "_table",
@@ -167,7 +168,7 @@ class ItemStream:
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(True)  # noqa: FBT003
+            self._waiter.set_result(True)
 
     def _leave(self) -> None:
         self._table.forget(self._key)

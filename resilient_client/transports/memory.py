@@ -77,7 +77,7 @@ class _Parcel:
             try:
                 while True:
                     body = await reply.items.receive(float("inf"))
-                    _post(self.loop, replies.value, key, body, False)  # noqa: FBT003
+                    _post(self.loop, replies.value, key, body, False)
             except StopAsyncIteration:
                 _post(self.loop, replies.end, key)
             except RemoteError as error:
@@ -85,7 +85,7 @@ class _Parcel:
         elif reply.body is NO_VALUE:
             _post(self.loop, replies.end, key)
         else:
-            _post(self.loop, replies.value, key, reply.body, True, reply.headers)  # noqa: FBT003
+            _post(self.loop, replies.value, key, reply.body, True, reply.headers)
 
     def _fail(self, error: RemoteError) -> None:
         codec = self.listener.app.codec
@@ -127,7 +127,7 @@ class ClientTransport(BaseTransport):
         self._change("connected")
         return listener
 
-    async def connect(self, deadline: float) -> None:  # noqa: ARG002
+    async def connect(self, deadline: float) -> None:
         """See `Transport.connect`."""
         self._listener()
 
