@@ -57,7 +57,7 @@ def bind(
         ConfigurationError: a signature that cannot be called with these two.
     """
     target = inspect.unwrap(function) if inspect.isroutine(function) else type(function).__call__
-    name: str = getattr(function, "__qualname__", type(function).__name__)
+    name = str(getattr(function, "__qualname__", type(function).__name__))
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:

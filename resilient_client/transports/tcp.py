@@ -14,13 +14,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER
-from resilient_client.errors import (
-    ConfigurationError,
-    ConnectError,
-    ConnectionLost,
-    PayloadError,
-    ProtocolError,
-)
+from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
 from resilient_client.message import Message, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
@@ -143,7 +137,7 @@ class _Stream(asyncio.BufferedProtocol):
         if self.closed:
             raise ConnectionLost("the connection was closed")
 
-    def connection_lost(self, error: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self._incomplete is not None:
             self._incomplete.cancel()
@@ -172,9 +166,9 @@ class _ClientStream(_Stream):
         self._protocol_error = error
         self.transport.abort()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
-        reason = str(error) if error is not None else "the peer closed the connection"
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        reason = str(exc) if exc is not None else "the peer closed the connection"
         broken = self._protocol_error
         if broken is not None:
             reason = str(broken)
@@ -231,9 +225,7 @@ class ClientTransport(BaseTransport):
                 hint="give tls= an ssl.SSLContext that knows its authority",
             ) from error
         except OSError as error:
-            raise ConnectError(
-                f"{self.endpoint}: {error.strerror or error}"
-            ) from error
+            raise ConnectError(f"{self.endpoint}: {error.strerror or error}") from error
         return stream
 
     def _received(self, stream: _ClientStream, text: bytes) -> None:
@@ -361,7 +353,9 @@ class _ServerStream(_Stream):
                 if self._greeted:
                     self._jobs.pop(id_json, None)
 
-        job = self._accept("" if route is None else route, request.data, request.metadata, id_json, respond)
+        job = self._accept(
+            "" if route is None else route, request.data, request.metadata, id_json, respond
+        )
         if job is not None and self._greeted:
             self._jobs[id_json] = job
 
@@ -407,8 +401,8 @@ class _ServerStream(_Stream):
         if not self.congested and not self.closed:
             self.transport.resume_reading()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
         self._listener.streams.discard(self)
         self._jobs.clear()
         self._slots.close()
@@ -471,5 +465,3 @@ class ServerListener:
         """See `ServerListener.aclose`."""
         await self.stop()
         await asyncio.gather(*(_closed(stream) for stream in tuple(self.streams)))
-
-
