@@ -45,14 +45,14 @@ format-check: .venv/.has-all
 	$(BIN)/ruff format --check
 
 lint: .venv/.has-all
-	$(BIN)/ruff check
+	$(BIN)/ruff check --output-format concise
 
 types: .venv/.has-all
 	$(BIN)/mypy
 	$(BIN)/pyright
 
 imports: .venv/.has-all
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 repository: .venv/.has-all
 	$(BIN)/python scripts/check_repo.py

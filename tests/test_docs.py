@@ -1,0 +1,137 @@
+"""What the documentation shows works: its code runs, and so does every example."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import docs_snippets
+
+ROOT = docs_snippets.ROOT
+PAGES = [
+    ROOT / "README.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
+]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _run(arguments: list[str], folder: Path) -> None:
+    """Run a Python program in this folder; its output is shown when it fails."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=50,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_the_blocks_of_a_page_are_in_order(page: Path) -> None:
+    assert list(docs_snippets.complaints(page.read_text("utf-8"))) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    if docs_snippets.snippets(page.read_text("utf-8")):
+        _run([docs_snippets.__file__, str(page)], tmp_path)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=_name)
+def test_an_example_runs(example: Path, tmp_path: Path) -> None:
+    _run([str(example)], tmp_path)
+
+
+PAGE = """
+<!-- snippet: file=settings.toml -->
+```toml
+url = "tcp://127.0.0.1:3001"
+```
+
+<!-- snippet: background -->
+```python
+import asyncio, signal
+
+async def main():
+    async def answer(reader, writer):
+        writer.write(b"hello")
+        writer.close()
+    server = await asyncio.start_server(answer, *"127.0.0.1:3001".split(":"))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.close)
+    await server.serve_forever()
+
+try:
+    asyncio.run(main())
+except asyncio.CancelledError:
+    pass
+```
+
+```python
+import asyncio, tomllib
+url = tomllib.load(open("settings.toml", "rb"))["url"]
+reader, writer = await asyncio.open_connection("127.0.0.1", url.rpartition(":")[2])
+```
+
+    ```python
+    print(await reader.read())
+    writer.close()
+    await writer.wait_closed()
+    ```
+
+<!-- snippet: output -->
+```text
+b'hello'
+```
+
+<!-- snippet: raises=ZeroDivisionError -->
+```python
+1 / 0
+```
+"""
+
+
+def test_a_page_runs_as_one_program_beside_its_server(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    _run([docs_snippets.__file__, str(page)], folder)
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("```python\nx = 1\nraise ValueError(x)\n```\n", 'page.md", line 3'),
+        ("```python\nprint(1)\n```\n<!-- snippet: output -->\n```text\n2\n```\n", "printed was"),
+        ("<!-- snippet: raises=KeyError -->\n```python\n```\n", "no KeyError was raised"),
+        ("```toml\n= 1\n```\n", "TOMLDecodeError"),
+    ],
+)  # fmt: skip
+def test_a_page_that_is_wrong_fails(page: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises(AssertionError, match=said.replace(".", r"\.")):
+        _run([docs_snippets.__file__, "page.md"], tmp_path)
+
+
+def test_marks_and_commands_are_checked() -> None:
+    page = (
+        "<!-- snippet: no-run too long -->\n```python\n```\n"
+        "```pyhton\n```\n"
+        '```console\n$ pip install "resilient-client[nope]"\n$ make nothing\n```\n'
+    )
+    assert list(docs_snippets.complaints(page)) == [
+        "line 2: Python runs",
+        f"line 4: the language 'pyhton' is none of {sorted(docs_snippets.LANGUAGES)}",
+        "line 6: there is no extra nope",
+        "line 6: make has no target nothing",
+    ]
