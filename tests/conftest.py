@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["tests.peers.fixtures"]
+
 
 async def _run(function: Any, arguments: dict[str, Any]) -> None:
     await function(**arguments)
