@@ -21,6 +21,7 @@ from resilient_client.errors import ConfigurationError, PayloadError
 _MAX_DEPTH = 5  # levels below the pattern itself
 _MAX_KEYS = 20
 _MAX_CACHED_KEY = 256
+_MAX_LOOKUP_KEY = 16 * 1024
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 # The primary order of ASCII under ICU's root collation; control characters that are not here
@@ -28,25 +29,28 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 _ORDER = "\t\n\x0b\x0c\r _-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$0123456789abcdefghijklmnopqrstuvwxyz"
 _WEIGHTS = {character: weight for weight, character in enumerate(_ORDER)}
 _WEIGHTS |= {letter.upper(): weight for letter, weight in _WEIGHTS.items() if letter.isalpha()}
+# Combining accents, in its order too.
+_ACCENTS = "\u0301\u0300\u0306\u0302\u030c\u030a\u0308\u030b\u0303\u0307\u0327\u0328\u0304"
 
 
 def _sort_key(key: str) -> tuple[list[int], list[int], list[bool]]:
     """ICU's three levels: base characters, then accents, then lower case before upper."""
-    primary: list[int] = []
+    base: list[int] = []
     accents: list[int] = []
     upper: list[bool] = []
     for character in key if key.isascii() else normalize("NFD", key):
         weight = _WEIGHTS.get(character)
         if weight is None:
             if combining(character):
-                accents.append(len(primary) << 21 | ord(character))
+                accents.append(2 + _ACCENTS.find(character) if character in _ACCENTS else 99)
                 continue
             if character < "\x80":
                 continue
             weight = ord(character.lower()[0])
-        primary.append(weight)
+        base.append(weight)
+        accents.append(1)  # a bare letter before an accented one
         upper.append(character.isupper())
-    return primary, accents, upper
+    return base, accents, upper
 
 
 def number_text(number: float) -> str:
@@ -148,8 +152,14 @@ def route(pattern: Any) -> str:
     """
     if type(pattern) is str:
         return pattern
-    if type(pattern) is dict and _SCALARS.issuperset(map(type, pattern.values())):
-        if len(pattern) <= _MAX_KEYS:
+    if type(pattern) is dict:
+        if len(pattern) == 1:
+            [(key, value)] = pattern.items()
+            if type(key) is str and type(value) is str:
+                text = f'{{"{key}":"{value}"}}'
+                if text.count('"') == 4 and "\\" not in text:
+                    return text
+        if len(pattern) <= _MAX_KEYS and _SCALARS.issuperset(map(type, pattern.values())):
             return _flat(*pattern, *pattern.values())
         return _checked(pattern)
     if isinstance(pattern, str):
@@ -157,7 +167,7 @@ def route(pattern: Any) -> str:
     if pattern is None or isinstance(pattern, bool):
         raise ConfigurationError(f"{pattern} is not a pattern: give a string, number or mapping")
     if isinstance(pattern, (int, float)):
-        if not isfinite(pattern):
+        if not _finite(pattern):
             raise ConfigurationError(f"{pattern} is not a pattern: it is not a finite number")
         return number_text(pattern)
     return _checked(pattern)
@@ -168,6 +178,7 @@ def lookup_route(key: str | bytes) -> str | None:
 
     Nest parses the incoming key as JSON if it parses, and routes the result: `42.0` looks up "42",
     `"echo"` in quotes "echo", and a handler named "null", "true" or "false" is never found.
+    A key above 16 KiB is not looked at: sorting what a stranger put into it could take long.
 
     Args:
         key: a string is the pattern itself, or a channel, subject or topic; bytes are the JSON text
@@ -175,7 +186,7 @@ def lookup_route(key: str | bytes) -> str | None:
     """
     if len(key) <= _MAX_CACHED_KEY:
         return _cached_lookup(key)
-    return _lookup(key)
+    return _lookup(key) if len(key) <= _MAX_LOOKUP_KEY else None
 
 
 def _lookup(key: str | bytes) -> str | None:
@@ -209,10 +220,12 @@ _cached_lookup = lru_cache(maxsize=1024)(_lookup)
 def pattern_json(pattern: Any) -> bytes:
     """A pattern as it stands in a packet: compact JSON, keys in the caller's order.
 
+    What a mapping holds is not looked at again: `route` has been asked before.
+
     Raises:
         ConfigurationError: this cannot be a pattern.
     """
-    if type(pattern) is not str:
+    if type(pattern) is not str and type(pattern) is not dict:
         route(pattern)
     try:
         return encode(pattern)

@@ -91,7 +91,12 @@ class FrameReader:
         self._end += nbytes
         frames: list[bytes] = []
         try:
+            plain = True
             while self._start < self._end:
+                if self._length < 0 and plain:
+                    plain = False  # what it leaves, it would leave again
+                    self._take_plain(frames)
+                    continue
                 if self._length < 0 and not self._read_length():
                     break
                 text = self._read_text()
@@ -110,6 +115,24 @@ class FrameReader:
                 self._buffer = bytearray(_BUFFER)
                 self._view = memoryview(self._buffer)
         return frames
+
+    def _take_plain(self, frames: list[bytes]) -> None:
+        """Take complete ASCII frames, which most are, the quick way; stop before any other."""
+        data = self._view[self._start : self._end].tobytes()
+        if not data.isascii():
+            return
+        size, start = len(data), 0
+        while start < size:
+            mark = data.find(b"#", start, start + _MAX_HEADER)
+            digits = data[start:mark]
+            if mark < 0 or not digits.isdigit():
+                break
+            stop = mark + 1 + int(digits)
+            if stop > size or stop == mark + 1 or stop - mark > self._limit:
+                break
+            frames.append(data[mark + 1 : stop])
+            start = stop
+        self._start += start
 
     def _read_length(self) -> bool:
         mark = self._buffer.find(b"#", self._start, min(self._end, self._start + _MAX_HEADER))

@@ -16,8 +16,9 @@ from resilient_client.errors import NO_HANDLER_MESSAGE, PayloadError, ProtocolEr
 from resilient_client.patterns import lookup_route
 
 MAX_METADATA_KEYS = 32
-MAX_METADATA_KEY = 128
+MAX_METADATA_NAME = 1024
 MAX_METADATA_VALUE = 8192
+_BACKSLASH, _DELETE = b"\\\x7f"
 _NULL = b"null"
 _NO_HANDLER = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
 _RESPONSE_KEYS = frozenset({"id", "err", "response", "isDisposed", "status", "metadata"})
@@ -95,7 +96,7 @@ class _ResponsePacket(Struct, forbid_unknown_fields=True, gc=False):
     err: Raw = ABSENT
     isDisposed: bool = False  # noqa: N815
     status: Any = None
-    metadata: dict[str, str] | None = None
+    metadata: Raw = ABSENT
 
 
 _read_response = JsonDecoder(_ResponsePacket).decode
@@ -111,16 +112,16 @@ def read_response(raw: bytes) -> Response:
         packet = _read_response(raw)
     except (ValueError, RecursionError):
         return _any_response(raw)
-    if not packet.id or packet.err is not ABSENT:
+    if not packet.id:
         return _any_response(raw)
-    value = packet.response
-    return Response(
-        packet.id,
-        None if value is ABSENT else bytes(value),
-        None,
-        packet.isDisposed,
-        _NO_METADATA if packet.metadata is None else sanitised(packet.metadata),
-    )
+    value = None if packet.response is ABSENT else bytes(packet.response)
+    metadata = packet.metadata
+    headers = _NO_METADATA if metadata is ABSENT else _metadata(bytes(metadata))
+    if packet.err is not ABSENT:
+        err = bytes(packet.err)
+        if truthy(err):
+            return Response(packet.id, value, err, True, headers)
+    return Response(packet.id, value, None, packet.isDisposed, headers)
 
 
 def _any_response(raw: bytes) -> Response:
@@ -133,7 +134,7 @@ def _any_response(raw: bytes) -> Response:
         return Response(id, raw, None, True, external=True)
     err = packet.get("err", _NULL)
     value = packet.get("response")
-    metadata = _metadata(packet.get("metadata"))
+    metadata = _metadata(packet.get("metadata", _NULL))
     if truthy(err):
         return Response(id, value, err, True, metadata)
     return Response(id, value, None, truthy(packet.get("isDisposed", _NULL)), metadata)
@@ -190,7 +191,7 @@ class _RequestPacket(Struct, gc=False):
     pattern: Raw = ABSENT
     data: Raw = ABSENT
     id: Raw = ABSENT
-    metadata: dict[str, str] | None = None
+    metadata: Raw = ABSENT
 
 
 _read_request = JsonDecoder(_RequestPacket).decode
@@ -207,14 +208,14 @@ def read_request(raw: bytes) -> Request:
         packet = _read_request(raw)
     except (ValueError, RecursionError):
         return _any_request(raw)
-    pattern, data, id = packet.pattern, packet.data, packet.id  # noqa: A001
+    pattern, data, metadata = packet.pattern, packet.data, packet.metadata
     if pattern is ABSENT and data is ABSENT:
         return Request(None, raw, None, external=True)
     return Request(
         None if pattern is ABSENT else bytes(pattern),
         _NULL if data is ABSENT else bytes(data),
-        None if id is ABSENT else bytes(id),
-        _NO_METADATA if packet.metadata is None else sanitised(packet.metadata),
+        None if packet.id is ABSENT else bytes(packet.id),
+        _NO_METADATA if metadata is ABSENT else _metadata(bytes(metadata)),
     )
 
 
@@ -226,7 +227,7 @@ def _any_request(raw: bytes) -> Request:
         packet.get("pattern"),
         packet.get("data", _NULL),
         packet.get("id"),
-        _metadata(packet.get("metadata")),
+        _metadata(packet.get("metadata", _NULL)),
     )
 
 
@@ -291,6 +292,7 @@ def _tail(id_json: bytes | None, metadata: Mapping[str, str] | None) -> bytes:
 # ---- both sides ----
 
 _read_fields = JsonDecoder(dict[str, Raw]).decode
+_read_metadata = JsonDecoder(dict[str, str]).decode
 
 
 def _fields(raw: bytes) -> dict[str, bytes] | None:
@@ -308,19 +310,32 @@ def _fields(raw: bytes) -> dict[str, bytes] | None:
     return {key: encode(item) for key, item in value.items()}
 
 
-def _metadata(metadata_json: bytes | None) -> Mapping[str, str]:
-    if metadata_json is None:
-        return _NO_METADATA
+def _metadata(metadata_json: bytes) -> Mapping[str, str]:
+    """What may be used of metadata from the network, whatever it is."""
+    # JSON without an escape holds no control character but DEL
+    plain = (
+        len(metadata_json) <= MAX_METADATA_NAME
+        and metadata_json.isascii()
+        and _BACKSLASH not in metadata_json
+        and _DELETE not in metadata_json
+        and metadata_json == metadata_json.lower()
+    )
     try:
-        return sanitised(decode(metadata_json))
-    except PayloadError:
-        return _NO_METADATA
+        metadata = _read_metadata(metadata_json)
+    except (ValueError, RecursionError):
+        try:
+            return sanitised(decode(metadata_json))
+        except PayloadError:
+            return _NO_METADATA
+    if plain and len(metadata) <= MAX_METADATA_KEYS and "" not in metadata:
+        return metadata
+    return sanitised(metadata)
 
 
 def sanitised(metadata: Any) -> Mapping[str, str]:
-    """What may be used of metadata from the network: bounded, printable strings by lower-case name.
+    """Bounded, printable strings by lower-case name; the rest of what a peer sent is left out.
 
-    Of the first 32 entries, names up to 128 and values up to 8192 characters; the rest is left out.
+    Of the first 32 entries, names up to 1024 and values up to 8192 characters.
     """
     if not isinstance(metadata, dict):
         return _NO_METADATA
@@ -330,7 +345,7 @@ def sanitised(metadata: Any) -> Mapping[str, str]:
             type(value) is str
             and len(value) <= MAX_METADATA_VALUE
             and value.isprintable()
-            and 0 < len(name) <= MAX_METADATA_KEY
+            and 0 < len(name) <= MAX_METADATA_NAME
             and name.isprintable()
         ):
             checked[name.lower()] = value
