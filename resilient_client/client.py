@@ -518,8 +518,7 @@ class ClientProxy:
         if self._loop is not asyncio.get_running_loop():
             self._own_loop()
         deadline = self._now() + self._timeout
-        for breaker in self._breakers.values():
-            await breaker.start()
+        await asyncio.gather(*(breaker.start(self) for breaker in self._breakers.values()))
         results = await asyncio.gather(
             *(transport.connect(deadline) for transport in self._transports),
             return_exceptions=True,
@@ -535,8 +534,7 @@ class ClientProxy:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
-        for breaker in self._breakers.values():
-            breaker.stop()
+        await asyncio.gather(*(breaker.stop(self) for breaker in self._breakers.values()))
 
     async def __aenter__(self) -> Self:
         try:

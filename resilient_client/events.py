@@ -32,11 +32,12 @@ class Degraded:
 
 @dataclass(frozen=True, slots=True)
 class CircuitChanged:
-    """A breaker changed its state."""
+    """A breaker changed its state, for this reason (see `CircuitBreaker.observe`)."""
 
     name: str
     old: str
     new: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

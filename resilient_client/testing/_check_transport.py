@@ -71,7 +71,7 @@ class _Suite:
             return seconds
 
         @server.message_pattern("check.wait")
-        async def wait(payload: Any) -> None:  # noqa: ARG001
+        async def wait(payload: Any) -> None:
             self.started.set()
             try:
                 await asyncio.sleep(60)
@@ -137,15 +137,15 @@ def _check(function: Any) -> Any:
 
 
 @_check
-async def _values(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _values(client: ClientProxy, suite: _Suite) -> None:
     """Every JSON value comes back as it went."""
     for value in VALUES:
         assert (answer := await client.send("check.echo", value)) == value, (value, answer)
-    assert await client.send({"check": "sum"}, [1, 2, 3], returns=int) == 6  # noqa: PLR2004
+    assert await client.send({"check": "sum"}, [1, 2, 3], returns=int) == 6
 
 
 @_check
-async def _sizes(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _sizes(client: ClientProxy, suite: _Suite) -> None:
     """A big message passes; one over the limit is refused before anything is written."""
     for size in (1_000, 70_000, 1_000_000):
         text = "\u00eb\U0001f600" * (size // 6)
@@ -159,14 +159,14 @@ async def _sizes(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
 
 
 @_check
-async def _parallel(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _parallel(client: ClientProxy, suite: _Suite) -> None:
     """Many in flight, answered out of order, each gets its own answer."""
     delays = [0.1 - i * 0.001 for i in range(64)]
     assert await asyncio.gather(*(client.send("check.delay", each) for each in delays)) == delays
 
 
 @_check
-async def _errors(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _errors(client: ClientProxy, suite: _Suite) -> None:
     """Five different errors, at once, never a timeout."""
     boom = await _error(client.send("check.boom", timeout=20))
     assert type(boom) is RemoteError, boom
@@ -185,7 +185,7 @@ async def _errors(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
 
 
 @_check
-async def _error_payloads(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _error_payloads(client: ClientProxy, suite: _Suite) -> None:
     """An error's payload arrives untouched."""
     for payload in ("text", {"message": "m", "status": 418, "more": [1]}, [1, 2], 42):
         error = await _error(client.send("check.remote", payload))
@@ -194,16 +194,16 @@ async def _error_payloads(client: ClientProxy, suite: _Suite) -> None:  # noqa: 
 
 
 @_check
-async def _no_handler(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _no_handler(client: ClientProxy, suite: _Suite) -> None:
     """A pattern nobody handles is told from one that is slow."""
     started = time.monotonic()
     error = await _error(client.send("check.nobody", 1, timeout=20))
     assert isinstance(error, NoHandlerError), error
-    assert time.monotonic() - started < 10, "it took as long as a timeout"  # noqa: PLR2004
+    assert time.monotonic() - started < 10, "it took as long as a timeout"
 
 
 @_check
-async def _headers(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _headers(client: ClientProxy, suite: _Suite) -> None:
     """Headers, correlation id, idempotency key and remaining time arrive."""
     about = await client.send(
         "check.about",
@@ -216,11 +216,11 @@ async def _headers(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
     assert about["idempotency_key"] == "key-1", about
     assert about["attempt"] == 1, about
     assert about["pattern"] == "check.about", about
-    assert 20 < about["remaining"] <= 30, about  # noqa: PLR2004
+    assert 20 < about["remaining"] <= 30, about
 
 
 @_check
-async def _streams(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _streams(client: ClientProxy, suite: _Suite) -> None:
     """A stream's values in order; none; an error after them."""
     assert [i async for i in client.stream("check.count", 100, returns=int)] == list(range(100))
     assert [i async for i in client.stream("check.count", 0)] == []
@@ -244,7 +244,7 @@ async def _leave_stream(client: ClientProxy, suite: _Suite) -> None:
     suite.cancelled.clear()
     async with client.stream("check.endless") as items:
         async for i in items:
-            if i == 2:  # noqa: PLR2004
+            if i == 2:
                 break
     await asyncio.wait_for(suite.cancelled.wait(), 5 + SLACK)
 
@@ -257,7 +257,7 @@ async def _events(client: ClientProxy, suite: _Suite) -> None:
         receipt = await client.emit("check.event", i)
         assert receipt.delivery in ("written", "accepted", "stored"), receipt
     for _ in range(500):
-        if len(suite.events) == 10:  # noqa: PLR2004
+        if len(suite.events) == 10:
             break
         await asyncio.sleep(0.01)
     assert sorted(suite.events) == list(range(10)), suite.events
@@ -272,7 +272,7 @@ async def _deadline(client: ClientProxy, suite: _Suite) -> None:
     took = time.monotonic() - started
     assert isinstance(error, DeadlineExceeded), error
     assert error.sent
-    assert 0.25 < took < 0.3 + SLACK, took  # noqa: PLR2004
+    assert 0.25 < took < 0.3 + SLACK, took
     await asyncio.wait_for(suite.cancelled.wait(), 2 + SLACK)
 
 
@@ -293,7 +293,7 @@ async def _cancel(client: ClientProxy, suite: _Suite) -> None:
 
 
 @_check
-async def _cancel_storm(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _cancel_storm(client: ClientProxy, suite: _Suite) -> None:
     """Half of 64 calls cancelled, again and again: the others get their own answers."""
     for turn in range(5):
         tasks = [
@@ -309,7 +309,7 @@ async def _cancel_storm(client: ClientProxy, suite: _Suite) -> None:  # noqa: AR
 
 
 @_check
-async def _ping(client: ClientProxy, suite: _Suite) -> None:  # noqa: ARG001
+async def _ping(client: ClientProxy, suite: _Suite) -> None:
     """A ping finds the server."""
     health = await client.ping(timeout=10)
     assert health.reachable, health

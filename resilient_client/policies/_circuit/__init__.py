@@ -1,0 +1,1 @@
+"""The parts of the circuit breaker that know nothing of pybreaker."""

@@ -1,0 +1,105 @@
+"""Calling plain functions, generators and coroutines through a circuit breaker, as pybreaker does.
+
+Unlike pybreaker, nothing is locked while the function runs, an `async def` is counted when it ends
+and not when it is called, and a cancelled one counts nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from contextlib import contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator, Iterator
+
+    from resilient_client.policies._circuit.engine import Circuit
+
+
+class Calls:
+    """pybreaker's ways to call.
+
+    Args:
+        circuit: what admits and counts.
+        new_error_on_trip: raise the circuit's refusal, caused by the failure that opened it, in
+            place of that failure.
+    """
+
+    __slots__ = ("_circuit", "_new_error_on_trip")
+
+    def __init__(self, circuit: Circuit, *, new_error_on_trip: bool) -> None:
+        self._circuit = circuit
+        self._new_error_on_trip = new_error_on_trip
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call it; what it returns is wrapped when it goes on after returning."""
+        admission = self._admit(function, *args, **kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            self._failed(admission, error)
+            raise
+        if isinstance(result, types.GeneratorType):
+            return self._through(admission, result)
+        if inspect.isawaitable(result):
+            return self._awaited(admission, result)
+        self._circuit.succeeded(admission)
+        return result
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """Guard the block, awaits inside included."""
+        admission = self._admit(self.calling)
+        try:
+            yield
+        except BaseException as error:
+            self._failed(admission, error)
+            raise
+        self._circuit.succeeded(admission)
+
+    def decorate(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, called through the breaker each time."""
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def asynchronous(*args: Any, **kwargs: Any) -> Any:
+                return await self.call(function, *args, **kwargs)
+
+            return asynchronous
+
+        @wraps(function)
+        def synchronous(*args: Any, **kwargs: Any) -> Any:
+            return self.call(function, *args, **kwargs)
+
+        return synchronous
+
+    def _admit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        state = self._circuit.state
+        return state if state.plain else self._circuit.admit(function, *args, **kwargs)
+
+    def _failed(self, admission: Any, error: BaseException) -> None:
+        circuit = self._circuit
+        if circuit.failed(admission, error) and self._new_error_on_trip:
+            raise circuit.refusal(circuit.state, circuit.now()) from error
+
+    async def _awaited(self, admission: Any, awaitable: Awaitable[Any]) -> Any:
+        try:
+            result = await awaitable
+        except BaseException as error:
+            self._failed(admission, error)
+            raise
+        self._circuit.succeeded(admission)
+        return result
+
+    def _through(
+        self, admission: Any, generator: Generator[Any, Any, Any]
+    ) -> Generator[Any, Any, Any]:
+        try:
+            result = yield from generator
+        except BaseException as error:
+            self._failed(admission, error)
+            raise
+        self._circuit.succeeded(admission)
+        return result

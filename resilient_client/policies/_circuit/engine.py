@@ -1,0 +1,303 @@
+"""The state machine of a circuit breaker: who may call, and what their results lead to."""
+
+from __future__ import annotations
+
+import random
+import threading
+from math import inf
+from typing import TYPE_CHECKING, Any, Protocol
+
+from resilient_client.errors import Outcome, ResilientClientError, outcome_of, redact
+from resilient_client.policies._circuit.leases import Admission
+from resilient_client.policies._circuit.rules import OPEN_FOR_JITTER, Rules
+from resilient_client.policies._circuit.states import (
+    CLOSED,
+    FORCED_OPEN,
+    HALF_OPEN,
+    OPEN,
+    Closed,
+    HalfOpen,
+    Reason,
+    Result,
+    State,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.message import Reply
+    from resilient_client.policies._circuit.listeners import Listeners
+
+_RESULTS = {
+    Outcome.SUCCESS: Result.SUCCESS,
+    Outcome.FAILURE: Result.FAILURE,
+    Outcome.NEVER_SENT: Result.FAILURE,
+    Outcome.THROTTLED: Result.NEUTRAL,
+    Outcome.REJECTED: Result.NEUTRAL,
+    Outcome.CANCELLED: Result.NEUTRAL,
+}
+_CAUSE_LENGTH = 500
+
+
+class Maker(Protocol):
+    """Makes a state by name."""
+
+    def __call__(self, name: str, /, *, until: float = inf, ramp: bool = False) -> State: ...
+
+
+class Circuit:
+    """The current state, and every way it changes.
+
+    A call takes an admission and brings it back by `succeeded`, `returned` or `failed`; nothing is
+    held in between. The admission of a plain state is the state itself, and its successes are
+    counted by the caller with one addition, without the lock: that is the fast path. All else takes
+    the lock, for calls and steering may come from several threads.
+
+    Attributes:
+        state: the current state; its identity is the generation.
+        now: the clock.
+        rejections: calls refused so far.
+        attentive: whether each call must be seen, so that there is no fast path.
+    """
+
+    __slots__ = (
+        "_closed_at",
+        "_is_excluded",
+        "_last_cause",
+        "_listeners",
+        "_make",
+        "_open_time",
+        "_publish",
+        "_refuse",
+        "_rules",
+        "_was_open",
+        "attentive",
+        "lock",
+        "now",
+        "rejections",
+        "state",
+    )
+
+    def __init__(
+        self,
+        rules: Rules,
+        make: Maker,
+        *,
+        refuse: Callable[[State, float | None, str | None], BaseException],
+        is_excluded: Callable[[BaseException], bool],
+        listeners: Listeners,
+        publish: Callable[[str], None] | None,
+        lock: threading.RLock,
+        now: Callable[[], float],
+    ) -> None:
+        self._rules = rules
+        self._make = make
+        self._refuse = refuse
+        self._is_excluded = is_excluded
+        self._listeners = listeners
+        self._publish = publish
+        self.lock = lock
+        self.now = now
+        self.rejections = 0
+        self.attentive = False
+        self._last_cause: str | None = None
+        self._open_time = 0.0  # of the last opening, before jitter
+        self._was_open = 0.0  # and as it was drawn
+        self._closed_at = -inf  # by probes that succeeded
+        self.state: Any = make(CLOSED)
+
+    # ---- calls
+
+    def admits(self) -> bool:
+        """Whether a call made now would be let through. Changes nothing."""
+        state = self.state
+        return state.plain or bool(state.admits(self.now()))
+
+    def admit(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """An admission, or the refusal raised."""
+        now = self.now()
+        if now < self.state.until:
+            raise self._refused(self.state, now)
+        with self.lock:
+            if -inf < self.state.until <= now:
+                self._enter(self._make(HALF_OPEN), "open_time_over")
+            state = self.state
+            admission = state.take(now)
+        self._listeners.announce()
+        if admission is None:
+            raise self._refused(state, now)
+        if self._listeners.entries:
+            self._listeners.before_call(function, args, kwargs)
+        return admission
+
+    def _refused(self, state: State, now: float) -> BaseException:
+        self.rejections += 1
+        return self.refusal(state, now)
+
+    def refusal(self, state: State, now: float) -> BaseException:
+        """The error for a call that the state does not let through."""
+        free = state.next_free()
+        return self._refuse(state, free - now if now < free < inf else None, self._last_cause)
+
+    def succeeded(self, admission: Any) -> None:
+        """The call ended well."""
+        self._settle(admission, Result.SUCCESS, slow=self._slow(admission))
+
+    def returned(self, admission: Any, reply: Reply) -> None:
+        """A reply came: a stream counts when it ends, anything else now."""
+        if reply.items is None:
+            self.succeeded(admission)
+            return
+        state, slow = admission, self._slow(admission)
+        if type(admission) is Admission:
+            state = admission.state
+            with self.lock:
+                success = state.first_item(admission)
+                if not success and state is self.state:
+                    self._attend(state)
+            if success:
+                self.succeeded(admission)
+                return
+
+        def ended(outcome: Outcome, error: BaseException | None) -> None:
+            self._settle(state, self._result(outcome, error), error, slow=slow)
+
+        reply.on_complete(ended)
+
+    def failed(self, admission: Any, error: BaseException) -> bool:
+        """The call ended with an error, which may be none of the peer's. Whether that opened it."""
+        result = self._result(outcome_of(error), error)
+        slow = result is not Result.NEUTRAL and self._slow(admission)
+        return self._settle(admission, result, error, slow=slow)
+
+    def _result(self, outcome: Outcome, error: BaseException | None) -> Result:
+        if isinstance(error, Exception) and self._is_excluded(error):
+            return Result.NEUTRAL
+        return _RESULTS[outcome]
+
+    def _slow(self, admission: Any) -> bool:
+        limit = self._rules.slow_call
+        return (
+            limit is not None
+            and type(admission) is Admission
+            and self.now() - admission.started > limit
+        )
+
+    def _settle(
+        self,
+        admission: Any,
+        result: Result,
+        error: BaseException | None = None,
+        *,
+        slow: bool = False,
+    ) -> bool:
+        state, permit = admission, None
+        if type(admission) is Admission:
+            state, permit = admission.state, admission
+        opened = False
+        with self.lock:
+            if state is not self.state:
+                return False  # a late result: that stay is over
+            reason = state.settle(permit, result, slow=slow)
+            if reason is None:
+                self._attend(state)
+            else:
+                opened = self._decide(reason, error)
+        if self._listeners.entries:
+            if result is Result.SUCCESS:
+                self._listeners.success()
+            elif result is Result.FAILURE:
+                self._listeners.failure(error)
+        self._listeners.announce()
+        return opened
+
+    def judge(self, state: State) -> None:
+        """A success on the fast path was the one that makes the minimum of calls."""
+        with self.lock:
+            reason = state.judge() if state is self.state else None
+            if reason is not None:
+                self._decide(reason, None)
+        self._listeners.announce()
+
+    # ---- transitions; the lock is held
+
+    def _decide(self, reason: Reason, error: BaseException | None) -> bool:
+        if reason == "probe_ok":
+            self._closed_at = self.now()
+            self._enter(self._make(CLOSED, ramp=True), reason)
+            return False
+        self._open(reason, error)
+        return True
+
+    def _open(self, reason: Reason, error: BaseException | None = None, age: float = 0.0) -> None:
+        rules, now = self._rules, self.now()
+        if not isinstance(self.state, HalfOpen) and now - self._closed_at >= self._was_open:
+            self._open_time = 0.0  # it has been well for longer than it was not
+        elif reason not in {"manual", "storage"}:
+            self._open_time = min(2 * self._open_time, rules.open_for_max)
+        self._open_time = max(self._open_time, rules.open_for)
+        self._was_open = self._open_time * random.uniform(1.0, 1.0 + OPEN_FOR_JITTER)
+        self._last_cause = None if error is None else _cause(error)
+        until = now + max(0.0, self._was_open - age)
+        self._enter(self._make(OPEN, until=until), reason)
+
+    def _enter(self, state: State, reason: Reason) -> None:
+        old, self.state = self.state, state
+        self._attend(state)
+        if old.name == state.name:
+            return
+        self._listeners.news.append((old, state, reason, self._last_cause))
+        if self._publish is not None and reason != "storage":
+            self._publish(state.name)
+
+    def _attend(self, state: State) -> None:
+        if isinstance(state, Closed):
+            state.plain = not self.attentive and state.ramp is None
+
+    # ---- steering
+
+    def attend(self, *, closely: bool) -> None:
+        """See each call from now on, or not."""
+        with self.lock:
+            self.attentive = closely
+            self._attend(self.state)
+
+    def by_hand(self, name: str) -> None:
+        """Enter a state because somebody says so."""
+        with self.lock:
+            if name == CLOSED:
+                self._closed_at = -inf
+                self._enter(self._make(CLOSED), "manual")
+            elif name == self.state.name:
+                return
+            elif name == OPEN:
+                self._open("manual")
+            else:
+                if name == FORCED_OPEN:
+                    self._last_cause = None
+                self._enter(self._make(name), "manual")
+        self._listeners.announce()
+
+    def opened_elsewhere(self, age: float | None) -> None:
+        """Another process has opened its circuit to this peer, so many seconds ago."""
+        with self.lock:
+            if self.state.name not in {CLOSED, HALF_OPEN}:
+                return
+            self._open("storage", age=age or 0.0)
+        self._listeners.announce()
+
+    def move_clock(self, now: Callable[[], float]) -> None:
+        """Go on by another clock, keeping what is left of each time."""
+        with self.lock:
+            shift = now() - self.now()
+            self.now = now
+            self._closed_at += shift
+            self.state.until += shift
+
+
+def _cause(error: BaseException) -> str:
+    try:
+        text = error._text() if isinstance(error, ResilientClientError) else str(error)  # noqa: SLF001
+    except Exception as broken:  # noqa: BLE001 - another library's text is no reason to fail
+        text = f"(no text: {type(broken).__name__})"
+    return f"{type(error).__name__}: {redact(text)}"[:_CAUSE_LENGTH]
