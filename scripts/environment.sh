@@ -3,7 +3,8 @@
 #
 # SETS is `demo` (what the demo imports), `test` (all extras and what the tests import) or `all` (the
 # tools of `make check`, `docs` and `bench` too). Versions come from constraints/, names from
-# pyproject.toml, packages from wherever this machine's pip and uv are set up to find them.
+# pyproject.toml, packages from wherever this machine's pip and uv are set up to find them. The first
+# FOLDER is .venv: it holds the uv that makes the others.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -32,26 +33,25 @@ find_python() {
     return 1
 }
 
+uv=.venv/bin/uv
 if ! new_enough "$folder/bin/python"; then
     python=$(find_python)
     echo "making $folder with $("$python" --version)"
     rm -rf "$folder"
-    if ! "$python" -m venv "$folder"; then
+    if [ -x $uv ]; then
+        $uv venv --quiet --python "$python" "$folder"
+    elif ! "$python" -m venv "$folder"; then
         rm -rf "$folder"
-        if uv --version >/dev/null 2>&1; then
-            uv venv --quiet --python "$python" "$folder"
-        else
-            echo "$python cannot make virtual environments (Debian: apt-get install python3-venv)" >&2
-            exit 1
-        fi
+        echo "$python cannot make virtual environments (Debian: apt-get install python3-venv)" >&2
+        exit 1
     fi
 fi
 
-if [ ! -x "$folder/bin/uv" ]; then
-    if "$folder/bin/python" -m pip --version >/dev/null 2>&1; then
-        "$folder/bin/python" -m pip install --quiet --constraint $pins uv
-    else # made by uv itself, which leaves pip out
-        uv pip install --quiet --python "$folder/bin/python" --constraint $pins uv
+if [ ! -x $uv ]; then
+    if .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        .venv/bin/python -m pip install --quiet --constraint $pins uv
+    else # made by another uv, which leaves pip out
+        uv pip install --quiet --python .venv/bin/python --constraint $pins uv
     fi
 fi
 
@@ -61,7 +61,7 @@ case $sets in
     all) set -- --editable ".[all]" --group test --group check --group docs --group bench ;;
     *) echo "unknown set: $sets" >&2; exit 2 ;;
 esac
-"$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --constraint $pins --build-constraint $pins "$@"
+$uv pip install --quiet --python "$folder/bin/python" --constraint $pins --build-constraint $pins "$@"
 
 # A fuller set satisfies the smaller ones.
 touch "$folder/.has-demo"
