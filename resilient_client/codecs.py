@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, get_origin, overload
 
 from resilient_client import _json, _pydantic
 from resilient_client.errors import ConfigurationError, PayloadError
@@ -143,7 +143,7 @@ def _msgspec_reader(hint: Any) -> _Reader:
 
 def _from_plain(hint: Any, value: Any) -> Any:
     """What msgspec asks for the fields of a type it does not know."""
-    if isinstance(value, hint):
+    if isinstance(value, get_origin(hint) or hint):
         return value
     if not _pydantic.is_model(hint):
         raise NotImplementedError(f"{_name(hint)} is no builtin, dataclass or model")

@@ -16,7 +16,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.patterns import _sort_key, lookup_route, number_text, pattern_json, route
 
 
-class Command(str, enum.Enum):
+class Command(enum.StrEnum):
     SUM = "sum"
 
 
