@@ -65,7 +65,7 @@ bench: .venv/.has-all
 	@$(BIN)/python -m benchmarks
 
 soak: .venv/.has-all
-	@$(PYTEST) -m slow
+	@HYPOTHESIS_PROFILE=searching $(PYTEST) -m slow
 
 constraints: .venv/.has-all
 	scripts/compile_constraints.sh

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Every run tries the same examples, and a slow machine is no failure.
-settings.register_profile(
-    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("same")
-
 pytest_plugins = ["tests.peers.fixtures"]
+
+# The same examples in every run, however slow the machine; `make soak` looks for new ones.
+_slow = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("steady", derandomize=True, database=None, **_slow)
+settings.register_profile("searching", max_examples=2000, **_slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 async def _run(function: Any, arguments: dict[str, Any]) -> None:
