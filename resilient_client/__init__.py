@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Throttled,
         TransportError,
     )
+    from resilient_client.logs import CorrelationFilter
     from resilient_client.message import Call, Message, Receipt, Reply
     from resilient_client.pipeline import Handler, Policy
     from resilient_client.policies import standard
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from resilient_client.policies.timeout import Timeout
     from resilient_client.server import Router, Server
     from resilient_client.sync import SyncClientProxy
+    from resilient_client.telemetry import Telemetry
     from resilient_client.transports._base import Transport
 
 __version__ = "0.1.0"
@@ -52,6 +54,8 @@ _HOMES = {
     "context": ("Context", "current_context", "correlation_id"),
     "message": ("Call", "Reply", "Message", "Receipt"),
     "pipeline": ("Handler", "Policy"),
+    "telemetry": ("Telemetry",),
+    "logs": ("CorrelationFilter",),
     "transports._base": ("Transport",),
     "policies": ("standard",),
     "policies.timeout": ("Timeout",),
@@ -91,6 +95,7 @@ __all__ = [
     "ConnectError",
     "ConnectionLost",
     "Context",
+    "CorrelationFilter",
     "DeadlineExceeded",
     "Fallback",
     "Handler",
@@ -113,6 +118,7 @@ __all__ = [
     "Router",
     "Server",
     "SyncClientProxy",
+    "Telemetry",
     "Throttled",
     "Timeout",
     "Transport",

@@ -39,6 +39,7 @@ from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
+from resilient_client.telemetry import settings_of
 from resilient_client.transports import client_transport
 from resilient_client.transports._base import Environment
 
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from resilient_client.message import Kind, Pattern, Receipt
     from resilient_client.pipeline import Handler, Policy
     from resilient_client.policies.circuit_breaker import CircuitBreaker
+    from resilient_client.telemetry import Telemetry
+    from resilient_client.telemetry._client import ClientTelemetry
     from resilient_client.transports._base import Transport
 
 T = TypeVar("T")
@@ -105,7 +108,7 @@ class ClientProxy:
         codec: how payloads become bytes; JSON by default.
         clock: for tests.
         observers: told of connection, circuit, retry and rejection news, as with `listen`.
-        telemetry: False turns spans and metrics off.
+        telemetry: False turns spans and metrics off; a `Telemetry` sets them up.
         options: the transport's own; an unknown one is refused, naming the near miss.
 
     Raises:
@@ -123,7 +126,7 @@ class ClientProxy:
         codec: Codec | None = None,
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),
-        telemetry: bool = True,
+        telemetry: bool | Telemetry = True,
         **options: Any,
     ) -> None:
         from resilient_client.policies import standard
@@ -142,12 +145,18 @@ class ClientProxy:
         self._policies = list(standard() if policies is None else policies)
         self._timeout = DEFAULT_TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
-        self._telemetry: Any = None
-        if telemetry:
-            from resilient_client.telemetry import ClientTelemetry
+        self._telemetry: ClientTelemetry | None = None
+        if (settings := settings_of(telemetry)) is not None:
+            from resilient_client.telemetry._client import ClientTelemetry
 
-            self._telemetry = ClientTelemetry(self.name, self._transports)
-            self.listen(self._telemetry.observe)
+            self._telemetry = ClientTelemetry(
+                self.name,
+                self._transports,
+                settings,
+                now=self._now,
+                listen=self.listen,
+                breakers=self._breakers,
+            )
         self._handler = self._assemble()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -216,8 +225,7 @@ class ClientProxy:
             endpoints.append(
                 (transport.endpoint, compose(guards, self._transmitter(transport), self._clock))
             )
-        handler = compose(outer, choose(endpoints, self._clock), self._clock)
-        return handler if self._telemetry is None else self._telemetry.around_call(handler)  # type: ignore[no-any-return]
+        return compose(outer, choose(endpoints, self._clock), self._clock)
 
     def _for_endpoint(self, policy: Policy, transport: Transport) -> Policy:
         copy_for = getattr(policy, "copy_for", None)
@@ -257,7 +265,7 @@ class ClientProxy:
                 call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
             return await request(call)
 
-        return transmit if telemetry is None else telemetry.around_attempt(transmit)  # type: ignore[no-any-return]
+        return transmit if telemetry is None else telemetry.around_attempt(transmit)
 
     # -------------------------------------------------------------------------------- the calls
 
@@ -321,13 +329,17 @@ class ClientProxy:
             if self._ask_headers is not None:
                 await self._add_headers(call)
             reply = await self._handler(call)
-            body = reply.body
-            if body is NO_VALUE:
-                return None
-            return body if reply.decoded else self._decode(body, returns)
-        except ResilientClientError as error:
+            value = reply.body
+            if value is NO_VALUE:
+                value = None
+            elif not reply.decoded:
+                value = self._decode(value, returns)
+        except BaseException as error:
             self._conclude(error, call)
             raise
+        if call.span is not None:
+            call.span.end(None)
+        return value
 
     async def emit(
         self,
@@ -348,9 +360,11 @@ class ClientProxy:
             if self._ask_headers is not None:
                 await self._add_headers(call)
             receipt = (await self._handler(call)).receipt
-        except ResilientClientError as error:
+        except BaseException as error:
             self._conclude(error, call)
             raise
+        if call.span is not None:
+            call.span.end(None)
         assert receipt is not None  # noqa: S101
         return receipt
 
@@ -409,10 +423,16 @@ class ClientProxy:
             try:
                 if self._ask_headers is not None:
                     await self._add_headers(call)
-                return call, await self._handler(call)
-            except ResilientClientError as error:
+                reply = await self._handler(call)
+            except BaseException as error:
                 self._conclude(error, call)
                 raise
+            if call.span is not None:
+                if reply.items is None:
+                    call.span.end(None)
+                else:
+                    reply.on_complete(call.span.complete)
+            return call, reply
 
         return Stream(start, self._decode, returns, self._now, self._conclude)
 
@@ -445,11 +465,6 @@ class ClientProxy:
         context = current_context.get()
         if context is not None and context.deadline < deadline:
             deadline = started + (context.remaining or 0.0)
-        if CORRELATION_HEADER not in own:
-            known = correlation_id.get()
-            if known is None:
-                known = fresh_id() if self._telemetry is None else self._telemetry.correlation_id()
-            own[CORRELATION_HEADER] = known
         if idempotent is None:
             idempotent = settings.idempotent
         call = Call(
@@ -465,6 +480,21 @@ class ClientProxy:
             self._endpoint,
             self._observer,
         )
+        telemetry = self._telemetry
+        if (
+            telemetry is not None
+            and (
+                telemetry.recording
+                or (started >= telemetry.next_probe and telemetry.probe(started))
+            )
+            and pattern is not PING_PATTERN
+        ):
+            telemetry.begin(call)
+        if CORRELATION_HEADER not in own:
+            known = correlation_id.get()
+            if known is None:
+                known = fresh_id() if telemetry is None else telemetry.correlation_id()
+            own[CORRELATION_HEADER] = known
         transport = self._transports[0]
         if idempotent is None and not call.idempotent:
             call.idempotent = transport.idempotent(call)
@@ -472,7 +502,7 @@ class ClientProxy:
             call.max_attempts = settings.attempts
         try:
             transport.encode(call)
-        except ResilientClientError as error:
+        except BaseException as error:
             call.attempt = 0
             self._conclude(error, call)
             raise
@@ -494,9 +524,9 @@ class ClientProxy:
                 ) from None
         call.headers = {**_checked(asked), **call.headers}
 
-    def _conclude(self, error: ResilientClientError, call: Call) -> None:
-        """Give the error what it needs to tell the whole story when it is read."""
-        if error._call is None:  # noqa: SLF001
+    def _conclude(self, error: BaseException, call: Call) -> None:
+        """The call has failed: give the error what it needs to tell the whole story when read."""
+        if isinstance(error, ResilientClientError) and error._call is None:  # noqa: SLF001
             error._call = call  # noqa: SLF001
             error._endpoint = call.endpoint  # noqa: SLF001
             error._started = call.attempt_started  # noqa: SLF001
@@ -505,6 +535,8 @@ class ClientProxy:
                 error.sent = True
             if self._observer is not None and isinstance(error, RejectedError):
                 self._tell(CallRejected(call.route, error))
+        if call.span is not None:
+            call.span.end(error)
 
     # ---------------------------------------------------------------------------------- its life
 
@@ -517,6 +549,8 @@ class ClientProxy:
         """
         if self._loop is not asyncio.get_running_loop():
             self._own_loop()
+        if self._telemetry is not None:
+            self._telemetry.probe(self._now())
         deadline = self._now() + self._timeout
         await asyncio.gather(*(breaker.start(self) for breaker in self._breakers.values()))
         results = await asyncio.gather(

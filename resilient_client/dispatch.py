@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from resilient_client.handlers import Handler
     from resilient_client.message import Message
     from resilient_client.pipeline import Policy
+    from resilient_client.telemetry import Telemetry
+    from resilient_client.telemetry._server import ServerTelemetry
     from resilient_client.transports._base import Respond
 
 log = logging.getLogger("resilient_client.server")
@@ -145,7 +147,7 @@ class Dispatcher:
         max_calls: int = 1000,
         max_calls_per_connection: int = 256,
         max_threads: int = 32,
-        telemetry: Any = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.clock: Clock = clock if clock is not None else MonotonicClock()
         self.codec: Codec = codec if codec is not None else JsonCodec()
@@ -165,7 +167,11 @@ class Dispatcher:
         self._slots: set[Slots] = set()
         self._deadlines = Deadlines(self.clock, self._expire)
         self._refusing: set[asyncio.Task[None]] = set()
-        self._telemetry = telemetry
+        self._telemetry: ServerTelemetry | None = None
+        if telemetry is not None:
+            from resilient_client.telemetry._server import ServerTelemetry
+
+            self._telemetry = ServerTelemetry(telemetry, now=self.clock.now)
         self.draining = False
 
     # -------------------------------------------------------------------------- what is registered
@@ -239,6 +245,7 @@ class Dispatcher:
                 request = self._requests.get(message.route)
                 if request is None:
                     log.warning("nobody handles the event %.200r", message.route)
+                    self._refused("no_handler", message, transport)
                     if respond is not None:
                         self._answer(respond, Reply(error=NoHandlerError()))
                     return None
@@ -254,10 +261,12 @@ class Dispatcher:
         if handler is None:
             several = self._events.get(message.route, [])
             if not several:
+                self._refused("no_handler", message, transport)
                 self._answer(respond, Reply(error=NoHandlerError()))
                 return None
             handler = several[0]
         if full or self.draining:
+            self._refused("draining" if self.draining else "overload", message, transport)
             error = Throttled("The server is overloaded", status=429, retry_after=0.1)
             self._answer(respond, Reply(error=error))
             return None
@@ -275,6 +284,10 @@ class Dispatcher:
         if deadline != inf:
             self._deadlines.add(job, deadline)
         return job
+
+    def _refused(self, reason: str, message: Message, transport: str) -> None:
+        if self._telemetry is not None:
+            self._telemetry.refused(reason, message, transport)
 
     def _answer(self, respond: Respond, reply: Reply) -> None:
         """Answer without running anything."""
@@ -317,6 +330,7 @@ class Dispatcher:
                     reply = Reply(self.codec.encode({}))
                 elif job.deadline <= self.clock.now():
                     job.expired = True
+                    self._refused("expired", message, transport)
                     reply = Reply(error=_late())
                 elif self._telemetry is None:
                     reply = await self._handle(job, message, handler, context)
@@ -482,7 +496,9 @@ class Dispatcher:
             context.correlation_id,
             exc_info=error,
         )
-        return RemoteError(INTERNAL_SERVER_ERROR)
+        answer = RemoteError(INTERNAL_SERVER_ERROR)
+        answer.__cause__ = error  # for the span; nothing of it travels
+        return answer
 
     # --------------------------------------------------------------------------------------- events
 

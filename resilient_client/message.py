@@ -57,6 +57,8 @@ class Call:
         endpoint: the URL of the peer chosen for this attempt, credentials redacted.
         metadata: the headers of this attempt, made just before it is written.
         sent: whether any attempt was written: set by the transport just before it writes.
+        received: how many values of a streamed answer its consumer has been given.
+        span: the client's telemetry of this call, None while nothing is recorded.
         failures: (number, endpoint, started, ended, error) of the attempts given up so far.
     """
 
@@ -80,6 +82,7 @@ class Call:
         "metadata",
         "observer",
         "pattern",
+        "received",
         "route",
         "sent",
         "span",
@@ -117,6 +120,7 @@ class Call:
         self.endpoint = endpoint
         self.metadata: dict[str, str] = self.headers
         self.sent = False
+        self.received = 0
         self.failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
         self.observer = observer
         self.span: Any = None

@@ -12,6 +12,7 @@ from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
 from resilient_client.handlers import Handler, bind
+from resilient_client.telemetry import settings_of
 from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from resilient_client.events import Observer
     from resilient_client.message import Pattern
     from resilient_client.pipeline import Policy
+    from resilient_client.telemetry import Telemetry
     from resilient_client.transports._base import App, ServerListener
 
 F = TypeVar("F", bound="Callable[..., Any]")
@@ -114,7 +116,7 @@ class Server(Router):
         codec: Codec | None = None,
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),
-        telemetry: bool = True,
+        telemetry: bool | Telemetry = True,
         max_calls: int = 1000,
         max_calls_per_connection: int = 256,
         max_threads: int = 32,
@@ -137,11 +139,6 @@ class Server(Router):
             validate_server(policies)
         self.name = name if name is not None else "server"
         self.grace = grace
-        watcher: Any = None
-        if telemetry:
-            from resilient_client.telemetry import ServerTelemetry
-
-            watcher = ServerTelemetry(self.name)
         self._app = Dispatcher(
             policies=policies,
             codec=codec,
@@ -149,7 +146,7 @@ class Server(Router):
             max_calls=max_calls,
             max_calls_per_connection=max_calls_per_connection,
             max_threads=max_threads,
-            telemetry=watcher,
+            telemetry=settings_of(telemetry),
         )
         self._app.observers.extend(observers)
         self._urls = urls

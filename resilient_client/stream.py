@@ -40,7 +40,6 @@ class Stream(Generic[T]):
         self._call: Call | None = None
         self._reply: Reply | None = None
         self._items: Items | None = None
-        self._seen = False
         self._finished = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -78,16 +77,16 @@ class Stream(Generic[T]):
             value = body if reply.decoded else self._decode(body, self._returns)
         except StopAsyncIteration:
             self._finished = True
-            reply.complete(None, seen=self._seen)
+            reply.complete(None, seen=call.received > 0)
             raise
         except BaseException as error:
             self._finished = True
-            reply.complete(error, seen=self._seen)
+            reply.complete(error, seen=call.received > 0)
             await items.aclose()
             if isinstance(error, ResilientClientError):
                 self._conclude(error, call)
             raise
-        self._seen = True
+        call.received += 1
         return value  # type: ignore[no-any-return]
 
     async def aclose(self) -> None:
@@ -95,8 +94,8 @@ class Stream(Generic[T]):
         self._finished = True
         if self._items is not None:
             items, self._items = self._items, None
-            assert self._reply is not None  # noqa: S101
-            self._reply.complete(asyncio.CancelledError(), seen=self._seen)
+            assert self._reply is not None and self._call is not None  # noqa: S101, PT018
+            self._reply.complete(asyncio.CancelledError(), seen=self._call.received > 0)
             await items.aclose()
 
     async def __aenter__(self) -> Self:
@@ -117,11 +116,11 @@ class Stream(Generic[T]):
         if items is None or self._finished or loop is None or loop.is_closed():
             return
         self._finished = True
-        reply, seen = self._reply, self._seen
+        reply, call = self._reply, self._call
 
         def leave() -> None:
-            if reply is not None:
-                reply.complete(asyncio.CancelledError(), seen=seen)
+            if reply is not None and call is not None:
+                reply.complete(asyncio.CancelledError(), seen=call.received > 0)
             task = loop.create_task(items.aclose())
             _leaving.add(task)
             task.add_done_callback(_leaving.discard)
