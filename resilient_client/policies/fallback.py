@@ -1,0 +1,214 @@
+"""What the caller gets instead, when the peer is in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterator,
+)
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from resilient_client.clock import call_later
+from resilient_client.errors import (
+    ConfigurationError,
+    DeadlineExceeded,
+    Outcome,
+    RejectedError,
+    RemoteError,
+    ReplyTimeout,
+    TransportError,
+)
+from resilient_client.message import Receipt, Reply
+from resilient_client.policies._checks import On, matcher, named
+
+if TYPE_CHECKING:
+    from resilient_client.clock import Clock
+    from resilient_client.message import Call
+    from resilient_client.pipeline import Handler
+
+T = TypeVar("T")
+
+
+def trouble(error: Exception) -> bool:
+    """Whether an error says that the peer cannot be used right now.
+
+    No usable answer (`TransportError`, `DeadlineExceeded`), none asked for (`RejectedError`: an
+    open circuit, a full bulkhead), or one that says broken, throttled or "nobody is subscribed". A
+    deliberate error of the peer's handler is an answer, and a `PayloadError` or
+    `ConfigurationError` a mistake to be seen.
+    """
+    if isinstance(error, RemoteError):
+        return error.outcome is not Outcome.SUCCESS
+    return isinstance(error, TransportError | DeadlineExceeded | RejectedError)
+
+
+class Fallback:
+    """A value, or what a function returns, in place of an error.
+
+    Args:
+        value_or_callable: a value is the answer itself, the same object each time. A function is
+            called with the call and the error, or with fewer arguments if it takes fewer (a single
+            one is the call, unless it is named `error`); it may be async, and then has what is left
+            of the call's deadline: after that, the original error is raised. For a stream, a
+            list, tuple, set, range or iterator is its items, an async iterable too, and anything
+            else its one item. For an `emit` a value says nothing: the error is raised, unless a
+            function returns a `Receipt`.
+        on: an exception class, a tuple of them, or a function of the error; by default the errors
+            of a peer in trouble (see `trouble`). Cancellation is never caught.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+
+    scope: ClassVar[str] = "call"
+
+    def __init__(self, value_or_callable: Any, *, on: On | None = None) -> None:
+        self.value_or_callable = value_or_callable
+        self.on = on
+        self._means = trouble if on is None else matcher("Fallback", on)
+        self._make = _maker(value_or_callable) if callable(value_or_callable) else None
+
+    def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+        """See `Policy.wrap`."""
+        means, make, constant = self._means, self._make, self.value_or_callable
+
+        async def fallback(call: Call) -> Reply:
+            try:
+                return await handler(call)
+            except Exception as error:
+                if not means(error):
+                    raise
+                if make is None:
+                    value = constant
+                else:
+                    value = make(call, error)
+                    if isinstance(value, Awaitable):
+                        value = await _in_time(value, call.deadline, clock, error)
+                reply = _reply(value, call, clock)
+                if reply is None:
+                    raise
+                return reply
+
+        return fallback
+
+    def describe(self) -> str:
+        """The settings in words."""
+        value = self.value_or_callable
+        what = f"{named(value)}()" if callable(value) else "a fixed value"
+        return f"{what} on {'a peer in trouble' if self.on is None else named(self.on)}"
+
+    def __repr__(self) -> str:
+        return f"<Fallback {self.describe()}>"
+
+
+def _reply(value: Any, call: Call, clock: Clock) -> Reply | None:
+    if isinstance(value, Reply):
+        return value
+    if call.kind == "emit":
+        return Reply(receipt=value) if isinstance(value, Receipt) else None
+    if call.kind == "stream":
+        return Reply(items=_Items(value, clock), decoded=True)
+    return Reply(value, decoded=True)
+
+
+def _maker(function: Callable[..., Any]) -> Callable[[Call, Exception], Any]:
+    """The function, called with as much as it takes."""
+    if isinstance(function, type):
+        return lambda call, error: function()
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some built-in functions do not tell
+        return lambda call, error: function()
+    wanted: list[str] = []  # by position
+    named_only: list[str] = []
+    for parameter in parameters:
+        known = parameter.name in {"call", "error"}
+        required = parameter.default is parameter.empty
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            wanted += [name for name in ("call", "error") if name not in wanted]
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            if required or known:
+                named_only.append(parameter.name)
+        elif parameter.kind is not parameter.VAR_KEYWORD and (required or known):
+            free = [name for name in ("call", "error") if name not in wanted]
+            wanted.append(parameter.name if known else free[0] if free else "")
+    if not set(wanted + named_only) <= {"call", "error"} or len(set(wanted)) < len(wanted):
+        raise ConfigurationError(
+            f"Fallback: {named(function)}() takes more than the call and the error",
+            hint="write lambda call, error: ...",
+        )
+
+    def make(call: Call, error: Exception) -> Any:
+        given = {"call": call, "error": error}
+        return function(
+            *[given[name] for name in wanted], **{name: given[name] for name in named_only}
+        )
+
+    return make
+
+
+async def _in_time(
+    awaitable: Awaitable[T], deadline: float, clock: Clock, late: BaseException
+) -> T:
+    """Await it until the clock says `deadline`; then raise `late`.
+
+    It starts in any case: what need not wait comes even when no time is left.
+    """
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(None)
+    timer = None
+    try:
+        async with limit:
+            if deadline < inf:
+                timer = call_later(
+                    clock, deadline - clock.now(), lambda: limit.reschedule(loop.time())
+                )
+            return await awaitable
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    raise late
+
+
+class _Items:
+    """The fallback's values, as a stream. See `message.Items`."""
+
+    __slots__ = ("_clock", "_source")
+
+    def __init__(self, value: Any, clock: Clock) -> None:
+        self._clock = clock
+        self._source: AsyncIterator[Any] | Iterator[Any]
+        if isinstance(value, AsyncIterable):
+            self._source = aiter(value)
+        elif isinstance(value, list | tuple | set | frozenset | range | Iterator):
+            self._source = iter(value)
+        else:
+            self._source = iter((value,))
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        source = self._source
+        if isinstance(source, AsyncIterator):
+            silent = ReplyTimeout("the fallback's stream was silent for too long", sent=False)
+            return await _in_time(anext(source), deadline, self._clock, silent)
+        for item in source:
+            return item
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """See `message.Items.aclose`."""
+        if isinstance(self._source, AsyncGenerator):
+            await self._source.aclose()
+        elif isinstance(self._source, Generator):
+            self._source.close()

@@ -1,0 +1,250 @@
+"""Another attempt, where that is safe, worth its load, and still in time.
+
+The waits come from `backoff`'s generators and jitter functions; its decorators are not used: they
+know neither deadline nor cancellation, and read the wall clock. All of `backoff` is in this module.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator
+from math import isfinite
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import backoff
+
+from resilient_client import defaults
+from resilient_client.errors import (
+    ConfigurationError,
+    Outcome,
+    PayloadError,
+    ReplyTimeout,
+    ResilientClientError,
+)
+from resilient_client.events import RetryScheduled, RetrySuppressed
+from resilient_client.policies._checks import On, count, matcher, named
+from resilient_client.policies.retry_budget import RetryBudget
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from resilient_client.clock import Clock
+    from resilient_client.events import Suppressed
+    from resilient_client.message import Call, Reply
+    from resilient_client.pipeline import Handler
+    from resilient_client.policies.retry_budget import Withdrawal
+
+Wait = Callable[..., Generator[float, Any, None]]
+Jitter = Callable[[float], float]
+
+_WORTH = frozenset({Outcome.FAILURE, Outcome.NEVER_SENT, Outcome.THROTTLED})
+_NEVER = (PayloadError, ConfigurationError)
+
+
+class Retry:
+    """Repeat what failed, up to `attempts` in all.
+
+    Repeated is what was never executed (`sent` is False, or the peer asked to come back later), and
+    what may have been executed only when the call is idempotent. Never repeated is what was refused
+    on this side (an open circuit, a full bulkhead), what cannot be sent or decoded, and a
+    deliberate error of the peer's handler. A stream is repeated only before its first item.
+
+    A wait that would pass the call's deadline is not begun: the last error is raised at once.
+
+    Args:
+        attempts: in all, the first included; a pattern's own `attempts` setting comes before it.
+        wait: a wait generator of `backoff`, or one of the same kind: it is started with `next` and
+            sent each error, and yields seconds. When it ends, so do the attempts. `backoff.expo`
+            starts at 0.1 s here and stops doubling at 2 s, unless `factor` and `max_value` are
+            given.
+        jitter: makes a wait random, `backoff`'s functions for example; None leaves it as it is.
+            What a peer asks to wait is jittered upwards only.
+        on: an exception class, a tuple of them, or a function of the error: which errors are worth
+            repeating, instead of the above. What is unsafe, refused on this side, or cannot be sent
+            or decoded is not repeated all the same. An error that is not this package's (of a
+            policy of yours) is repeated only if `on` says so and nothing was sent or the call is
+            idempotent.
+        budget: bounds the repeats of all calls together; `standard()` brings one.
+        arguments_of_the_wait_generator: as it says, such as `base=3`.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+
+    scope: ClassVar[str] = "call"
+    repeats: ClassVar[bool] = True
+    """A `Timeout` further in is an attempt's."""
+
+    def __init__(
+        self,
+        attempts: int = defaults.ATTEMPTS,
+        wait: Wait = backoff.expo,
+        *,
+        jitter: Jitter | None = backoff.full_jitter,
+        on: On | None = None,
+        budget: RetryBudget | None = None,
+        **arguments_of_the_wait_generator: Any,
+    ) -> None:
+        self.attempts = count("Retry: attempts", attempts)
+        self.wait = wait
+        self.jitter = jitter
+        self.on = on
+        if budget is not None and not isinstance(budget, RetryBudget):
+            raise ConfigurationError(
+                f"Retry: budget={budget!r} is not a RetryBudget",
+                hint="write RetryBudget(ratio=0.2)",
+            )
+        self.budget = budget
+        arguments = arguments_of_the_wait_generator
+        if wait is backoff.expo:
+            arguments = {
+                "factor": defaults.RETRY_FACTOR,
+                "max_value": defaults.RETRY_MAX_WAIT,
+                **arguments,
+            }
+        self.arguments = arguments
+        if jitter is not None and not callable(jitter):
+            raise ConfigurationError(f"Retry: jitter={jitter!r} is not a function of the seconds")
+        try:
+            self._schedule()
+        except (TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise ConfigurationError(
+                f"Retry: wait={named(wait)} cannot be used as a wait generator: {error}",
+                hint="Retry has attempts=, wait=, jitter=, on= and budget=; the rest is the"
+                " generator's own",
+            ) from error
+        self._means = None if on is None else matcher("Retry", on)
+
+    def with_budget(self, budget: RetryBudget) -> Retry:
+        """The same settings with this budget, in an object of its own."""
+        other = copy.copy(self)
+        other.budget = budget
+        return other
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The budget's: see `RetryBudget.bind`."""
+        if self.budget is not None:
+            self.budget.bind(loop)
+
+    def _schedule(self) -> Generator[float, Any, None]:
+        generator = self.wait(**self.arguments)
+        next(generator)
+        return generator
+
+    def _worth(self, error: Exception) -> bool:
+        """Whether such an error is repeated at all, as far as it is safe."""
+        if isinstance(error, ResilientClientError):
+            if error.outcome is Outcome.REJECTED or isinstance(error, _NEVER):
+                return False
+            if self._means is None:
+                return error.outcome in _WORTH
+        return self._means is not None and self._means(error)
+
+    def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+        """See `Policy.wrap`."""
+        budget, attempts, now, sleep = self.budget, self.attempts, clock.now, clock.sleep
+        worth = self._worth
+        # Whether an attempt that takes too long is followed by another: only then is it cut short.
+        by_function = callable(self.on) and not isinstance(self.on, type)
+        cut = by_function or worth(ReplyTimeout())
+
+        async def retry(call: Call) -> Reply:
+            most = attempts if call.max_attempts is None else call.max_attempts
+            outer = call.may_repeat is True  # another Retry around this one
+            call.may_repeat = outer or (most > 1 and cut and call.idempotent)
+            if budget is not None:
+                budget.deposit(now())
+            number = 1
+            generator: Generator[float, Any, None] | None = None
+            while True:
+                try:
+                    return await handler(call)
+                except Exception as error:
+                    if not worth(error):
+                        raise
+                    if generator is None:
+                        generator = self._schedule()
+                    failed_at = now()
+                    plan = self._plan(call, error, number < most, generator, failed_at)
+                    if isinstance(plan, str):
+                        if call.observer is not None:
+                            call.observer(RetrySuppressed(call.route, call.attempt, plan, error))
+                        raise
+                    delay, withdrawal = plan
+                    last = error
+                try:
+                    await sleep(delay)
+                    begin = now()
+                    if begin >= call.deadline:  # the loop was busy for longer than the wait
+                        raise last
+                except BaseException:
+                    if withdrawal is not None:
+                        withdrawal.give_back()
+                    raise
+                number += 1
+                call.failed(last, failed_at)
+                call.next_attempt(begin, outer or (number < most and cut and call.idempotent))
+                del last
+
+        return retry
+
+    def _plan(
+        self,
+        call: Call,
+        error: Exception,
+        left: bool,  # noqa: FBT001
+        generator: Generator[float, Any, None],
+        now: float,
+    ) -> tuple[float, Withdrawal | None] | Suppressed:
+        """How long to wait for the next attempt and what the budget gave, or why there is none."""
+        if not (call.idempotent or _harmless(error, call)):
+            return "not_idempotent"
+        if not left:
+            return "attempts"
+        try:
+            scheduled = generator.send(error)
+        except StopIteration:
+            return "attempts"
+        delay = self._delay(scheduled, getattr(error, "retry_after", None))
+        if now + delay >= call.deadline:
+            return "deadline"
+        withdrawal = None
+        if self.budget is not None:
+            withdrawal = self.budget.withdraw(now)
+            if withdrawal is None:
+                return "budget"
+        if call.observer is not None:
+            call.observer(RetryScheduled(call.route, call.attempt, delay, error))
+        return delay, withdrawal
+
+    def _delay(self, scheduled: float, asked: object) -> float:
+        """The wait in seconds. What the peer asked is a floor, whatever the jitter does."""
+        jitter = self.jitter
+        if isinstance(asked, int | float) and isfinite(asked) and asked > 0:
+            if jitter is None:
+                return max(asked, scheduled)
+            return asked + max(0.0, jitter(max(scheduled, asked * defaults.PUSHBACK_SPREAD)))
+        return max(0.0, scheduled if jitter is None else jitter(scheduled))
+
+    def describe(self) -> str:
+        """The settings in words."""
+        arguments = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
+        parts = [
+            f"{self.attempts} attempts",
+            f"wait {named(self.wait)}{arguments}",
+            "no jitter" if self.jitter is None else named(self.jitter).replace("_", " "),
+        ]
+        if self.on is not None:
+            parts.append(f"on {named(self.on)}")
+        parts.append("no budget" if self.budget is None else f"budget {self.budget.describe()}")
+        return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"<Retry {self.describe()}>"
+
+
+def _harmless(error: Exception, call: Call) -> bool:
+    """Whether this attempt was certainly not executed."""
+    if isinstance(error, ResilientClientError):
+        return error.outcome is Outcome.THROTTLED or not error.sent
+    return not call.sent

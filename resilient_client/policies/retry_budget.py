@@ -1,0 +1,163 @@
+"""How much may be repeated, over all calls together."""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import TYPE_CHECKING
+
+from resilient_client import defaults
+from resilient_client.errors import ConfigurationError
+from resilient_client.policies._checks import seconds, share
+
+if TYPE_CHECKING:
+    import asyncio
+
+_STEPS = 100
+"""Into so many steps a window is counted: memory stays bounded, the error under one of them."""
+
+_ROUNDING = 1e-9
+"""0.29 x 100 is a little under 29."""
+
+
+class Withdrawal:
+    """Repeats granted within one step of time."""
+
+    __slots__ = ("_budget", "count", "first", "last")
+
+    def __init__(self, budget: RetryBudget, at: float) -> None:
+        self._budget = budget
+        self.first = self.last = at
+        self.count = 0
+
+    def give_back(self) -> None:
+        """A repeat that was granted did not take place."""
+        if self.count:
+            self.count -= 1
+            self._budget._repeats -= 1  # noqa: SLF001
+
+
+class RetryBudget:
+    """At most `ratio` x calls + `reserve_per_second` x time may be repeated within a window.
+
+    Retries of many callers multiply the load on a peer that is already failing; this bounds them
+    all together, whatever each caller's attempts. The reserve of a whole window is there from the
+    start. It is no policy: those that repeat ask it. One object given to two clients of one loop is
+    shared on purpose.
+
+    Args:
+        ratio: repeats per call; 0 leaves only the reserve.
+        reserve_per_second: repeats per second besides; 0 leaves only the ratio.
+        window: seconds.
+
+    Raises:
+        ConfigurationError: a setting that cannot work.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_current",
+        "_loop",
+        "_past",
+        "_repeats",
+        "_reserve",
+        "_step",
+        "_until",
+        "_withdrawals",
+        "ratio",
+        "reserve_per_second",
+        "window",
+    )
+
+    def __init__(
+        self,
+        ratio: float = defaults.BUDGET_RATIO,
+        reserve_per_second: float = defaults.BUDGET_RESERVE_PER_SECOND,
+        window: float = defaults.BUDGET_WINDOW,
+    ) -> None:
+        self.ratio = share("RetryBudget: ratio", ratio)
+        self.reserve_per_second = share("RetryBudget: reserve_per_second", reserve_per_second)
+        self.window = seconds("RetryBudget: window", window)
+        if self.window == inf:
+            raise ConfigurationError("RetryBudget: window must be finite", hint="10 is the default")
+        self._reserve = self.reserve_per_second * self.window
+        self._step = self.window / _STEPS
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Calls count from the first of their step and repeats until the last of theirs, so that
+        # what is counted errs on the side of fewer repeats.
+        self._calls: deque[tuple[float, int]] = deque()
+        self._past = 0  # the sum of those
+        self._current = 0  # calls since `_until - _step`
+        self._until = -inf
+        self._withdrawals: deque[Withdrawal] = deque()
+        self._repeats = 0
+
+    def deposit(self, now: float) -> None:
+        """A call begins."""
+        if now >= self._until:
+            self._turn(now)
+        self._current += 1
+
+    def _turn(self, now: float) -> None:
+        if self._current:
+            self._calls.append((self._until - self._step, self._current))
+            self._past += self._current
+            self._current = 0
+        if len(self._calls) > _STEPS:
+            self._forget(now)
+        self._until = now + self._step
+
+    def _forget(self, now: float) -> None:
+        oldest = now - self.window
+        calls, withdrawals = self._calls, self._withdrawals
+        while calls and calls[0][0] <= oldest:
+            self._past -= calls.popleft()[1]
+        while withdrawals and withdrawals[0].last <= oldest:
+            gone = withdrawals.popleft()
+            self._repeats -= gone.count
+            gone.count = 0
+
+    def withdraw(self, now: float) -> Withdrawal | None:
+        """Something is to be repeated: None when there is nothing left for it.
+
+        What is granted and then not used after all is brought back with its `give_back`.
+        """
+        self._forget(now)
+        if self._until - self._step <= now - self.window:
+            self._current = 0
+        allowed = self.ratio * (self._past + self._current) + self._reserve
+        if self._repeats + 1 > allowed + _ROUNDING:
+            return None
+        latest = self._withdrawals[-1] if self._withdrawals else None
+        if latest is None or now - latest.first >= self._step:
+            latest = Withdrawal(self, now)
+            self._withdrawals.append(latest)
+        latest.last = max(latest.last, now)
+        latest.count += 1
+        self._repeats += 1
+        return latest
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Belong to this loop, until it has closed.
+
+        Raises:
+            ConfigurationError: it belongs to another one that is still open.
+        """
+        if self._loop is not None and self._loop is not loop and not self._loop.is_closed():
+            raise ConfigurationError(
+                "this RetryBudget belongs to another event loop that is still open",
+                hint="make one RetryBudget per loop",
+            )
+        self._loop = loop
+
+    def describe(self) -> str:
+        """The settings in words."""
+        return (
+            f"{self.ratio:.4g} of calls + {self.reserve_per_second:.4g}/s over {self.window:.4g} s"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"RetryBudget(ratio={self.ratio!r}, reserve_per_second={self.reserve_per_second!r},"
+            f" window={self.window!r})"
+        )
