@@ -1,6 +1,6 @@
 """Every default of the package, once, with its reason.
 
-A circuit breaker's own rules stand beside it, in `policies/_circuit_rules.py`.
+A circuit breaker's own rules stand beside it, in `policies/_circuit/rules.py`.
 """
 
 from __future__ import annotations

@@ -120,6 +120,8 @@ def known_sibling(module: str, name: str) -> str | None:
     own, other = module.split("."), name.split(".")
     if len(own) < 3 or len(other) < 3 or own[1] not in {"policies", "transports"}:
         return None
+    if own[2].startswith("_"):
+        return None  # what its siblings share is none of them: it may put them together
     folder = PACKAGE / own[1] / other[2]
     if own[1] != other[1] or own[2] == other[2] or other[2].startswith("_"):
         return None
