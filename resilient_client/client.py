@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
@@ -145,6 +146,7 @@ class ClientProxy:
         self._policies = list(standard() if policies is None else policies)
         self._timeout = DEFAULT_TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
+        self._guards: dict[tuple[int, str], CircuitBreaker] = {}
         self._telemetry: ClientTelemetry | None = None
         if (settings := settings_of(telemetry)) is not None:
             from resilient_client.telemetry._client import ClientTelemetry
@@ -159,6 +161,7 @@ class ClientProxy:
             )
         self._handler = self._assemble()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         self._closed = False
 
     def _open(
@@ -231,12 +234,16 @@ class ClientProxy:
         copy_for = getattr(policy, "copy_for", None)
         if copy_for is None:
             return policy
+        known = self._guards.get((id(policy), transport.endpoint))
+        if known is not None:  # composed anew for another loop: the breaker and its state stay
+            return known
         breaker: CircuitBreaker = policy  # type: ignore[assignment]
         if len(self._transports) > 1:
             breaker = copy_for(f"{self.name}/{transport.endpoint.partition('://')[2].rstrip('/')}")
         elif breaker.name is None:
             breaker.name = self.name
         self._breakers[transport.endpoint] = breaker
+        self._guards[id(policy), transport.endpoint] = breaker
         breaker.observe(self._tell)
         return breaker
 
@@ -566,6 +573,8 @@ class ClientProxy:
 
     async def aclose(self) -> None:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            self._own_loop()
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
         await asyncio.gather(*(breaker.stop(self) for breaker in self._breakers.values()))
@@ -587,9 +596,9 @@ class ClientProxy:
         await self.aclose()
 
     def _own_loop(self) -> None:
-        """All state belongs to the loop of the first use, until that loop has closed."""
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and not self._loop.is_closed():
+        """All state belongs to the loop of the first use, until that has closed or a fork came."""
+        loop, before = asyncio.get_running_loop(), self._loop
+        if before is not None and not before.is_closed() and self._process == os.getpid():
             raise ConfigurationError(
                 "this client belongs to another event loop that is still running",
                 hint="use one client per loop, or SyncClientProxy, which is safe from any thread",
@@ -600,12 +609,13 @@ class ClientProxy:
                 bind(loop)
         for breaker in self._breakers.values():
             breaker.bind(loop)
-        if self._loop is not None:
+        if before is not None:
             for transport in self._transports:
                 forget = getattr(transport, "forget_loop", None)
                 if forget is not None:
                     forget()
-        self._loop = loop
+            self._handler = self._assemble()  # permits and waits in there were the old loop's
+        self._loop, self._process = loop, os.getpid()
 
     # ------------------------------------------------------------------------------ what is seen
 

@@ -12,6 +12,7 @@ from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
 from resilient_client.handlers import Handler, bind
+from resilient_client.loops import fast_loop_factory
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
@@ -312,16 +313,6 @@ class Server(Router):
 
             self._asgi = asgi_app(self._app)
         return self._asgi
-
-
-def fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's, where it is installed (extra `fast`); None is asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory
 
 
 async def _pong() -> dict[str, str]:

@@ -38,6 +38,16 @@ def client_transport(url: str, env: Environment, options: Mapping[str, Any]) -> 
     return transport
 
 
+def client_options(url: str) -> dict[str, str]:
+    """The options that a client of this URL knows, with the text of their types.
+
+    Raises:
+        ConfigurationError: unknown scheme, or the extra is not installed.
+    """
+    _, module = _resolve(url)
+    return _parameters(module.ClientTransport) | _parameters(module.ServerListener)
+
+
 def server_listener(
     url: str, app: App, options: Mapping[str, Any]
 ) -> tuple[ServerListener, dict[str, str]]:
@@ -50,11 +60,19 @@ def server_listener(
 
 def _resolve(url: str) -> tuple[Target, ModuleType]:
     if not isinstance(url, str) or "://" not in url:
-        raise ConfigurationError(f"{url!r} is not a URL", hint="write it like tcp://127.0.0.1:3001")
+        shown = (
+            "a text" if "@" in str(url) else repr(url)
+        )  # with an @ there may be a password in it
+        raise ConfigurationError(f"{shown} is not a URL", hint="write it like tcp://127.0.0.1:3001")
     target = Target(url)
     try:
         target.port(0)
     except ValueError as error:
+        if "@" in url:  # what was taken for the port may be the password
+            raise ConfigurationError(
+                f"a {target.scheme}:// URL has no usable port",
+                hint="in user and password, / ? # and @ are written %2F %3F %23 and %40",
+            ) from None
         raise ConfigurationError(f"{target} has no usable port: {error}") from None
     schemes = known_schemes()
     for name in (target.scheme, target.scheme.removesuffix("s")):

@@ -32,6 +32,10 @@ class Transport(Protocol):
     It owns connecting, the table of pending replies and the mapping of its library's errors to
     ours; deadlines arrive as numbers on the call, retries and breakers are not its business.
 
+    One that is made for a second event loop once the first has closed (or was left behind in a
+    forking parent) has `forget_loop()`: it becomes as new without touching its connections, for no
+    callback of that loop will run again, and a parent's socket is the parent's.
+
     Attributes:
         endpoint: the URL of the peer, credentials redacted.
         status: the state of the connection.

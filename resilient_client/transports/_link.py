@@ -185,6 +185,12 @@ class Link(Generic[C]):
             old, self.status = self.status, status
             self._notify(ConnectionChanged(self._endpoint, old, status, reason))
 
+    def forget_loop(self) -> None:
+        """See `Transport`: as if there had never been a connection."""
+        self.current = self._dialling = self._keeper = self._hurry = None
+        if self.status != "closed":
+            self._change("idle", "its event loop has ended")
+
     async def aclose(self) -> C | None:
         """Stop dialling; the connection, if any, is handed back for the owner to close."""
         self._change("closed")

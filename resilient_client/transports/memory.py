@@ -7,6 +7,7 @@ works there.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from contextlib import suppress
 from itertools import count
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
 
 _buses: dict[str, ServerListener] = {}
 _lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child: the servers' loops run in the parent only."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _buses.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> None:
@@ -153,6 +165,7 @@ class ClientTransport(BaseTransport):
             raise
         finally:
             replies.forget(key)
+            del future  # it holds an error whose traceback holds this frame
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
@@ -160,6 +173,10 @@ class ClientTransport(BaseTransport):
         call.sent = True
         _post(listener.loop, listener.event, Message(call.route, call.body, call.metadata))
         return Receipt("accepted", listener.app.receivers(call.route))
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._replies = PendingReplies(self._clock)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -262,6 +262,7 @@ class ClientTransport(BaseTransport):
             raise
         finally:
             replies.forget(key)
+            del future  # it holds an error whose traceback holds this frame
 
     def _cancel(self, stream: _ClientStream, key: str) -> None:
         """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
@@ -286,6 +287,10 @@ class ClientTransport(BaseTransport):
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
         return Receipt("written")
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

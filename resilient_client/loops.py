@@ -1,0 +1,153 @@
+"""Event loops: the fast one, where it is installed, and the one that all sync callers share."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread  # noqa: F401  (what needs it can no longer load it at exit)
+import contextvars
+import logging
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from resilient_client.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+T = TypeVar("T")
+_log = logging.getLogger("resilient_client")
+
+
+def fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed (extra `fast`); None is asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+class _Errand(Generic[T]):
+    """One coroutine that runs on the loop while a thread waits for it."""
+
+    __slots__ = ("coroutine", "done", "error", "left", "task", "value")
+
+    value: T
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self.coroutine = coroutine
+        self.error: BaseException | None = None
+        self.left = False
+        self.task: asyncio.Task[None] | None = None
+        self.done = threading.Lock()
+        self.done.acquire()
+
+    async def run(self) -> None:
+        # Whatever ends it belongs to the thread that waits: a SystemExit must not end the loop.
+        try:
+            self.value = await self.coroutine
+        except BaseException as error:  # noqa: BLE001
+            self.error = error
+        finally:
+            self.done.release()
+
+    def leave(self) -> None:
+        """On the loop: nobody waits any more."""
+        self.left = True
+        if self.task is None:
+            self.coroutine.close()
+        else:
+            self.task.cancel()
+
+
+class BackgroundLoop:
+    """An event loop in a daemon thread, for callers without one.
+
+    Nothing stops it at exit: a daemon thread does not keep the process, calls made by `atexit`
+    functions still work whatever their order, and what is left then ends with the process, unheard.
+    """
+
+    def __init__(self) -> None:
+        self.loop: Final = (fast_loop_factory() or asyncio.new_event_loop)()
+        self._thread = threading.Thread(
+            target=contextvars.Context().run,
+            args=(self._serve,),
+            name="resilient_client loop",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while True:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # raised by an observer, say: every sync client of the process needs this thread
+                _log.exception("something on the sync clients' loop tried to end the process")
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run it on the loop, in a copy of this thread's context, and wait for its end.
+
+        An exception in this thread meanwhile, such as KeyboardInterrupt, cancels it.
+        """
+        if threading.get_ident() == self._thread.ident:
+            coroutine.close()
+            raise ConfigurationError(
+                "a sync call on the sync clients' own loop would wait for itself for ever",
+                hint="observers, fallbacks and async headers= run there: use ClientProxy in them",
+            )
+        errand = _Errand(coroutine)
+        context = contextvars.copy_context()
+        try:
+            self.loop.call_soon_threadsafe(self._start, errand, context, context=context)
+            errand.done.acquire()
+        except BaseException:
+            self.loop.call_soon_threadsafe(errand.leave)
+            raise
+        error, errand.error = errand.error, None
+        if error is None:
+            return errand.value
+        try:
+            raise error
+        finally:
+            del (
+                error
+            )  # its traceback holds this frame: no cycle, neither here nor through the errand
+
+    def _start(self, errand: _Errand[Any], context: contextvars.Context) -> None:
+        if not errand.left:
+            errand.task = self.loop.create_task(errand.run(), context=context)
+
+
+_current: BackgroundLoop | None = None
+_starting = threading.RLock()  # a signal handler may ask while its thread is starting one
+_of_parents: list[BackgroundLoop] = []
+
+
+def background_loop() -> BackgroundLoop:
+    """The one of this process, started when first asked for."""
+    global _current  # noqa: PLW0603
+    if _current is None:
+        with _starting:
+            if _current is None:
+                made = BackgroundLoop()
+                _current = _current or made
+    return _current
+
+
+def _forget() -> None:
+    """In a forked child: the thread is not there, and the loop's descriptors are the parent's too.
+
+    The loop is kept, untouched, for ever: closing what it holds would reach into the parent.
+    """
+    global _current, _starting
+    if _current is not None:
+        _of_parents.append(_current)
+    _current, _starting = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,344 @@
+"""The client's end for code without an event loop: `SyncClientProxy`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import sys
+import warnings
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+from resilient_client.client import ClientProxy, Health
+from resilient_client.loops import background_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from resilient_client.clock import Clock
+    from resilient_client.codecs import Codec
+    from resilient_client.events import Observer, Status
+    from resilient_client.message import Pattern, Receipt
+    from resilient_client.pipeline import Policy
+    from resilient_client.policies.circuit_breaker import CircuitBreaker
+    from resilient_client.stream import Stream
+    from resilient_client.telemetry import Telemetry
+    from resilient_client.transports._base import Transport
+
+T = TypeVar("T")
+
+_asked: ContextVar[Any] = ContextVar("asked headers")
+"""What the `headers=` callable gave for the call that this context is of."""
+
+
+class SyncClientProxy:
+    """`ClientProxy` without await: the same arguments, the same methods, the same errors.
+
+    A thin facade over one event loop in a daemon thread, which all sync clients of the process
+    share. Safe from any thread; the caller's context variables (correlation id, span, a handler's
+    remaining time) are carried along. KeyboardInterrupt in a waiting thread cancels its call.
+    In a forked child the same object connects anew, over a loop of the child's own.
+
+    Observers, fallbacks and an async `headers=` run on that shared loop and must not block it. A
+    plain `headers=` callable is asked in the calling thread, before the call's time begins.
+
+    Inside a running event loop it works, but blocks that loop: a RuntimeWarning says so.
+
+    Args and Raises: see `ClientProxy`.
+    """
+
+    def __init__(
+        self,
+        target: str | Sequence[str] | Transport,
+        *,
+        policies: Iterable[Policy] | None = None,
+        name: str | None = None,
+        headers: Any = None,
+        patterns: Any = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+        observers: Iterable[Observer] = (),
+        telemetry: bool | Telemetry = True,
+        **options: Any,
+    ) -> None:
+        self._ask_headers: Callable[[], Any] | None = None
+        if callable(headers) and not inspect.iscoroutinefunction(headers):
+            self._ask_headers, headers = headers, _asked.get
+        self._client = ClientProxy(
+            target,
+            policies=policies,
+            name=name,
+            headers=headers,
+            patterns=patterns,
+            codec=codec,
+            clock=clock,
+            observers=observers,
+            telemetry=telemetry,
+            **options,
+        )
+
+    @property
+    def name(self) -> str:
+        """For breakers, metrics and logs."""
+        return self._client.name
+
+    @overload
+    def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any: ...
+
+    @overload
+    def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> T: ...
+
+    def send(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Any:
+        """Ask, and return the first value of the answer. See `ClientProxy.send`."""
+        return self._wait_for_call(
+            self._client.send(
+                pattern,
+                data,
+                returns=returns,
+                timeout=timeout,
+                headers=headers,
+                idempotent=idempotent,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    def emit(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Hand an event over, and say what is proved about it. See `ClientProxy.emit`."""
+        return self._wait_for_call(
+            self._client.emit(
+                pattern,
+                data,
+                timeout=timeout,
+                headers=headers,
+                idempotent=idempotent,
+                idempotency_key=idempotency_key,
+            )
+        )
+
+    @overload
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> SyncStream[Any]: ...
+
+    @overload
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: type[T],
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> SyncStream[T]: ...
+
+    def stream(
+        self,
+        pattern: Pattern,
+        data: Any = None,
+        *,
+        returns: Any = Any,
+        timeout: float | None = None,
+        idle_timeout: float = 10.0,
+        headers: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> SyncStream[Any]:
+        """Ask, and iterate over every value of the answer. See `ClientProxy.stream`.
+
+        Leaving the loop cancels the call; use the stream as a context manager to be sure when.
+        """
+        return SyncStream(
+            self._client.stream(
+                pattern,
+                data,
+                returns=returns,
+                timeout=timeout,
+                idle_timeout=idle_timeout,
+                headers=headers,
+                idempotent=idempotent,
+            ),
+            self._wait_for_call,
+        )
+
+    def ping(self, timeout: float | None = None) -> Health:
+        """Whether the service can be reached. See `ClientProxy.ping`."""
+        return _wait_for(self._client.ping(timeout))
+
+    def connect(self) -> None:
+        """Connect to every endpoint. See `ClientProxy.connect`."""
+        _wait_for(self._client.connect())
+
+    def close(self) -> None:
+        """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
+        _wait_for(self._client.aclose())
+
+    def __enter__(self) -> Self:
+        _wait_for(self._client.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _wait_for_call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait for a call; a plain `headers=` callable is asked here first."""
+        if self._ask_headers is None:
+            return _wait_for(coroutine)
+        asked: Any = None
+        try:
+            asked = self._ask_headers()
+            token = _asked.set(asked)
+            try:
+                return _wait_for(coroutine)
+            finally:
+                _asked.reset(token)
+        finally:
+            for each in (coroutine, asked):
+                if inspect.iscoroutine(each):
+                    each.close()  # of use only where it was not even begun
+
+    # ------------------------------------------------------------------------------ what is seen
+
+    @property
+    def status(self) -> Status:
+        """See `ClientProxy.status`."""
+        return self._client.status
+
+    @property
+    def circuit_breakers(self) -> Mapping[str, CircuitBreaker]:
+        """Each endpoint's breaker, by the endpoint's URL; steering is safe from any thread."""
+        return self._client.circuit_breakers
+
+    @property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """The breaker of the only endpoint; steering is safe from any thread."""
+        return self._client.circuit_breaker
+
+    def listen(self, callback: Observer) -> Callable[[], None]:
+        """Call back, on the shared loop's thread, with every change of state.
+
+        The returned function ends that.
+        """
+        return self._client.listen(callback)
+
+    def explain(self) -> str:
+        """The pipeline and every effective setting, for people."""
+        return self._client.explain()
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._client)[1:]}"
+
+
+class SyncStream(Generic[T]):
+    """An iterator over an answer's values; opened by the first step.
+
+    Leaving it early cancels the call: at once with `close` or `with`, otherwise when the iterator
+    is dropped.
+    """
+
+    def __init__(
+        self, stream: Stream[T], open_with: Callable[[Coroutine[Any, Any, Any]], Any]
+    ) -> None:
+        self._stream = stream
+        self._step: Callable[[Coroutine[Any, Any, Any]], Any] = open_with
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        step, self._step = self._step, _wait_for
+        try:
+            return step(self._stream.__anext__())  # type: ignore[no-any-return]
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Leave: the peer is told to stop where the transport can. Idempotent."""
+        _wait_for(self._stream.aclose())
+
+    def __enter__(self) -> Self:
+        step, self._step = self._step, _wait_for
+        step(self._stream.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  (the public one raises: slower)
+            _warn()
+        loop = background_loop()
+    except BaseException:  # a warning made an error; no thread can be started any more
+        coroutine.close()
+        raise
+    return loop.run(coroutine)
+
+
+def _warn() -> None:
+    """Once per line of the user's code, as Python's default filter has it."""
+    frame, level = sys._getframe(1), 2  # noqa: SLF001
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("resilient_client."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        "this blocks the running event loop; use ClientProxy",
+        RuntimeWarning,
+        stacklevel=level,
+    )
