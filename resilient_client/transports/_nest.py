@@ -5,7 +5,14 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.errors import NoHandlerError, RemoteError, remote_error, wire_error
+from resilient_client.errors import (
+    NoHandlerError,
+    PayloadError,
+    RemoteError,
+    ResilientClientError,
+    remote_error,
+    wire_error,
+)
 from resilient_client.message import NO_VALUE
 from resilient_client.transports._packets import (
     end_packet,
@@ -29,7 +36,11 @@ CANCEL_ROUTE = "resilient_client.cancel"
 def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:
     """Hand a response packet to whoever waits for it."""
     if response.err is not None:
-        replies.fail(key, remote_error(codec.decode(response.err, Any)))
+        try:
+            error: ResilientClientError = remote_error(codec.decode(response.err, Any))
+        except PayloadError as unreadable:  # this call's failure, not the connection's
+            error = PayloadError(f"the peer's error: {unreadable.args[0]}", sent=True)
+        replies.fail(key, error)
     elif response.value is not None:
         replies.value(key, response.value, response.ended, response.metadata)
     elif response.ended:
