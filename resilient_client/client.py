@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
+from resilient_client import defaults
 from resilient_client.clock import MonotonicClock
 from resilient_client.codecs import JsonCodec
 from resilient_client.context import (
@@ -60,8 +61,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger("resilient_client")
-
-DEFAULT_TIMEOUT = 10.0
 
 HeadersSource = "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]"
 
@@ -144,7 +143,7 @@ class ClientProxy:
         self._headers, self._ask_headers = _headers_source(headers)
         self._patterns = _pattern_settings(patterns)
         self._policies = list(standard() if policies is None else policies)
-        self._timeout = DEFAULT_TIMEOUT
+        self._timeout: float = defaults.TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
         self._guards: dict[tuple[int, str], CircuitBreaker] = {}
         self._telemetry: ClientTelemetry | None = None
@@ -200,35 +199,18 @@ class ClientProxy:
 
     def _assemble(self) -> Handler:
         """Compose the policies around the choice of endpoint, once."""
-        from resilient_client.policies import Timeout, validate
+        from resilient_client.policies import arrange
 
-        overall = validate(self._policies)
-        if overall is not None:
-            self._timeout = overall
-        cut = next(
-            (
-                index
-                for index, policy in enumerate(self._policies)
-                if getattr(policy, "scope", None) == "endpoint"
-            ),
-            len(self._policies),
-        )
-        first_repeat = next(
-            (i for i, policy in enumerate(self._policies) if type(policy).__name__ == "Retry"), cut
-        )
-        outer = [
-            policy
-            for index, policy in enumerate(self._policies[:cut])
-            if not (isinstance(policy, Timeout) and index < first_repeat)
-        ]
-        inner = self._policies[cut:]
+        arranged = arrange(self._policies)
+        if arranged.overall is not None:
+            self._timeout = arranged.overall
         endpoints = []
         for transport in self._transports:
-            guards = [self._for_endpoint(policy, transport) for policy in inner]
+            guards = [self._for_endpoint(policy, transport) for policy in arranged.inner]
             endpoints.append(
                 (transport.endpoint, compose(guards, self._transmitter(transport), self._clock))
             )
-        return compose(outer, choose(endpoints, self._clock), self._clock)
+        return compose(arranged.outer, choose(endpoints, self._clock), self._clock)
 
     def _for_endpoint(self, policy: Policy, transport: Transport) -> Policy:
         copy_for = getattr(policy, "copy_for", None)
@@ -382,7 +364,7 @@ class ClientProxy:
         data: Any = None,
         *,
         timeout: float | None = None,
-        idle_timeout: float = 10.0,
+        idle_timeout: float = defaults.IDLE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Stream[Any]: ...
@@ -395,7 +377,7 @@ class ClientProxy:
         *,
         returns: type[T],
         timeout: float | None = None,
-        idle_timeout: float = 10.0,
+        idle_timeout: float = defaults.IDLE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Stream[T]: ...
@@ -407,7 +389,7 @@ class ClientProxy:
         *,
         returns: Any = Any,
         timeout: float | None = None,
-        idle_timeout: float = 10.0,
+        idle_timeout: float = defaults.IDLE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Stream[Any]:
