@@ -24,7 +24,7 @@ from resilient_client.policies._circuit import mirror, rules, states
 from resilient_client.policies._circuit.calls import Calls
 from resilient_client.policies._circuit.engine import Circuit
 from resilient_client.policies._circuit.home import Home
-from resilient_client.policies._circuit.listeners import Listeners, logger
+from resilient_client.policies._circuit.listeners import UNNAMED, Listeners, logger
 from resilient_client.policies._circuit.states import (
     CLOSED,
     DISABLED,
@@ -89,7 +89,7 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
     def _text(self) -> str:
         if self.args:
             return super()._text()
-        text = f"circuit {self.circuit or ''} is {self.state}".replace("  ", " ")
+        text = f"circuit {self.circuit or UNNAMED} is {self.state}"
         if self.state in {CLOSED, HALF_OPEN}:
             text += ", but no more calls at once for now"
         return text if self.last_cause is None else f"{text} since {self.last_cause}"
@@ -103,10 +103,10 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
 _new = CircuitOpenError.__new__
 
 
-def _refuse(state: State, retry_after: float | None, last_cause: str | None) -> CircuitOpenError:
+def _refuse(state: State, wait: float, last_cause: str | None) -> CircuitOpenError:
     error = _new(CircuitOpenError)  # without its constructor: a refusal is cheap
     error._refused_by = state  # noqa: SLF001
-    error.retry_after = retry_after
+    error.retry_after = wait if 0.0 < wait < inf else None
     error.last_cause = last_cause
     return error
 
@@ -313,7 +313,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
             self._circuit.move_clock(clock.now)
         elif clock.now != self._clock.now:
             raise ConfigurationError(
-                f"circuit breaker {self.name or ''} already runs on another clock:"
+                f"circuit breaker {self.name or UNNAMED} already runs on another clock:"
                 " clients that share a breaker share the clock"
             )
 
@@ -372,7 +372,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 if exclusion(exception):
                     return False
             except Exception:  # noqa: BLE001 - a user's function must not change the outcome
-                logger.exception("an exclusion of circuit %s failed", self.name or "")
+                logger.exception("an exclusion of circuit %s failed", self.name or UNNAMED)
         return True
 
     # ---- steering by hand, from any thread
@@ -538,7 +538,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         Raises:
             ConfigurationError: the breaker is in use on another loop that is not closed.
         """
-        self._home.bind(loop, self.name)
+        self._home.bind(loop, self.name or UNNAMED)
 
     async def start(self, user: object = None) -> None:
         """Bind to the running loop, and mirror the state in `state_storage` if there is one.
@@ -552,7 +552,7 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         """
         self.bind(asyncio.get_running_loop())
         if self._link is not None:
-            await self._link.start(user, self.name or "")
+            await self._link.start(user, self.name or UNNAMED)
 
     async def stop(self, user: object = None) -> None:
         """Publish what is left and end the mirror; waits for that, half a second at most."""

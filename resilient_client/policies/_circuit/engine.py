@@ -83,7 +83,7 @@ class Circuit:
         rules: Rules,
         make: Maker,
         *,
-        refuse: Callable[[State, float | None, str | None], BaseException],
+        refuse: Callable[[State, float, str | None], BaseException],
         is_excluded: Callable[[BaseException], bool],
         listeners: Listeners,
         publish: Callable[[str], None] | None,
@@ -116,28 +116,28 @@ class Circuit:
     def admit(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         """An admission, or the refusal raised."""
         now = self.now()
-        if now < self.state.until:
-            raise self._refused(self.state, now)
+        state = self.state
+        if now < state.until:
+            self.rejections += 1
+            raise self._refuse(state, state.until - now, self._last_cause)
         with self.lock:
-            if -inf < self.state.until <= now:
-                self._enter(self._make(HALF_OPEN), "open_time_over")
             state = self.state
+            if -inf < state.until <= now:
+                self._enter(self._make(HALF_OPEN), "open_time_over")
+                state = self.state
             admission = state.take(now)
-        self._listeners.announce()
+        if self._listeners.news:
+            self._listeners.announce()
         if admission is None:
-            raise self._refused(state, now)
+            self.rejections += 1
+            raise self.refusal(state, now)
         if self._listeners.entries:
             self._listeners.before_call(function, args, kwargs)
         return admission
 
-    def _refused(self, state: State, now: float) -> BaseException:
-        self.rejections += 1
-        return self.refusal(state, now)
-
     def refusal(self, state: State, now: float) -> BaseException:
         """The error for a call that the state does not let through."""
-        free = state.next_free()
-        return self._refuse(state, free - now if now < free < inf else None, self._last_cause)
+        return self._refuse(state, state.next_free() - now, self._last_cause)
 
     def succeeded(self, admission: Any) -> None:
         """The call ended well."""
@@ -191,24 +191,27 @@ class Circuit:
         *,
         slow: bool = False,
     ) -> bool:
-        state, permit = admission, None
         if type(admission) is Admission:
             state, permit = admission.state, admission
+        else:
+            state, permit = admission, None
+        listeners = self._listeners
         opened = False
         with self.lock:
             if state is not self.state:
                 return False  # a late result: that stay is over
             reason = state.settle(permit, result, slow=slow)
-            if reason is None:
-                self._attend(state)
-            else:
+            if reason is not None:
                 opened = self._decide(reason, error)
-        if self._listeners.entries:
+            elif not (state.plain or self.attentive):
+                self._attend(state)  # the ramp may be over
+        if listeners.entries:
             if result is Result.SUCCESS:
-                self._listeners.success()
+                listeners.success()
             elif result is Result.FAILURE:
-                self._listeners.failure(error)
-        self._listeners.announce()
+                listeners.failure(error)
+        if listeners.news:
+            listeners.announce()
         return opened
 
     def judge(self, state: State) -> None:

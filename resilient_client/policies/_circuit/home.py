@@ -28,7 +28,7 @@ class Home:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def bind(self, loop: asyncio.AbstractEventLoop, name: str | None) -> None:
+    def bind(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         """Live on this loop from now on.
 
         Raises:
@@ -36,8 +36,8 @@ class Home:
         """
         if self._loop is not None and self._loop is not loop and not self._loop.is_closed():
             raise ConfigurationError(
-                f"circuit breaker {name or ''} is in use on another event loop:"
-                " give the clients of each loop a breaker of their own".replace("  ", " ")
+                f"circuit breaker {name} is in use on another event loop:"
+                " give the clients of each loop a breaker of their own"
             )
         self._loop = loop
 

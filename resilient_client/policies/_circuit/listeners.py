@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from resilient_client.policies._circuit.home import Home
     from resilient_client.policies._circuit.states import Reason, State
 
+UNNAMED = "(unnamed)"
+
 logger = logging.getLogger("resilient_client.circuit_breaker")
 
 
@@ -85,7 +87,7 @@ class Listeners:
                 raise
 
     def _tell_one(self, old: State, new: State, reason: Reason, cause: str | None) -> None:
-        name = self._breaker.name or ""
+        name = self._breaker.name or UNNAMED
         if new.name == OPEN:
             logger.warning(
                 "circuit %s opened: %s%s", name, reason, f", last by {cause}" if cause else ""
@@ -94,7 +96,7 @@ class Listeners:
             logger.info("circuit %s is %s after %s: %s", name, new.name, old.name, reason)
         for listener in tuple(self.entries):
             self._tell(listener.state_change, self._breaker, old, new)
-        change = CircuitChanged(name, old.name, new.name, reason)
+        change = CircuitChanged(self._breaker.name or "", old.name, new.name, reason)
         for observer in tuple(self.observers):
             self._tell(observer, change)
 
@@ -103,5 +105,6 @@ class Listeners:
             hook(*args, **kwargs)
         except Exception:
             logger.exception(
-                "a listener of circuit %s failed; the circuit goes on", self._breaker.name or ""
+                "a listener of circuit %s failed; the circuit goes on",
+                self._breaker.name or UNNAMED,
             )

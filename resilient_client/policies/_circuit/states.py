@@ -173,13 +173,14 @@ class Closed(State):
 
     def first_item(self, admission: Admission) -> bool:
         """See `State.first_item`."""
-        self._bring_back(admission, climb=True)
+        if self.ramp is not None:
+            self._bring_back(self.ramp, admission, climb=True)
         return False
 
     def settle(self, admission: Admission | None, result: Result, *, slow: bool) -> Reason | None:
         """See `State.settle`."""
-        if admission is not None:
-            self._bring_back(admission, climb=result is Result.SUCCESS)
+        if self.ramp is not None and admission is not None:
+            self._bring_back(self.ramp, admission, climb=result is Result.SUCCESS)
         if result is Result.NEUTRAL:
             return None
         self.calls = number = self.calls + 1
@@ -193,10 +194,7 @@ class Closed(State):
             return None
         return self.judge()
 
-    def _bring_back(self, admission: Admission, *, climb: bool) -> None:
-        ramp = self.ramp
-        if ramp is None:
-            return
+    def _bring_back(self, ramp: Leases, admission: Admission, *, climb: bool) -> None:
         ramp.give_back(admission)
         ramp.limit += climb
         if ramp.limit >= RAMP * self._rules.probes:
