@@ -233,3 +233,4 @@ async def _happened(event: threading.Event) -> None:
     while not event.is_set() and time.monotonic() < end:
         await asyncio.sleep(pause)
         pause = min(2 * pause, 0.02)
+    await asyncio.sleep(0)  # what the thread has sent to the loop comes first
