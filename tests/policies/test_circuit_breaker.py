@@ -245,14 +245,14 @@ async def test_credentials_do_not_travel_in_the_cause() -> None:
 
 
 async def test_a_cause_whose_text_cannot_be_made_is_no_reason_to_stay_closed() -> None:
-    class Mute(Exception):
+    class MuteError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no")
 
     scene = Scene(**QUICK)
     for _ in range(2):
-        await scene.get(Mute())
-    assert "Mute" in str((await scene.refused()).last_cause)
+        await scene.get(MuteError())
+    assert "MuteError" in str((await scene.refused()).last_cause)
 
 
 async def test_it_stays_open_for_its_time_and_not_longer() -> None:
@@ -623,7 +623,9 @@ def test_the_error_can_be_raised_with_one_string() -> None:
     assert CircuitOpenError("open", retry_after=2.0, last_cause="x").retry_after == 2.0
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))]
+)
 async def test_the_error_survives_pickling_and_copying(again: Any) -> None:
     scene = await Scene(name="stock", **QUICK).opened()
     error = await scene.refused()

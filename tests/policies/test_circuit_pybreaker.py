@@ -272,13 +272,13 @@ class Meta(ABCMeta):
     pass
 
 
-class WithMetaclass(Exception, metaclass=Meta):
+class MetaclassError(Exception, metaclass=Meta):
     pass
 
 
 def test_excluding_a_class_with_a_metaclass_excludes_that_class_only() -> None:
-    breaker = CircuitBreaker(exclude=[WithMetaclass])
-    assert not breaker.is_system_error(WithMetaclass())
+    breaker = CircuitBreaker(exclude=[MetaclassError])
+    assert not breaker.is_system_error(MetaclassError())
     assert breaker.is_system_error(OSError())
 
 
