@@ -686,7 +686,10 @@ def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | N
     if headers is None:
         return {}, None
     if isinstance(headers, Mapping):
-        return _checked(headers), None
+        try:
+            return _checked(headers), None
+        except PayloadError as error:
+            raise ConfigurationError(error.args[0]) from None
     if callable(headers):
         return {}, headers
     raise ConfigurationError("headers= is a mapping, or a callable that returns one")
@@ -710,12 +713,23 @@ def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     return checked
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
     if not patterns:
         return {}
     pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
     known = {"timeout", "idempotent", "attempts"}
     settings = {}
+    try:
+        pairs = [(pattern, dict(given)) for pattern, given in pairs]
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            "patterns= maps patterns to their settings",
+            hint='write patterns={"sum": {"timeout": 2.0, "idempotent": True}}',
+        ) from None
     for pattern, given in pairs:
         unknown = set(given) - known
         if unknown:
@@ -724,9 +738,11 @@ def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
                 hint=f"there are {', '.join(sorted(known))}",
             )
         own = _PatternSettings(**given)
-        if own.timeout is not None and own.timeout <= 0:
-            raise ConfigurationError(f"pattern {pattern!r}: timeout must be above 0")
-        if own.attempts is not None and own.attempts < 1:
-            raise ConfigurationError(f"pattern {pattern!r}: attempts must be at least 1")
+        if own.timeout is not None and not (_is_number(own.timeout) and own.timeout > 0):
+            raise ConfigurationError(f"pattern {pattern!r}: timeout must be seconds, above 0")
+        if own.attempts is not None and not (_is_number(own.attempts) and own.attempts >= 1):
+            raise ConfigurationError(f"pattern {pattern!r}: attempts must be a number from 1")
+        if own.idempotent not in (None, True, False):
+            raise ConfigurationError(f"pattern {pattern!r}: idempotent must be true or false")
         settings[route_of(pattern)] = own
     return settings

@@ -37,6 +37,17 @@ if TYPE_CHECKING:
 Wait = Callable[..., Generator[float, Any, None]]
 Jitter = Callable[[float], float]
 
+WAITS: dict[str, Wait] = {
+    "expo": backoff.expo,
+    "fibo": backoff.fibo,
+    "constant": backoff.constant,
+}
+JITTERS: dict[str, Jitter] = {
+    "full_jitter": backoff.full_jitter,
+    "random_jitter": backoff.random_jitter,
+}
+"""What a settings file can name."""
+
 _WORTH = frozenset({Outcome.FAILURE, Outcome.NEVER_SENT, Outcome.THROTTLED})
 _NEVER = (PayloadError, ConfigurationError)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ class RetryBudget:
         "_current",
         "_loop",
         "_past",
+        "_process",
         "_repeats",
         "_reserve",
         "_step",
@@ -83,6 +85,7 @@ class RetryBudget:
         self._reserve = self.reserve_per_second * self.window
         self._step = self.window / _STEPS
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = os.getpid()
         # Calls count from the first of their step and repeats until the last of theirs, so that
         # what is counted errs on the side of fewer repeats.
         self._calls: deque[tuple[float, int]] = deque()
@@ -138,17 +141,19 @@ class RetryBudget:
         return latest
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Belong to this loop, until it has closed.
+        """Belong to this loop, until it has closed or the process has forked.
 
         Raises:
             ConfigurationError: it belongs to another one that is still open.
         """
-        if self._loop is not None and self._loop is not loop and not self._loop.is_closed():
+        before, process = self._loop, os.getpid()
+        here = before is not None and not before.is_closed() and self._process == process
+        if here and before is not loop:
             raise ConfigurationError(
                 "this RetryBudget belongs to another event loop that is still open",
                 hint="make one RetryBudget per loop",
             )
-        self._loop = loop
+        self._loop, self._process = loop, process
 
     def describe(self) -> str:
         """The settings in words."""

@@ -67,13 +67,11 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
     target = Target(url)
     try:
         target.port(0)
-    except ValueError as error:
-        if "@" in url:  # what was taken for the port may be the password
-            raise ConfigurationError(
-                f"a {target.scheme}:// URL has no usable port",
-                hint="in user and password, / ? # and @ are written %2F %3F %23 and %40",
-            ) from None
-        raise ConfigurationError(f"{target} has no usable port: {error}") from None
+    except ValueError:  # its text is what was taken for the port: a password may be in it
+        raise ConfigurationError(
+            f"this {target.scheme}:// URL has no usable port",
+            hint="in user and password, / ? # and @ are written %2F %3F %23 and %40",
+        ) from None
     schemes = known_schemes()
     for name in (target.scheme, target.scheme.removesuffix("s")):
         if name in schemes:
