@@ -159,6 +159,8 @@ class ClientProxy:
                 breakers=self._breakers,
             )
         self._handler = self._assemble()
+        if self._telemetry is not None:
+            self._telemetry.probe(self._now())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
         self._closed = False

@@ -7,9 +7,10 @@ the API has no way to take a callback back.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from weakref import WeakKeyDictionary, WeakSet
 
 from resilient_client.telemetry import _semconv as names
@@ -21,16 +22,34 @@ from resilient_client.telemetry._otel import (
     meter_provider_of,
 )
 
+if TYPE_CHECKING:
+    from resilient_client.events import CircuitChanged
+
 Labels: TypeAlias = Mapping[str, str | int]
 _MAX_CELLS = 2000
 """Different label sets of one counter, as many as the SDK keeps of one instrument by default."""
+
+_lock = threading.Lock()  # over every set that the collector's thread looks at
+
+
+def _renew() -> None:
+    """In a forked child: whichever thread held the lock stayed in the parent."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 class Observed(Protocol):
     """A client or a server, as the callbacks see it; read from the collector's thread."""
 
-    def gauges(self) -> Iterable[tuple[str, float, Labels]]:
-        """The name, value and labels of everything that goes up and down."""
+    def gauges(self, seen: set[int]) -> Iterable[tuple[str, float, Labels]]:
+        """The name, value and labels of everything that is read, not recorded.
+
+        What several share is told once: whoever tells of it puts its `id` among the `seen`.
+        """
 
 
 class Cell:
@@ -102,8 +121,8 @@ class Instruments:
             "Retries of a call that had any.",
             explicit_bucket_boundaries_advisory=list(names.RETRIES),
         )
-        self._lock = threading.Lock()
         self._observed: WeakSet[Observed] = WeakSet()
+        self._breakers: WeakSet[Any] = WeakSet()
         self._cells: dict[str, dict[Any, Cell]] = {name: {} for name in _COUNTERS}
         for name, (unit, text) in _COUNTERS.items():
             meter.create_observable_counter(name, [self._count(name)], unit, text)
@@ -114,8 +133,26 @@ class Instruments:
 
     def watch(self, observed: Observed) -> None:
         """Read this one's gauges as long as it lives."""
-        with self._lock:
+        with _lock:
             self._observed.add(observed)
+
+    def attend(self, breaker: Any) -> None:
+        """Count the changes of state of this breaker, whoever shares it, from now on."""
+        with _lock:
+            if breaker in self._breakers:
+                return
+            self._breakers.add(breaker)
+
+        def changed(event: CircuitChanged) -> None:
+            labels: Labels = {
+                names.BREAKER_NAME: event.name,
+                names.BREAKER_FROM: event.old,
+                names.BREAKER_TO: event.new,
+                names.REASON: event.reason,
+            }
+            self.cell("resilient_client.circuit_breaker.transitions", labels).value += 1
+
+        breaker.observe(changed)
 
     def cell(self, name: str, labels: Labels) -> Cell:
         """The counter of these labels, the same for everyone who asks; keep it."""
@@ -123,7 +160,7 @@ class Instruments:
         key = frozenset(labels.items())
         cell = cells.get(key)
         if cell is None:
-            with self._lock:
+            with _lock:
                 if len(cells) >= _MAX_CELLS:
                     labels = dict.fromkeys(labels, names.OTHER)
                     key = frozenset(labels.items())
@@ -140,11 +177,12 @@ class Instruments:
 
     def _gauge(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            with self._lock:
+            with _lock:
                 observed = list(self._observed)
             sums: dict[Any, tuple[float, Labels]] = {}
+            seen: set[int] = set()
             for each in observed:
-                for own, value, labels in each.gauges():
+                for own, value, labels in each.gauges(seen):
                     if own == name:
                         key = frozenset(labels.items())
                         sums[key] = (sums[key][0] + value if key in sums else value, labels)
@@ -154,7 +192,6 @@ class Instruments:
         return observe
 
 
-_lock = threading.Lock()
 _of_provider: WeakKeyDictionary[Any, Instruments] = WeakKeyDictionary()
 
 

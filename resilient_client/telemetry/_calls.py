@@ -1,0 +1,187 @@
+"""One call of a client, and one attempt of it, while they are recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from resilient_client.errors import Outcome
+from resilient_client.telemetry import _semconv as names
+from resilient_client.telemetry._errors import attempt_outcome, description, status_code
+from resilient_client.telemetry._otel import (
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current,
+    set_span_in_context,
+)
+
+if TYPE_CHECKING:
+    from resilient_client.message import Call
+    from resilient_client.telemetry._metrics import Labels
+    from resilient_client.telemetry._otel import Context, Span
+    from resilient_client.telemetry._recorder import Method, Recorder
+
+
+class CallRecord:
+    """One call, until it ends: the `call.span` of a client that records.
+
+    Attributes:
+        span, context: None without a tracer. The span is never the current one while the call
+            runs: a stream's would then be current for whatever runs between its items.
+        explicit: the parent was given in `headers=`.
+        attempts: how many attempts have got a span or a duration of their own.
+        open: the attempt whose stream is still running.
+    """
+
+    __slots__ = ("_call", "_ended", "attempts", "context", "explicit", "method", "open", "recorder",
+                 "span")  # fmt: skip
+
+    def __init__(self, recorder: Recorder, method: Method, call: Call) -> None:
+        self.recorder = recorder
+        self.method = method
+        self.attempts = 0
+        self.open: AttemptRecord | None = None
+        self._call = call
+        self._ended = False
+        self.span: Span | None = None
+        self.context: Context | None = None
+        self.explicit = False
+        recorder.active[method.system] = recorder.active.get(method.system, 0) + 1
+        if recorder.tracer is not None:
+            parent = recorder.propagation.explicit(call.headers)
+            if parent is None:
+                parent = get_current()
+            else:
+                self.explicit = True
+            self.span = recorder.tracer.start_span(
+                method.span_name,
+                parent,
+                method.kind,
+                method.attributes,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
+            self.context = set_span_in_context(self.span, parent)
+
+    def complete(self, outcome: Outcome, error: BaseException | None) -> None:
+        """A stream has come to its end; see `Reply.on_complete`."""
+        left = error is not None and not isinstance(error, Exception)
+        span = self.span
+        if span is not None and span.is_recording():
+            span.set_attribute(names.STREAM_MESSAGES, self._call.received)
+            if left:
+                span.set_attribute(names.STREAM_ABANDONED, True)
+        self.end(None if left and outcome is Outcome.SUCCESS else error)
+
+    def end(self, error: BaseException | None) -> None:
+        """The call has ended: end its span, and record how long it took. Once."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.open is not None:
+            self.open.end(error)
+        recorder, method, call, context = self.recorder, self.method, self._call, self.context
+        kind = recorder.errors.of(error) if isinstance(error, Exception) else None
+        recorder.active[method.system] -= 1
+        instruments = recorder.instruments
+        if instruments is not None:
+            labels = method.labels_of(kind)
+            elapsed = recorder.now() - call.started
+            if method.kind is SpanKind.PRODUCER:
+                instruments.publish.record(elapsed, labels, context)
+                method.count(instruments, names.MESSAGING_CLIENT_SENT_MESSAGES, kind)
+            else:
+                instruments.client_call.record(elapsed, labels, context)
+            if call.attempt > 1:
+                instruments.retries.record(call.attempt - 1, labels, context)
+        span = self.span
+        if span is not None:
+            if call.attempt > 1 and span.is_recording():
+                span.set_attribute(names.ATTEMPTS, call.attempt)
+            _finish(span, error, kind)
+
+
+class AttemptRecord:
+    """One attempt of a call that may have several; to `inject` the same as the call's record.
+
+    Args:
+        address: `server.*` of the endpoint it goes to.
+        started: on the client's clock.
+        wall: when it began, in nanoseconds since the epoch; None is now.
+    """
+
+    __slots__ = ("_address", "_ended", "_parent", "_started", "_type", "context", "explicit",
+                 "span")  # fmt: skip
+
+    def __init__(
+        self,
+        parent: CallRecord,
+        number: int,
+        address: Labels,
+        started: float,
+        wall: int | None = None,
+    ) -> None:
+        self._parent = parent
+        self._address = address
+        self._started = started
+        self._type = "initial" if number <= 1 else "retry"
+        self._ended = False
+        self.explicit = parent.explicit
+        self.span: Span | None = None
+        self.context: Context | None = None
+        tracer, method = parent.recorder.tracer, parent.method
+        if tracer is not None and parent.context is not None:
+            self.span = tracer.start_span(
+                f"attempt {method.span_name}",
+                parent.context,
+                method.kind,
+                {
+                    **method.attributes,
+                    **address,
+                    names.ATTEMPT_NUMBER: number,
+                    names.ATTEMPT_TYPE: self._type,
+                },
+                start_time=wall,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
+            self.context = set_span_in_context(self.span, parent.context)
+
+    def delayed(self, seconds: float) -> None:
+        """It began that long after the one before had ended."""
+        if self.span is not None and self.span.is_recording():
+            self.span.set_attribute(names.RETRY_DELAY, seconds)
+
+    def end(
+        self, error: BaseException | None, at: float | None = None, wall: int | None = None
+    ) -> None:
+        """The attempt has ended: now, or when these say. Once."""
+        if self._ended:
+            return
+        self._ended = True
+        recorder, method = self._parent.recorder, self._parent.method
+        kind = recorder.errors.of(error) if isinstance(error, Exception) else None
+        if recorder.instruments is not None:
+            elapsed = (recorder.now() if at is None else at) - self._started
+            labels = {**method.labels_of(kind), **self._address, names.ATTEMPT_TYPE: self._type}
+            recorder.instruments.attempt.record(elapsed, labels, self.context)
+        span = self.span
+        if span is not None:
+            if kind is not None or error is None:
+                span.set_attribute(names.OUTCOME, attempt_outcome(kind))
+            _finish(span, error, kind, wall)
+
+
+def _finish(
+    span: Span, error: BaseException | None, kind: str | None, wall: int | None = None
+) -> None:
+    """End a client's span. That the caller has left is no error (HTTP and RPC conventions)."""
+    if error is not None and span.is_recording():
+        if kind is None:
+            span.set_attribute(names.OUTCOME, "cancelled")
+        else:
+            span.set_attribute(names.ERROR_TYPE, kind)
+            if kind == status_code(error):
+                span.set_attribute(names.RPC_STATUS_CODE, kind)
+            span.set_status(Status(StatusCode.ERROR, description(error)))
+    span.end(wall)

@@ -1,0 +1,177 @@
+"""One message of a server, and the values of its answer, while they are recorded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import Outcome, RemoteError
+from resilient_client.telemetry import _semconv as names
+from resilient_client.telemetry._errors import error_type, status_code
+from resilient_client.telemetry._otel import (
+    Link,
+    SpanKind,
+    Status,
+    StatusCode,
+    attach,
+    detach,
+    set_span_in_context,
+)
+
+if TYPE_CHECKING:
+    from resilient_client.message import Items
+    from resilient_client.telemetry._otel import Context, Span
+    from resilient_client.telemetry._recorder import Method, Recorder
+
+
+class HandlingRecord:
+    """The handling of one message by one handler, until it ends.
+
+    Attributes:
+        context: what is current while the handler's own code runs.
+        items: how many values of a streamed answer were made.
+    """
+
+    __slots__ = ("_ended", "_job", "_method", "_recorder", "_span", "_started", "context",
+                 "items")  # fmt: skip
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        method: Method,
+        parent: Context,
+        links: list[Link] | None,
+        job: Any,
+    ) -> None:
+        self._recorder = recorder
+        self._method = method
+        self._job = job
+        self._started = recorder.now()
+        self._ended = False
+        self._span: Span | None = None
+        self.items = 0
+        self.context = parent
+        recorder.active[method.system] = recorder.active.get(method.system, 0) + 1
+        if recorder.tracer is not None:
+            self._span = recorder.tracer.start_span(
+                method.span_name,
+                parent,
+                method.kind,
+                method.attributes,
+                links,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
+            self.context = set_span_in_context(self._span, parent)
+
+    def describe(self, correlation_id: str, attempt: int) -> None:
+        """Say which work it belongs to."""
+        span = self._span
+        if span is not None and span.is_recording():
+            span.set_attribute(names.CORRELATION_ID, correlation_id)
+            if attempt > 1:
+                span.set_attribute(names.ATTEMPT_NUMBER, attempt)
+
+    def end(self, error: BaseException | None) -> None:
+        """The handler has answered.
+
+        An error it means to give is an answer: the span's status stays unset. Anything else is the
+        server's own failure, named after its cause. (The RPC conventions, by what gRPC's statuses
+        say of a server.)
+        """
+        if error is None:
+            self._stop(None, None)
+        elif isinstance(error, RemoteError) and error.outcome is not Outcome.FAILURE:
+            self._stop(None, status_code(error))
+        elif error.__cause__ is not None:
+            self._stop(error_type(error.__cause__), None)
+        else:
+            self._stop(error_type(error), status_code(error))
+
+    def left(self) -> None:
+        """It was stopped before its end: its time was up, or its caller has gone."""
+        if self._job.expired:
+            self._stop("deadline_exceeded", None)
+        else:
+            self._stop(None, None, cancelled=True)
+
+    def _stop(self, kind: str | None, code: str | None, *, cancelled: bool = False) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        recorder, method, span = self._recorder, self._method, self._span
+        recorder.active[method.system] -= 1
+        if kind is not None:
+            kind = recorder.errors.bounded(kind)
+        instruments = recorder.instruments
+        if instruments is not None:
+            labels = method.labels_of(kind)
+            elapsed = recorder.now() - self._started
+            if method.kind is SpanKind.CONSUMER:
+                instruments.process.record(elapsed, labels, self.context)
+                method.count(instruments, names.MESSAGING_CLIENT_CONSUMED_MESSAGES, None)
+            else:
+                instruments.server_call.record(elapsed, labels, self.context)
+        if span is None:
+            return
+        if span.is_recording():
+            if self.items:
+                span.set_attribute(names.STREAM_MESSAGES, self.items)
+            if code is not None:
+                span.set_attribute(names.RPC_STATUS_CODE, code)
+            if kind is not None:
+                span.set_attribute(names.ERROR_TYPE, kind)
+                span.set_status(Status(StatusCode.ERROR))
+            elif cancelled:
+                span.set_attribute(names.OUTCOME, "cancelled")
+        span.end()
+
+
+class ObservedItems:
+    """A streamed answer: each value is made inside the span, which ends with the last of them.
+
+    The context is attached for each value and detached before it is handed on, never across a
+    suspended generator: that may be resumed or closed in another context.
+
+    Args:
+        record: None where a trace only passes through.
+    """
+
+    __slots__ = ("_context", "_items", "_record")
+
+    def __init__(self, items: Items, context: Context, record: HandlingRecord | None) -> None:
+        self._items = items
+        self._context = context
+        self._record = record
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        record = self._record
+        token = attach(self._context)
+        try:
+            body = await self._items.receive(deadline)
+        except StopAsyncIteration:
+            if record is not None:
+                record.end(None)
+            raise
+        except asyncio.CancelledError:
+            raise  # aclose follows
+        except BaseException as error:
+            if record is not None:
+                record.end(error)
+            raise
+        finally:
+            detach(token)
+        if record is not None:
+            record.items += 1
+        return body
+
+    async def aclose(self) -> None:
+        """See `message.Items.aclose`."""
+        token = attach(self._context)
+        try:
+            await self._items.aclose()
+        finally:
+            detach(token)
+            if self._record is not None:
+                self._record.left()

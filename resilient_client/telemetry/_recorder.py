@@ -1,0 +1,186 @@
+"""What client and server have in common: whom they record for, and under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING
+
+from resilient_client import __version__
+from resilient_client.telemetry import _semconv as names
+from resilient_client.telemetry._errors import ErrorTypes
+from resilient_client.telemetry._metrics import instruments_of
+from resilient_client.telemetry._otel import SpanKind, tracer_of
+from resilient_client.telemetry._propagation import Propagation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.telemetry import Telemetry
+    from resilient_client.telemetry._metrics import Cell, Instruments, Labels
+    from resilient_client.telemetry._otel import Tracer
+
+PROBE_EVERY = 1.0
+"""Seconds between two looks whether the application has set a provider up."""
+MAX_METHODS = 200
+"""Patterns of one client or server that are kept apart."""
+_MAX_NAME = 256
+
+
+class Recorder:
+    """Records once the application has an SDK; until then it only looks, once a second.
+
+    Attributes:
+        recording: whether there is anybody to record for.
+        next_probe: when, on the clock of `now`, to look again.
+        tracer, instruments: None while there is no provider of theirs.
+        active: what is going on now, by system.
+    """
+
+    def __init__(self, settings: Telemetry, now: Callable[[], float]) -> None:
+        self.now = now
+        self.recording = False
+        self.next_probe = -inf
+        self.tracer: Tracer | None = None
+        self.instruments: Instruments | None = None
+        self.errors = ErrorTypes()
+        self.propagation = Propagation(settings)
+        self.active: dict[str, int] = {}
+        self._settings = settings
+
+    def probe(self, now: float) -> bool:
+        """Look whether there is somebody to record for. A provider that is found is final."""
+        self.next_probe = now + PROBE_EVERY
+        if self.tracer is None:
+            self.tracer = tracer_of(self._settings.tracer_provider, __version__)
+        if self.instruments is None:
+            self.instruments = instruments_of(self._settings.meter_provider, __version__)
+            if self.instruments is not None:
+                self.instruments.watch(self)
+        if self.tracer is not None and self.instruments is not None:
+            self.next_probe = inf
+        if not self.recording and (self.tracer is not None or self.instruments is not None):
+            self.recording = True
+            self.started()
+        return self.recording
+
+    def started(self) -> None:
+        """From now on something is recorded."""
+
+    def gauges(self, seen: set[int]) -> Iterable[tuple[str, float, Labels]]:
+        """See `_metrics.Observed`."""
+        return ()
+
+
+class Method:
+    """What spans and metrics of one pattern have in common, made once.
+
+    The API keeps the dictionaries it is given as they are: they are never changed.
+
+    Attributes:
+        system: `rpc.system.name` or `messaging.system`.
+        labels, attributes: for metrics and for spans.
+        counted: its message counter, by `error.type`.
+    """
+
+    __slots__ = ("_by_type", "attributes", "counted", "kind", "labels", "name", "span_name",
+                 "system")  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        span_name: str,
+        system: str,
+        kind: SpanKind,
+        labels: Labels,
+        attributes: Labels,
+    ) -> None:
+        self.name = name
+        self.span_name = span_name
+        self.system = system
+        self.kind = kind
+        self.labels = labels
+        self.attributes = attributes
+        self.counted: dict[str | None, Cell] = {}
+        self._by_type: dict[str, Labels] = {}
+
+    def labels_of(self, kind: str | None) -> Labels:
+        """The labels for one that ended with this `error.type`."""
+        if kind is None:
+            return self.labels
+        labels = self._by_type.get(kind)
+        if labels is None:
+            labels = self._by_type[kind] = {**self.labels, names.ERROR_TYPE: kind}
+        return labels
+
+    def count(self, instruments: Instruments, counter: str, kind: str | None) -> None:
+        """Count one message, with the `error.type` it ended with."""
+        cell = self.counted.get(kind)
+        if cell is None:
+            cell = self.counted[kind] = instruments.cell(counter, self.labels_of(kind))
+        cell.value += 1
+
+
+class Methods:
+    """The methods of one client or server; what comes after the first 200 is `_OTHER`.
+
+    Args:
+        client: which of the two.
+        address: `server.*`, for a client.
+    """
+
+    __slots__ = ("_address", "_client", "_known")
+
+    def __init__(self, *, client: bool, address: Labels) -> None:
+        self._client = client
+        self._address = address
+        self._known: dict[tuple[str, str, bool], Method] = {}
+
+    def get(self, scheme: str, route: str, is_event: bool) -> Method:  # noqa: FBT001
+        """The names of a pattern on the transport of this scheme."""
+        method = self._known.get((scheme, route, is_event))
+        return self._new(scheme, route, is_event) if method is None else method
+
+    def _new(self, scheme: str, route: str, is_event: bool) -> Method:  # noqa: FBT001
+        name, key = route[:_MAX_NAME], (scheme, route, is_event)
+        if len(self._known) >= MAX_METHODS:
+            name, key = names.OTHER, (scheme, names.OTHER, is_event)
+            if key in self._known:
+                return self._known[key]
+        system = names.messaging_system(scheme)
+        if is_event and system is not None:
+            method = self._messaging(scheme, system, name)
+        else:
+            method = self._rpc(scheme, system, name)
+        self._known[key] = method
+        return method
+
+    def _messaging(self, scheme: str, system: str, name: str) -> Method:
+        operation = names.publish_name(scheme) if self._client else "process"
+        labels: Labels = {
+            names.MESSAGING_SYSTEM: system,
+            names.MESSAGING_OPERATION_NAME: operation,
+            names.MESSAGING_OPERATION_TYPE: "send" if self._client else "process",
+            names.MESSAGING_DESTINATION_NAME: name,
+            **self._address,
+        }
+        kind = SpanKind.PRODUCER if self._client else SpanKind.CONSUMER
+        return Method(name, f"{operation} {name}", system, kind, labels, labels)
+
+    def _rpc(self, scheme: str, broker: str | None, name: str) -> Method:
+        system = names.rpc_system(scheme)
+        labels: Labels = {
+            names.RPC_SYSTEM_NAME: system,
+            names.RPC_METHOD: name,
+            **self._address,
+        }
+        attributes = labels
+        if broker is not None and names.is_broker(scheme):
+            attributes = {
+                **labels,
+                names.MESSAGING_SYSTEM: broker,
+                names.MESSAGING_DESTINATION_NAME: name,
+            }
+        kind = SpanKind.CLIENT if self._client else SpanKind.SERVER
+        span_name = system if name is names.OTHER else name
+        return Method(name, span_name, system, kind, labels, attributes)
