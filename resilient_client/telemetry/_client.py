@@ -57,7 +57,12 @@ class ClientTelemetry(Recorder):
         # of several endpoints, the name says which service it is; each attempt has its own
         address = {names.SERVER_ADDRESS: name} if self._several else _address(self._transports[0])
         self._own: Labels = {names.NAME: name, names.SERVER_ADDRESS: address[names.SERVER_ADDRESS]}
-        self._methods = Methods(client=True, address=address)
+        self._methods = Methods(
+            client=True,
+            address=address,
+            rpc_system=getattr(transports[0], "rpc_system", None),
+            messaging_system=getattr(transports[0], "messaging_system", None),
+        )
         self._addresses = {each.endpoint: _address(each) for each in transports}
 
     def probe(self, now: float) -> bool:

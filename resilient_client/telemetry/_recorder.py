@@ -127,13 +127,23 @@ class Methods:
     Args:
         client: which of the two.
         address: `server.*`, for a client.
+        rpc_system, messaging_system: the systems' names, instead of what the scheme says.
     """
 
-    __slots__ = ("_address", "_client", "_known")
+    __slots__ = ("_address", "_client", "_known", "_messaging_system", "_rpc_system")
 
-    def __init__(self, *, client: bool, address: Labels) -> None:
+    def __init__(
+        self,
+        *,
+        client: bool,
+        address: Labels,
+        rpc_system: str | None = None,
+        messaging_system: str | None = None,
+    ) -> None:
         self._client = client
         self._address = address
+        self._rpc_system = rpc_system
+        self._messaging_system = messaging_system
         self._known: dict[tuple[str, str, bool], Method] = {}
 
     def get(self, scheme: str, route: str, is_event: bool) -> Method:  # noqa: FBT001
@@ -147,7 +157,7 @@ class Methods:
             name, key = names.OTHER, (scheme, names.OTHER, is_event)
             if key in self._known:
                 return self._known[key]
-        system = names.messaging_system(scheme)
+        system = self._messaging_system or names.messaging_system(scheme)
         if is_event and system is not None:
             method = self._messaging(scheme, system, name)
         else:
@@ -168,7 +178,7 @@ class Methods:
         return Method(name, f"{operation} {name}", system, kind, labels, labels)
 
     def _rpc(self, scheme: str, broker: str | None, name: str) -> Method:
-        system = names.rpc_system(scheme)
+        system = self._rpc_system or names.rpc_system(scheme)
         labels: Labels = {
             names.RPC_SYSTEM_NAME: system,
             names.RPC_METHOD: name,

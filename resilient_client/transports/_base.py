@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
+from weakref import ref
 
 from resilient_client.errors import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence, Sized
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -238,10 +239,40 @@ class Environment:
     notify: Callable[[Event], None]
 
 
+class Tally:
+    """Plain numbers about one transport, for telemetry to read from any thread.
+
+    Attributes:
+        orphans: replies that nobody waited for (any more).
+    """
+
+    __slots__ = ("_tables", "orphans")
+
+    def __init__(self) -> None:
+        self.orphans = 0
+        self._tables: tuple[ref[Sized], ...] = ()
+
+    def watch(self, table: Sized) -> None:
+        """Count what waits in this table, as long as it lives."""
+        self._tables = (*(each for each in self._tables if each() is not None), ref(table))
+
+    @property
+    def pending(self) -> int:
+        """Replies that are waited for."""
+        return sum(len(table) for each in self._tables if (table := each()) is not None)
+
+
 class BaseTransport:
-    """What the transports whose payloads are the codec's bytes have in common."""
+    """What the transports whose payloads are the codec's bytes have in common.
+
+    Attributes:
+        rpc_system, messaging_system: OpenTelemetry's `rpc.system.name` and `messaging.system`; None
+            is what the scheme says.
+    """
 
     status: Status = "idle"
+    rpc_system: str | None = None
+    messaging_system: str | None = None
 
     def __init__(self, target: Target, env: Environment, max_size: int = DEFAULT_MAX_SIZE) -> None:
         self.endpoint = str(target)
@@ -250,6 +281,11 @@ class BaseTransport:
         self._codec = env.codec
         self._notify = env.notify
         self._max_size = max_size
+        self._tally = Tally()
+
+    def numbers(self) -> dict[str, int]:
+        """What telemetry reads, from any thread, by the name of the metric."""
+        return {"reply.pending": self._tally.pending, "reply.orphans": self._tally.orphans}
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`."""

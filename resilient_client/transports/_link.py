@@ -55,6 +55,7 @@ class Link(Generic[C]):
     ) -> None:
         self.current: C | None = None
         self.status: Status = "idle"
+        self.dials = 0
         self._endpoint = endpoint
         self._dial = dial
         self._clock = clock
@@ -86,6 +87,7 @@ class Link(Generic[C]):
             self._change("connecting")
         if self._hurry is not None:
             self._hurry.set()
+        self.dials += 1
         self._dialling = task = spawn(self._dialled(), f"dial {self._endpoint}")
         task.add_done_callback(_look_at)
         return task

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.clock import Deadlines, call_later
 from resilient_client.errors import Overloaded, ReplyTimeout
 from resilient_client.message import NO_VALUE, Reply
+from resilient_client.transports._base import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +25,19 @@ STREAM_BYTES = 16 * 1024 * 1024
 class PendingReplies:
     """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten."""
 
-    __slots__ = ("_clock", "_deadlines", "_table", "orphans")
+    __slots__ = ("__weakref__", "_clock", "_deadlines", "_table", "_tally")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, tally: Tally | None = None) -> None:
         self._clock = clock
         self._table: dict[Any, _Waiting | ItemStream] = {}
         self._deadlines = Deadlines(clock, self._expire)
-        self.orphans = 0
+        self._tally = Tally() if tally is None else tally
+        self._tally.watch(self)
+
+    @property
+    def orphans(self) -> int:
         """Replies that nobody waited for (any more)."""
+        return self._tally.orphans
 
     def __len__(self) -> int:
         return len(self._table)
@@ -57,7 +63,7 @@ class PendingReplies:
         """A value arrived. False when nobody waits for it."""
         entry = self._table.get(key)
         if entry is None:
-            self.orphans += 1
+            self._tally.orphans += 1
             return False
         if type(entry) is _Waiting:
             del self._table[key]
@@ -85,7 +91,7 @@ class PendingReplies:
         """The answer is an error, or will not come."""
         entry = self._table.pop(key, None)
         if entry is None:
-            self.orphans += 1
+            self._tally.orphans += 1
         else:
             entry.fail(error)
 

@@ -117,7 +117,7 @@ class ClientTransport(BaseTransport):
     ) -> None:
         super().__init__(target, env, max_size)
         self._name = target.hostport
-        self._replies = PendingReplies(env.clock)
+        self._replies = PendingReplies(env.clock, self._tally)
         self._keys = count()
 
     def _change(self, status: Status) -> None:
@@ -176,7 +176,7 @@ class ClientTransport(BaseTransport):
 
     def forget_loop(self) -> None:
         """See `Transport`."""
-        self._replies = PendingReplies(self._clock)
+        self._replies = PendingReplies(self._clock, self._tally)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

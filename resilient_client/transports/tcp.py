@@ -212,7 +212,10 @@ class ClientTransport(BaseTransport):
         try:
             _, stream = await asyncio.get_running_loop().create_connection(
                 lambda: _ClientStream(
-                    self._max_size, PendingReplies(self._clock), self._received, self._link.lost
+                    self._max_size,
+                    PendingReplies(self._clock, self._tally),
+                    self._received,
+                    self._link.lost,
                 ),
                 host,
                 port,
@@ -287,6 +290,10 @@ class ClientTransport(BaseTransport):
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
         return Receipt("written")
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
 
     def forget_loop(self) -> None:
         """See `Transport`."""
