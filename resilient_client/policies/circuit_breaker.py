@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
 import os
 import threading
 import time
@@ -25,6 +24,7 @@ from resilient_client.policies._circuit.calls import Calls
 from resilient_client.policies._circuit.engine import Circuit
 from resilient_client.policies._circuit.home import Home
 from resilient_client.policies._circuit.listeners import UNNAMED, Listeners, logger
+from resilient_client.policies._circuit.panel import Panel
 from resilient_client.policies._circuit.states import (
     CLOSED,
     DISABLED,
@@ -141,7 +141,7 @@ _STATES: dict[str, type[State]] = {
 }
 
 
-class CircuitBreaker(pybreaker.CircuitBreaker):
+class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
     """A policy, and a `pybreaker.CircuitBreaker`.
 
     Closed, it counts successes and failures over the last `window` calls and opens when, with at
@@ -375,38 +375,6 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
                 logger.exception("an exclusion of circuit %s failed", self.name or UNNAMED)
         return True
 
-    # ---- steering by hand, from any thread
-
-    def open(self) -> bool:
-        """Refuse calls for the open time, then probe. Nothing when it is open already."""
-        self._steer(OPEN)
-        return self._throw_new_error_on_trip
-
-    def half_open(self) -> None:
-        """Probe now. Nothing when it does so already."""
-        self._steer(HALF_OPEN)
-
-    def close(self) -> None:
-        """Let everything pass and count anew, without a ramp."""
-        self._steer(CLOSED)
-
-    reset = close
-
-    def force_open(self) -> None:
-        """Refuse every call until `close`, `half_open` or another of these."""
-        self._steer(FORCED_OPEN)
-
-    def disable(self) -> None:
-        """Let every call pass and count nothing, until `close`."""
-        self._steer(DISABLED)
-
-    def metrics_only(self) -> None:
-        """Let every call pass and count, but never open, until `close`."""
-        self._steer(METRICS_ONLY)
-
-    def _steer(self, name: str) -> None:
-        self._home.run(lambda: self._circuit.by_hand(name))
-
     def _create_new_state(
         self,
         new_state: str,
@@ -417,118 +385,6 @@ class CircuitBreaker(pybreaker.CircuitBreaker):
         ramp: bool = False,
     ) -> Any:
         return _STATES[new_state](self, new_state, self._rules, until=until, ramp=ramp)
-
-    @property
-    def state(self) -> Any:
-        """The state object; setting it to a state's name is steering."""
-        return self._circuit.state
-
-    @state.setter
-    def state(self, name: str) -> None:
-        if name not in _STATES:
-            raise ConfigurationError(f"no state {name!r}; there are {', '.join(_STATES)}")
-        self._steer(name)
-
-    # ---- what it is and has
-
-    @property
-    def current_state(self) -> str:
-        """One of "closed", "open", "half-open", "forced-open", "disabled", "metrics-only"."""
-        return str(self._circuit.state.name) if hasattr(self, "_circuit") else CLOSED
-
-    @property
-    def calls(self) -> int:
-        """How many calls the window holds."""
-        return int(self._circuit.state.size())
-
-    @property
-    def failures(self) -> int:
-        """How many of them failed."""
-        with self._lock:
-            return int(self._circuit.state.failures())
-
-    @property
-    def slow_calls(self) -> int:
-        """How many of them were slow."""
-        with self._lock:
-            return int(self._circuit.state.slow_calls())
-
-    @property
-    def rejections(self) -> int:
-        """How many calls it has refused since it was made."""
-        return self._circuit.rejections
-
-    @property
-    def fail_counter(self) -> int:
-        """Failures in a row up to now."""
-        return int(self._circuit.state.fail_counter)
-
-    @property
-    def success_counter(self) -> int:
-        """Probes that have succeeded, at half-open."""
-        return int(self._circuit.state.success_counter)
-
-    @property
-    def fail_max(self) -> int:
-        """Failures in a row that open it; 0 when they do not."""
-        return self._rules.fail_max or 0
-
-    @fail_max.setter
-    def fail_max(self, number: int) -> None:
-        self._rules.fail_max = rules.count("fail_max", number)
-
-    @property
-    def success_threshold(self) -> int:
-        """Probes that must succeed to close it; a change holds from the next half-open."""
-        return self._rules.success_threshold
-
-    @success_threshold.setter
-    def success_threshold(self, threshold: int) -> None:
-        self._rules.success_threshold = rules.count("success_threshold", threshold)
-
-    @property
-    def reset_timeout(self) -> float:
-        """`open_for`; a change holds from the next opening."""
-        return self._rules.open_for
-
-    @reset_timeout.setter
-    def reset_timeout(self, timeout: float) -> None:
-        self._rules.open_for = rules.seconds("reset_timeout", timeout)
-        self._rules.open_for_max = max(self._rules.open_for_max, self._rules.open_for)
-
-    def describe(self) -> str:
-        """The effective settings, in words."""
-        return self._rules.describe()
-
-    def __repr__(self) -> str:
-        name = "" if self.name is None else f" {self.name!r}"
-        counts = f"{self.failures} of {self.calls} failed"
-        return f"<CircuitBreaker{name} {self.current_state}: {counts}>"
-
-    # ---- pybreaker's ways to call
-
-    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call `func` through the breaker; safe in threads, nothing is locked while it runs.
-
-        A coroutine or generator that it returns is wrapped, and counts when that ends.
-
-        Raises:
-            CircuitOpenError: it was not called.
-        """
-        return self._calls.call(func, *args, **kwargs)
-
-    async def call_async(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call and await `func` through the breaker. See `call`."""
-        result = self._calls.call(func, *args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
-    def calling(self) -> Any:
-        """A context manager that guards its block, awaits inside included. See `call`."""
-        return self._calls.calling()
-
-    def __call__(self, *call_args: Any, **call_kwargs: Any) -> Any:
-        """Decorate a function, sync or async. See `call`."""
-        return self._calls.decorate(call_args[0]) if call_args else self._calls.decorate
 
     # ---- the client's loop, and the storage
 

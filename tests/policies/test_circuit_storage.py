@@ -348,3 +348,28 @@ async def test_a_plain_pybreaker_on_the_same_storage_understands() -> None:
             plain.call(lambda: 1 / 0)
     await until(lambda: ours.current_state == "open")
     await ours.stop()
+
+
+@pytest.mark.broker
+async def test_two_breakers_with_pybreakers_redis_storage(redis_broker: Any, unique: str) -> None:
+    redis = pytest.importorskip("redis")
+
+    def make(name: str) -> pybreaker.CircuitRedisStorage:
+        client = redis.Redis.from_url(redis_broker.url, socket_timeout=5)
+        return pybreaker.CircuitRedisStorage("closed", client, namespace=f"{unique}-{name[:1]}")
+
+    one, two = (CircuitBreaker(state_storage=make, name=n) for n in ("s-one", "s-two"))
+    await one.start()
+    await two.start()
+    one.open()
+    await until(lambda: two.current_state == "open")
+    two.half_open()
+    two.close()
+    await settle()
+    assert (one.current_state, two.current_state) == ("open", "closed")
+    late = CircuitBreaker(state_storage=make, name="s-late")
+    await late.start()
+    assert late.current_state == "closed"
+    for breaker in (one, two, late):
+        await breaker.stop()
+    assert threads() == []

@@ -120,6 +120,9 @@ class Circuit:
         if now < state.until:
             self.rejections += 1
             raise self._refuse(state, state.until - now, self._last_cause)
+        if not state.admits(now):  # a herd at half-open need not take turns at the lock
+            self.rejections += 1
+            raise self.refusal(state, now)
         with self.lock:
             state = self.state
             if -inf < state.until <= now:
@@ -146,7 +149,7 @@ class Circuit:
     def returned(self, admission: Any, reply: Reply) -> None:
         """A reply came: a stream counts when it ends, anything else now."""
         if reply.items is None:
-            self.succeeded(admission)
+            self._settle(admission, Result.SUCCESS, slow=self._slow(admission))
             return
         state, slow = admission, self._slow(admission)
         if type(admission) is Admission:
