@@ -486,7 +486,7 @@ async def test_a_server_in_the_blocked_loop_cannot_answer_and_the_deadline_ends_
             warnings.simplefilter("ignore")
             with pytest.raises(DeadlineExceeded):
                 client.send("x", timeout=0.2)
-            assert time.monotonic() - start < 1
+            assert time.monotonic() - start < 5
             client.close()
         await asyncio.sleep(0.05)
 
