@@ -27,6 +27,7 @@ from resilient_client.context import (
 from resilient_client.errors import (
     DEADLINE_EXCEEDED_CODE,
     INTERNAL_SERVER_ERROR,
+    SERVER_OVERLOADED,
     InvalidPayloadError,
     NoHandlerError,
     Overloaded,
@@ -119,6 +120,10 @@ class Slots:
             if not self.closed:
                 self.resume()
         return True
+
+    def drop(self) -> None:
+        """Whoever sent the events that wait has left before they were accepted: forget them."""
+        self.waiting.clear()
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""
@@ -267,7 +272,7 @@ class Dispatcher:
             handler = several[0]
         if full or self.draining:
             self._refused("draining" if self.draining else "overload", message, transport)
-            error = Throttled("The server is overloaded", status=429, retry_after=0.1)
+            error = Throttled(SERVER_OVERLOADED, status=429, retry_after=0.1)
             self._answer(respond, Reply(error=error))
             return None
         received = message.received
@@ -488,7 +493,7 @@ class Dispatcher:
         if isinstance(error, RemoteError) and error.endpoint is None:
             return error
         if isinstance(error, Overloaded) and error.endpoint is None:
-            return Throttled("The server is overloaded", status=429)
+            return Throttled(SERVER_OVERLOADED, status=429)
         log.error(
             "handler %s of %s failed (correlation id %s)",
             handler.name,

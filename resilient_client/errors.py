@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 INTERNAL_SERVER_ERROR = "Internal server error"
 NO_HANDLER_MESSAGE = "There is no matching message handler defined in the remote service."
 DEADLINE_EXCEEDED_CODE = "DEADLINE_EXCEEDED"
+SERVER_OVERLOADED = "The server is overloaded"
 _FAILURE_STATUSES = frozenset({408, 500, 502, 503, 504})
 
 

@@ -18,7 +18,7 @@ from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable
     from types import TracebackType
 
     from resilient_client.clock import Clock
@@ -311,8 +311,17 @@ class Server(Router):
         if self._asgi is None:
             from resilient_client.transports.http import asgi_app
 
-            self._asgi = asgi_app(self._app)
+            self._asgi = asgi_app(self._app, lifespan=self._unless_started)
         return self._asgi
+
+    @contextlib.asynccontextmanager
+    async def _unless_started(self) -> AsyncIterator[None]:
+        """The server's life as that of an ASGI application, when nobody else started it."""
+        if self._started:
+            yield
+        else:
+            async with self:
+                yield
 
 
 async def _pong() -> dict[str, str]:

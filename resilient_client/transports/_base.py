@@ -104,6 +104,9 @@ class Job(Protocol):
 class Slots(Protocol):
     """The cap of one connection or consumer on running handlers, as the server counts them."""
 
+    def drop(self) -> None:
+        """Whoever sent the events that wait has left before they were accepted: forget them."""
+
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""
 

@@ -1,0 +1,143 @@
+"""The server's end of http:// and https://, by itself: the ASGI application on uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import ConfigurationError
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports.http.asgi import asgi_app
+
+if TYPE_CHECKING:
+    from resilient_client.transports._base import App, Target
+
+_CLOSING = 1.0  # seconds that connections get to close by themselves
+
+
+class ServerListener:
+    """The server's end: uvicorn's protocol on sockets of our own, without its process around it.
+
+    Args:
+        tls: for https://, an `ssl.SSLContext` with the server's certificate.
+        max_size: bytes of one payload, each way.
+        keep_alive: seconds an idle connection is kept.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        max_size: int = DEFAULT_MAX_SIZE,
+        keep_alive: int = 5,
+    ) -> None:
+        secure = target.scheme == "https"
+        if secure != isinstance(tls, ssl.SSLContext):
+            raise ConfigurationError(
+                "https:// needs tls= with the server's certificate"
+                if secure
+                else "tls= means nothing to http://",
+                hint="give tls= an ssl.SSLContext that has loaded it"
+                if secure
+                else "write https://",
+            )
+        self.address = str(target)
+        self._target = target
+        self._tls = tls or None
+        self._port = target.port(443 if secure else 80)
+        self._base = target.url.path.rstrip("/")
+        self._config, self._state = _uvicorn(
+            asgi_app(app, base=self._base, max_size=max_size), keep_alive
+        )
+        self._server: asyncio.Server | None = None
+        self._ticking: asyncio.TimerHandle | None = None
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        loop = asyncio.get_running_loop()
+        config, state = self._config, self._state
+        try:
+            self._server = await loop.create_server(
+                lambda: config.http_protocol_class(
+                    config=config, server_state=state, app_state={}, _loop=loop
+                ),
+                self._target.host,
+                self._port,
+                ssl=self._tls,
+                backlog=config.backlog,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self._target} cannot be bound: {error.strerror or error}",
+                hint="is another process listening there? port 0 is any free one",
+            ) from error
+        port = self._server.sockets[0].getsockname()[1]
+        host = self._target.hostport
+        if self._target.url.port is not None:
+            host = host.rpartition(":")[0]
+        self.address = f"{self._target.scheme}://{host}:{port}{self._base}"
+        self._tick()
+
+    def _tick(self) -> None:
+        """RFC 9110 section 6.6.1: a server with a clock sends the date."""
+        now = formatdate(usegmt=True).encode()
+        self._state.default_headers = [(b"date", now)]
+        self._ticking = asyncio.get_running_loop().call_later(1.0, self._tick)
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`: idle connections close, the others after their answer."""
+        if self._server is not None:
+            self._server.close()
+            for connection in tuple(self._state.connections):
+                connection.shutdown()
+            await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        await self.stop()
+        if self._ticking is not None:
+            self._ticking.cancel()
+        try:
+            async with asyncio.timeout(_CLOSING):
+                while self._state.connections or self._state.tasks:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for connection in tuple(self._state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+            tasks = tuple(self._state.tasks)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=_CLOSING)
+
+
+def _uvicorn(application: Any, keep_alive: int) -> tuple[Any, Any]:
+    """Its configuration, quiet and without a life of its own, and the state of its connections."""
+    try:
+        import uvicorn
+        from uvicorn.server import ServerState
+    except ImportError as error:
+        raise ConfigurationError(
+            "an HTTP server needs the library 'uvicorn', which is not installed",
+            hint='pip install "resilient-client[http-server]"',
+        ) from error
+    config = uvicorn.Config(
+        application,
+        interface="asgi3",
+        loop="none",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=keep_alive,
+    )
+    config.load()
+    return config, ServerState()
