@@ -7,22 +7,16 @@ knows its type. Keys are written in the order Nest writes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import islice
-from types import MappingProxyType
 from typing import Any
 
 from resilient_client._json import ABSENT, JsonDecoder, Raw, Struct, decode, encode
 from resilient_client.errors import NO_HANDLER_MESSAGE, PayloadError, ProtocolError
 from resilient_client.patterns import lookup_route
+from resilient_client.transports._metadata import NO_METADATA, read_metadata
 
-MAX_METADATA_KEYS = 32
-MAX_METADATA_NAME = 1024
-MAX_METADATA_VALUE = 8192
-_BACKSLASH, _DELETE = b"\\\x7f"
 _NULL = b"null"
 _NO_HANDLER = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
 _RESPONSE_KEYS = frozenset({"id", "err", "response", "isDisposed", "status", "metadata"})
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 # ---- the client's side ----
@@ -41,7 +35,7 @@ def request_packet(
         return b'{"pattern":%b,"data":%b,"metadata":%b,"id":"%b"}' % (
             pattern_json,
             body,
-            _metadata_json(metadata),
+            encode(metadata),
             id,
         )
     return b'{"pattern":%b,"data":%b,"id":"%b"}' % (pattern_json, body, id)
@@ -55,13 +49,9 @@ def event_packet(
         return b'{"pattern":%b,"data":%b,"metadata":%b}' % (
             pattern_json,
             body,
-            _metadata_json(metadata),
+            encode(metadata),
         )
     return b'{"pattern":%b,"data":%b}' % (pattern_json, body)
-
-
-def _metadata_json(metadata: Mapping[str, str]) -> bytes:
-    return encode(metadata)
 
 
 class Response(Struct, gc=False):
@@ -80,7 +70,7 @@ class Response(Struct, gc=False):
     value: bytes | None
     err: bytes | None
     ended: bool
-    metadata: Mapping[str, str] = _NO_METADATA
+    metadata: Mapping[str, str] = NO_METADATA
     external: bool = False
 
     @property
@@ -116,7 +106,7 @@ def read_response(raw: bytes) -> Response:
         return _any_response(raw)
     value = None if packet.response is ABSENT else bytes(packet.response)
     metadata = packet.metadata
-    headers = _NO_METADATA if metadata is ABSENT else _metadata(bytes(metadata))
+    headers = NO_METADATA if metadata is ABSENT else read_metadata(bytes(metadata))
     if packet.err is not ABSENT:
         err = bytes(packet.err)
         if truthy(err):
@@ -134,7 +124,7 @@ def _any_response(raw: bytes) -> Response:
         return Response(id, raw, None, True, external=True)
     err = packet.get("err", _NULL)
     value = packet.get("response")
-    metadata = _metadata(packet.get("metadata", _NULL))
+    metadata = read_metadata(packet.get("metadata", _NULL))
     if truthy(err):
         return Response(id, value, err, True, metadata)
     return Response(id, value, None, truthy(packet.get("isDisposed", _NULL)), metadata)
@@ -178,7 +168,7 @@ class Request(Struct, gc=False):
     pattern: bytes | None
     data: bytes
     id: bytes | None
-    metadata: Mapping[str, str] = _NO_METADATA
+    metadata: Mapping[str, str] = NO_METADATA
     external: bool = False
 
     @property
@@ -215,7 +205,7 @@ def read_request(raw: bytes) -> Request:
         None if pattern is ABSENT else bytes(pattern),
         _NULL if data is ABSENT else bytes(data),
         None if packet.id is ABSENT else bytes(packet.id),
-        _NO_METADATA if metadata is ABSENT else _metadata(bytes(metadata)),
+        NO_METADATA if metadata is ABSENT else read_metadata(bytes(metadata)),
     )
 
 
@@ -227,7 +217,7 @@ def _any_request(raw: bytes) -> Request:
         packet.get("pattern"),
         packet.get("data", _NULL),
         packet.get("id"),
-        _metadata(packet.get("metadata", _NULL)),
+        read_metadata(packet.get("metadata", _NULL)),
     )
 
 
@@ -285,14 +275,13 @@ def no_handler_packet(
 def _tail(id_json: bytes | None, metadata: Mapping[str, str] | None) -> bytes:
     tail = b"" if id_json is None else b',"id":' + id_json
     if metadata is not None:
-        tail += b',"metadata":' + _metadata_json(metadata)
+        tail += b',"metadata":' + encode(metadata)
     return tail + b"}"
 
 
 # ---- both sides ----
 
 _read_fields = JsonDecoder(dict[str, Raw]).decode
-_read_metadata = JsonDecoder(dict[str, str]).decode
 
 
 def _fields(raw: bytes) -> dict[str, bytes] | None:
@@ -308,45 +297,3 @@ def _fields(raw: bytes) -> dict[str, bytes] | None:
         return None
     # an object with a lone surrogate somewhere: written anew, it can be taken apart
     return {key: encode(item) for key, item in value.items()}
-
-
-def _metadata(metadata_json: bytes) -> Mapping[str, str]:
-    """What may be used of metadata from the network, whatever it is."""
-    # JSON without an escape holds no control character but DEL
-    plain = (
-        len(metadata_json) <= MAX_METADATA_NAME
-        and metadata_json.isascii()
-        and _BACKSLASH not in metadata_json
-        and _DELETE not in metadata_json
-        and metadata_json == metadata_json.lower()
-    )
-    try:
-        metadata = _read_metadata(metadata_json)
-    except (ValueError, RecursionError):
-        try:
-            return sanitised(decode(metadata_json))
-        except PayloadError:
-            return _NO_METADATA
-    if plain and len(metadata) <= MAX_METADATA_KEYS and "" not in metadata:
-        return metadata
-    return sanitised(metadata)
-
-
-def sanitised(metadata: Any) -> Mapping[str, str]:
-    """Bounded, printable strings by lower-case name; the rest of what a peer sent is left out.
-
-    Of the first 32 entries, names up to 1024 and values up to 8192 characters.
-    """
-    if not isinstance(metadata, dict):
-        return _NO_METADATA
-    checked: dict[str, str] = {}
-    for name, value in islice(metadata.items(), MAX_METADATA_KEYS):
-        if (
-            type(value) is str
-            and len(value) <= MAX_METADATA_VALUE
-            and value.isprintable()
-            and 0 < len(name) <= MAX_METADATA_NAME
-            and name.isprintable()
-        ):
-            checked[name.lower()] = value
-    return checked

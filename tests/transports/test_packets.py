@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_client.errors import ProtocolError
+from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._packets import (
     end_packet,
     error_packet,
@@ -18,7 +19,6 @@ from resilient_client.transports._packets import (
     read_request,
     read_response,
     request_packet,
-    sanitised,
     text_event,
     truthy,
     value_packet,
