@@ -183,7 +183,7 @@ def _check_each(stack: Sequence[object]) -> None:
             hint = f"give it to those that repeat: Retry(budget={_name(policy)}(...))"
         elif type(policy).__module__.partition(".")[0] == "pybreaker":
             hint = "resilient_client.CircuitBreaker takes the same arguments"
-        elif hasattr(policy, "__iter__"):
+        elif isinstance(policy, list | tuple):
             hint = "unpack it: [*standard(), mine]"
         else:
             hint = "a policy has a method wrap(handler, clock) that returns a handler"
@@ -235,7 +235,7 @@ def explain(
         if settings.idempotent is not None:
             said.append("idempotent" if settings.idempotent else "not idempotent")
         if settings.attempts is not None:
-            said.append(f"{settings.attempts} attempts")
+            said.append("1 attempt" if settings.attempts == 1 else f"{settings.attempts} attempts")
         lines.append(_line("pattern", f"{route}: {', '.join(said)}"))
     return "\n".join(lines)
 

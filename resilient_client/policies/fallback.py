@@ -124,35 +124,45 @@ def _maker(function: Callable[..., Any]) -> Callable[[Call, Exception], Any]:
     if isinstance(function, type):
         return lambda call, error: function()
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # some built-in functions do not tell
         return lambda call, error: function()
-    wanted: list[str] = []  # by position
-    named_only: list[str] = []
+    said = {parameter.name for parameter in parameters}
+    unsaid = [name for name in ("call", "error") if name not in said]
+    positional: list[str] = []
+    keywords: list[str] = []
     for parameter in parameters:
         known = parameter.name in {"call", "error"}
-        required = parameter.default is parameter.empty
         if parameter.kind is parameter.VAR_POSITIONAL:
-            wanted += [name for name in ("call", "error") if name not in wanted]
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            if required or known:
-                named_only.append(parameter.name)
-        elif parameter.kind is not parameter.VAR_KEYWORD and (required or known):
-            free = [name for name in ("call", "error") if name not in wanted]
-            wanted.append(parameter.name if known else free[0] if free else "")
-    if not set(wanted + named_only) <= {"call", "error"} or len(set(wanted)) < len(wanted):
-        raise ConfigurationError(
-            f"Fallback: {named(function)}() takes more than the call and the error",
-            hint="write lambda call, error: ...",
-        )
+            positional += unsaid
+        elif parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        elif parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
+            if known:
+                keywords.append(parameter.name)
+            elif parameter.default is parameter.empty:
+                raise _too_many(function)
+        elif known:
+            positional.append(parameter.name)
+        elif unsaid:
+            positional.append(unsaid.pop(0))
+        else:
+            raise _too_many(function)
 
     def make(call: Call, error: Exception) -> Any:
         given = {"call": call, "error": error}
         return function(
-            *[given[name] for name in wanted], **{name: given[name] for name in named_only}
+            *[given[name] for name in positional], **{name: given[name] for name in keywords}
         )
 
     return make
+
+
+def _too_many(function: Callable[..., Any]) -> ConfigurationError:
+    return ConfigurationError(
+        f"Fallback: {named(function)}() takes more than the call and the error",
+        hint="write lambda call, error: ...",
+    )
 
 
 async def _in_time(

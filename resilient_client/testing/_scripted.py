@@ -207,7 +207,7 @@ class ScriptedTransport:
         if not self._answers:
             raise AssertionError(f"attempt {len(self.requests)} is not in the script: {call!r}")
         last = self._forever and len(self._answers) == 1
-        answer = copy.copy(self._answers[0]) if last else self._answers.popleft()
+        answer = self._answers[0] if last else self._answers.popleft()
         while True:
             if isinstance(answer, Delayed):
                 await self._pass(call, answer.seconds, connecting=answer.connecting)
@@ -216,6 +216,8 @@ class ScriptedTransport:
                 await self._pass(call, inf)
             elif _is_error(answer):
                 error = _error(answer)
+                if last:  # each attempt its own, as from a real peer
+                    error = copy.copy(error)
                 if not isinstance(error, ResilientClientError) or error.sent:
                     call.sent = True
                 raise error
