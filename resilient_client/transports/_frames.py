@@ -176,10 +176,16 @@ class FrameReader:
         while counted < length and scanned < available:
             # a unit takes a byte at least: this never goes past the end of the frame
             step = min(length - counted, available - scanned)
-            counted += units(self._view[start + scanned : start + scanned + step].tobytes())
+            more = units(self._view[start + scanned : start + scanned + step].tobytes())
+            while counted + more > length and step > 1:  # not UTF-8, or cut: find out where
+                step //= 2
+                more = units(self._view[start + scanned : start + scanned + step].tobytes())
+            counted += more
             scanned += step
         missing = counted < length
         if counted == length:
+            while self._buffer[start + scanned - 1] & 0xC0 == 0x80:  # back to the last character
+                scanned -= 1
             while (missing := not self._whole(start + scanned)) and scanned < available:
                 if self._buffer[start + scanned] & 0xC0 != 0x80:
                     missing = False  # not UTF-8: whoever decodes the text will say so

@@ -5,7 +5,7 @@ import socket
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resilient_client.errors import ProtocolError
@@ -212,6 +212,8 @@ def test_an_announced_length_alone_takes_no_memory() -> None:
     assert reader.incomplete
 
 
+@example(b'39#{"pattern":"echo","data":""\xf00\x9f\x98\x80","id":\xfd}', 1)
+@example(b"3#\xfda\x80", 1)
 @given(st.binary(max_size=200), st.integers(1, 20))
 def test_how_garbage_is_split_makes_no_difference(data: bytes, step: int) -> None:
     assert outcome(data, step) == outcome(data)
@@ -224,7 +226,8 @@ def test_how_garbage_is_split_makes_no_difference(data: bytes, step: int) -> Non
         st.tuples(
             st.integers(0, 150),
             st.integers(0, 2),
-            st.binary(max_size=2) | st.sampled_from([b"#", b"9", b"0", b"\xf0\x9f", b" ", b"+"]),
+            st.binary(max_size=2)
+            | st.sampled_from([b"#", b"9", b"0", b"\xf0\x9f", b"\xfd", b"\x80", b" ", b"+"]),
         ),
         min_size=1,
         max_size=4,
