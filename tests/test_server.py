@@ -1,0 +1,546 @@
+"""What a server promises, shown over memory:// and the dispatcher's own seams."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import threading
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    Context,
+    InvalidPayloadError,
+    NoHandlerError,
+    RemoteError,
+    Router,
+    Server,
+    Throttled,
+    correlation_id,
+    current_context,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_names = iter(range(10**6))
+
+
+@asynccontextmanager
+async def pair(server: Server, **options: Any) -> AsyncIterator[ClientProxy]:
+    async with server, ClientProxy(
+        server.addresses[0], policies=(), telemetry=False, **options
+    ) as client:
+        yield client
+
+
+def memory(**options: Any) -> Server:
+    options.setdefault("grace", 0.2)
+    return Server(f"memory://server-{next(_names)}", telemetry=False, **options)
+
+
+@dataclass
+class User:
+    name: str
+    age: int = 0
+
+
+async def test_a_payload_is_validated_into_the_type_hint_and_the_refusal_says_where() -> None:
+    server = memory()
+
+    @server.message_pattern("greet")
+    async def greet(user: User) -> str:
+        return f"{user.name} is {user.age}"
+
+    async with pair(server) as client:
+        assert await client.send("greet", {"name": "Ann", "age": 3}) == "Ann is 3"
+        with pytest.raises(InvalidPayloadError, match=r"\$.age") as caught:
+            await client.send("greet", {"name": "Ann", "age": "three"})
+        assert caught.value.code == "INVALID_PAYLOAD"
+
+
+async def test_arguments_are_bound_by_name_by_annotation_or_left_out() -> None:
+    server = memory()
+
+    @server.message_pattern("none")
+    async def none() -> str:
+        return "none"
+
+    @server.message_pattern("context")
+    async def context_only(context) -> str:  # type: ignore[no-untyped-def]
+        return str(context.pattern)
+
+    @server.message_pattern("annotated")
+    async def annotated(about: Context, number: int) -> list[Any]:
+        return [about.pattern, number]
+
+    @server.message_pattern("keywords")
+    async def keywords(*, payload: int, context: Context) -> list[Any]:
+        return [context.pattern, payload]
+
+    class Handler:
+        async def method(self, payload: int, context: Context) -> list[Any]:
+            return [context.pattern, payload]
+
+        async def __call__(self, payload: int) -> int:
+            return payload + 1
+
+    server.message_pattern("method")(Handler().method)
+    server.message_pattern("callable")(Handler())
+
+    async def add(first: int, second: int) -> int:
+        return first + second
+
+    server.message_pattern("partial")(functools.partial(add, 5))
+    async with pair(server) as client:
+        assert await client.send("none", 1) == "none"
+        assert await client.send("context", 1) == "context"
+        for pattern in ("annotated", "keywords", "method"):
+            assert await client.send(pattern, 3) == [pattern, 3]
+        assert await client.send("callable", 3) == 4
+        assert await client.send("partial", 3) == 8
+
+
+def test_a_handler_that_wants_more_is_refused_when_registered() -> None:
+    server = memory()
+    with pytest.raises(ConfigurationError, match="third"):
+
+        @server.message_pattern("x")
+        async def x(first: int, context: Context, third: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="pattern"):
+
+        @server.message_pattern  # type: ignore[arg-type]
+        async def forgotten() -> None: ...
+
+
+async def test_patterns_are_normalised_and_may_be_a_list() -> None:
+    server = memory()
+
+    @server.message_pattern(["a", {"b": 1, "a": 2}, 42])
+    async def hit(context: Context) -> str:
+        return context.pattern
+
+    async with pair(server) as client:
+        assert await client.send("a") == "a"
+        assert await client.send({"a": 2, "b": 1}) == '{"a":2,"b":1}'
+        assert await client.send(42) == "42"
+        assert await client.send("42") == "42"
+
+
+async def test_a_router_adds_its_prefix_to_string_patterns() -> None:
+    router = Router("users.")
+
+    @router.message_pattern("get")
+    async def get() -> str:
+        return "got"
+
+    @router.message_pattern({"cmd": "get"})
+    async def cmd() -> str:
+        return "cmd"
+
+    server = memory()
+    server.include(router)
+    async with pair(server) as client:
+        assert await client.send("users.get") == "got"
+        assert await client.send({"cmd": "get"}) == "cmd"
+
+
+async def test_an_unhandled_exception_travels_without_its_secret_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory()
+
+    @server.message_pattern("bug")
+    async def bug() -> None:
+        raise KeyError("password123")
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.send("bug")
+    assert caught.value.payload == {"status": "error", "message": "Internal server error"}
+    assert "password123" in caplog.text
+
+
+async def test_an_exception_handler_translates_subclasses_too() -> None:
+    server = memory()
+
+    @server.exception_handler(LookupError)
+    def missing(error: LookupError) -> RemoteError:
+        return RemoteError(f"no {error.args[0]}", code="MISSING", status=404)
+
+    @server.message_pattern("get")
+    async def get(key: str) -> None:
+        raise KeyError(key)
+
+    @server.message_pattern("stream")
+    async def stream() -> Any:
+        yield 1
+        raise IndexError("more")
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.send("get", "x")
+        assert (caught.value.code, caught.value.status) == ("MISSING", 404)
+        got = []
+        with pytest.raises(RemoteError, match="no more"):
+            async for i in client.stream("stream"):
+                got.append(i)
+        assert got == [1]
+
+
+async def test_an_error_that_a_client_raised_inside_a_handler_is_not_passed_on() -> None:
+    inner, outer = memory(), memory()
+
+    @inner.message_pattern("fail")
+    async def fail() -> None:
+        raise RemoteError("inner detail", code="INNER")
+
+    async with pair(inner) as inside:
+
+        @outer.message_pattern("call")
+        async def call() -> Any:
+            return await inside.send("fail")
+
+        async with pair(outer) as client:
+            with pytest.raises(RemoteError) as caught:
+                await client.send("call")
+    assert caught.value.message == "Internal server error"
+    assert caught.value.code is None
+
+
+async def test_calls_inside_a_handler_inherit_correlation_and_remaining_time() -> None:
+    inner, outer = memory(), memory()
+
+    @inner.message_pattern("about")
+    async def about(context: Context) -> list[Any]:
+        return [context.correlation_id, context.remaining]
+
+    async with pair(inner) as inside:
+
+        @outer.message_pattern("call")
+        async def call(context: Context) -> Any:
+            assert current_context() is context
+            assert correlation_id.get() == context.correlation_id
+            return await inside.send("about")
+
+        async with pair(outer) as client:
+            known, remaining = await client.send(
+                "call", headers={"x-correlation-id": "abc"}, timeout=3
+            )
+            fresh, _ = await client.send("call", headers={"x-correlation-id": "no good\u00e9"})
+    assert known == "abc"
+    assert 2 < remaining <= 3
+    assert fresh != "no good\u00e9"
+    assert len(fresh) == 32
+    assert current_context() is None
+
+
+async def test_plain_functions_run_in_threads_with_the_callers_context() -> None:
+    server = memory()
+    loop_thread = threading.get_ident()
+
+    @server.message_pattern("thread")
+    def thread(payload: int, context: Context) -> list[Any]:
+        assert correlation_id.get() == context.correlation_id
+        return [threading.get_ident() != loop_thread, payload]
+
+    @server.message_pattern("generator")
+    def generator(n: int) -> Any:
+        yield from range(n)
+
+    async with pair(server) as client:
+        assert await client.send("thread", 5) == [True, 5]
+        assert [i async for i in client.stream("generator", 3)] == [0, 1, 2]
+
+
+async def test_a_plain_function_keeps_its_slot_until_it_really_ends() -> None:
+    server = memory(max_calls=1)
+    release, running = threading.Event(), threading.Event()
+
+    @server.message_pattern("block")
+    def block() -> None:
+        running.set()
+        release.wait(10)
+
+    @server.message_pattern("quick")
+    async def quick() -> int:
+        return 1
+
+    async with pair(server) as client:
+        task = asyncio.ensure_future(client.send("block"))
+        await asyncio.to_thread(running.wait, 5)
+        task.cancel()
+        await asyncio.sleep(0.05)
+        with pytest.raises(Throttled):
+            await client.send("quick")
+        release.set()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            try:
+                assert await client.send("quick") == 1
+                break
+            except Throttled:
+                continue
+        else:
+            pytest.fail("the slot never came back")
+
+
+async def test_over_the_cap_a_request_is_throttled_at_once_and_events_wait() -> None:
+    server = memory(max_calls=2)
+    gate = asyncio.Event()
+    seen: list[int] = []
+
+    @server.message_pattern("hold")
+    async def hold() -> None:
+        await gate.wait()
+
+    @server.event_pattern("note")
+    async def note(n: int) -> None:
+        seen.append(n)
+
+    async with pair(server) as client:
+        held = [asyncio.ensure_future(client.send("hold")) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        with pytest.raises(Throttled) as caught:
+            await client.send("hold")
+        assert caught.value.status == 429
+        assert caught.value.retry_after is not None
+        for n in range(5):
+            await client.emit("note", n)
+        await asyncio.sleep(0.02)
+        assert seen == []
+        gate.set()
+        await asyncio.gather(*held)
+        await asyncio.sleep(0.05)
+        assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_several_handlers_hear_one_event_and_a_failing_one_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory()
+    heard: list[str] = []
+
+    @server.event_pattern("e")
+    async def first() -> None:
+        heard.append("first")
+
+    @server.event_pattern("e")
+    async def second() -> None:
+        raise ValueError("second fails")
+
+    @server.event_pattern("e")
+    def third() -> None:
+        heard.append("third")
+
+    async with pair(server) as client:
+        receipt = await client.emit("e")
+        assert (receipt.delivery, receipt.receivers) == ("accepted", 3)
+        assert (await client.emit("nobody")).receivers == 0
+        await asyncio.sleep(0.05)
+    assert sorted(heard) == ["first", "third"]
+    assert "second fails" in caplog.text
+
+
+async def test_an_event_carries_no_deadline_and_its_handler_runs_to_its_end() -> None:
+    server = memory(grace=5)
+    done = asyncio.Event()
+    remaining: list[float | None] = []
+
+    @server.event_pattern("slow")
+    async def slow(context: Context) -> None:
+        remaining.append(context.remaining)
+        await asyncio.sleep(0.1)
+        done.set()
+
+    async with server:
+        async with ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+            await client.emit("slow", timeout=0.05)
+    assert done.is_set()
+    assert remaining == [None]
+
+
+async def test_a_drained_server_finishes_what_runs_and_refuses_what_comes() -> None:
+    server = memory(grace=5)
+    started = asyncio.Event()
+
+    @server.message_pattern("slow")
+    async def slow() -> str:
+        started.set()
+        await asyncio.sleep(0.1)
+        return "done"
+
+    async with server:
+        client = ClientProxy(server.addresses[0], policies=(), telemetry=False)
+        task = asyncio.ensure_future(client.send("slow"))
+        await started.wait()
+    assert await task == "done"
+    await client.aclose()
+
+
+async def test_the_grace_time_ends_what_does_not_end_by_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory(grace=0.05)
+
+    @server.event_pattern("for ever")
+    async def for_ever() -> None:
+        await asyncio.sleep(1000)
+
+    with caplog.at_level(logging.WARNING):
+        async with pair(server) as client:
+            await client.emit("for ever")
+            await asyncio.sleep(0.01)
+    assert "1 handlers were cancelled" in caplog.text
+
+
+async def test_lifespan_state_reaches_handlers_and_its_end_runs() -> None:
+    steps: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> Any:
+        steps.append(f"start {bool(server.addresses)}")
+        yield {"db": 1}
+        steps.append("end")
+
+    server = memory(lifespan=lifespan)
+
+    @server.message_pattern("state")
+    async def state(context: Context) -> Any:
+        return context.state
+
+    async with pair(server) as client:
+        assert await client.send("state") == {"db": 1}
+    assert steps == ["start True", "end"]
+
+
+async def test_a_policy_of_the_users_own_can_refuse_by_headers() -> None:
+    class Authenticated:
+        def wrap(self, handler: Any, clock: Any) -> Any:  # noqa: ARG002
+            async def checked(call: Any) -> Any:
+                if call.headers.get("authorization") != "Bearer good":
+                    raise RemoteError("who are you?", code="UNAUTHENTICATED", status=401)
+                return await handler(call)
+
+            return checked
+
+    server = memory(policies=[Authenticated()])
+
+    @server.message_pattern("secret")
+    async def secret() -> int:
+        return 42
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.send("secret")
+        assert caught.value.status == 401
+        assert await client.send("secret", headers={"Authorization": "Bearer good"}) == 42
+
+
+async def test_work_whose_time_is_up_is_not_started() -> None:
+    server = memory()
+    ran: list[int] = []
+
+    @server.message_pattern("work")
+    async def work(n: int) -> None:
+        ran.append(n)
+
+    async with pair(server) as client:
+        error = None
+        try:
+            await client.send("work", 1, headers={"x-deadline-ms": "0"}, timeout=5)
+        except Exception as caught:
+            error = caught
+        assert error is None  # the client's own number goes before a header
+        assert ran == [1]
+
+
+async def test_a_handler_runs_in_an_empty_context() -> None:
+    leak: contextvars.ContextVar[str] = contextvars.ContextVar("leak", default="clean")
+    server = memory()
+
+    @server.message_pattern("leak")
+    async def read() -> str:
+        return leak.get()
+
+    leak.set("leaked")
+    async with pair(server) as client:
+        assert await client.send("leak") == "clean"
+
+
+async def test_the_health_endpoint_answers_livez_and_readyz() -> None:
+    server = memory(health="http://127.0.0.1:0")
+    async with server:
+        port = int(server._health.address.rpartition(":")[2])
+
+        async def ask(request: bytes) -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+        assert (await ask(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert (await ask(b"GET /readyz HTTP/1.1\r\n\r\n")).endswith(b"ok\n")
+        assert (await ask(b"GET /nope HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 404")
+        assert (await ask(b"POST /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 405")
+        server._app.draining = True
+        assert (await ask(b"GET /readyz HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 503")
+        assert (await ask(b"GET /livez HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await ask(b"x" * 20_000 + b"\r\n\r\n") == b""
+
+
+def test_a_server_without_a_url_or_with_nonsense_says_so() -> None:
+    for options, match in (
+        ({"max_calls": 0}, "max_calls"),
+        ({"grace": -1}, "grace"),
+        ({"max_sise": 3}, "max_size"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            Server("memory://x", **options)
+        assert match in str(caught.value)
+    with pytest.raises(ConfigurationError, match="no transport speaks"):
+        Server("smoke://x")
+    with pytest.raises(ConfigurationError, match="not a URL"):
+        Server("localhost:3000")
+    with pytest.raises(ConfigurationError, match="no URL"):
+        asyncio.run(Server().start())
+
+
+async def test_one_app_serves_several_urls() -> None:
+    server = Server(
+        f"memory://several-{next(_names)}", "tcp://127.0.0.1:0", telemetry=False, grace=0.2
+    )
+
+    @server.message_pattern("where")
+    async def where(context: Context) -> str:
+        return context.transport
+
+    async with server:
+        for address, scheme in zip(server.addresses, ("memory", "tcp"), strict=True):
+            async with ClientProxy(address, policies=(), telemetry=False) as client:
+                assert await client.send("where") == scheme
+
+
+async def test_no_handler_is_registered_after_the_start() -> None:
+    server = memory()
+    async with server:
+        with pytest.raises(ConfigurationError, match="before"):
+            server.message_pattern("late")(lambda: None)
+
+
+async def test_an_unknown_request_is_told_so() -> None:
+    async with pair(memory()) as client:
+        with pytest.raises(NoHandlerError) as caught:
+            await client.send("nobody")
+        assert caught.value.payload == (
+            "There is no matching message handler defined in the remote service."
+        )
