@@ -1,0 +1,148 @@
+"""What the fault suite breaks: a service, and what stands between it and its client.
+
+A transport joins the suite by one line in `RIGS`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resilient_client import ClientProxy
+from tests.peers.process import Peer
+from tests.peers.proxy import TcpProxy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Service(Peer):
+    """The service process. On a transport without a broker it is also what is killed."""
+
+    name = "service"
+
+    def __init__(self, url: str, options: dict[str, Any], loop: str) -> None:
+        super().__init__()
+        self._url = url
+        self._options = options
+        self._loop = loop
+        self.journal_path = self.folder / "journal"
+        self._seen = 0
+
+    @property
+    def url(self) -> str:
+        return self._url.replace("{port}", str(self.port))
+
+    def command(self) -> Sequence[str]:
+        return [
+            sys.executable,
+            "-m",
+            "tests.contract.service",
+            self.url,
+            str(self.journal_path),
+            json.dumps(self._options),
+            self._loop,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        return {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+    def start(self) -> Service:
+        self._seen = self._ready_lines()
+        super().start()
+        return self
+
+    def _ready_lines(self) -> int:
+        path = self.folder / "output.log"
+        return path.read_text(errors="replace").count("READY ") if path.exists() else 0
+
+    def answers(self) -> bool:
+        return self._ready_lines() > self._seen
+
+    def journal(self, kind: str) -> list[Any]:
+        """What handlers of this kind noted, over all restarts."""
+        if not self.journal_path.exists():
+            return []
+        entries = [json.loads(line) for line in self.journal_path.read_text().splitlines()]
+        return [value for each, value in entries if each == kind]
+
+
+@dataclass
+class Rig:
+    """One transport's arrangement.
+
+    Attributes:
+        client_url: through the proxy.
+        service: the server process.
+        middle: what is killed, frozen and restarted: the broker, or else the service itself.
+        proxy: between the client and the middle.
+        tells_loss: whether an emit that does not arrive is always told: False where writing is all
+            that is proved.
+        detects_freeze: seconds within which a frozen middle is noticed by itself; None: only calls'
+            own deadlines notice it.
+    """
+
+    scheme: str
+    client_url: str
+    service: Service
+    middle: Peer
+    proxy: TcpProxy
+    options: dict[str, Any] = field(default_factory=dict)
+    tells_loss: bool = False
+    detects_freeze: float | None = None
+
+    def client(self, **settings: Any) -> ClientProxy:
+        settings.setdefault("policies", ())
+        settings.setdefault("telemetry", False)
+        return ClientProxy(self.client_url, **self.options, **settings)
+
+    async def kill(self) -> None:
+        self.middle.kill()
+
+    async def restart(self) -> None:
+        await self.middle.restart_async()
+
+    async def journal(self, kind: str, count: int, timeout: float = 5.0) -> list[Any]:
+        """What was noted, waiting until there are that many."""
+        for _ in range(int(timeout / 0.02)):
+            if len(entries := self.service.journal(kind)) >= count:
+                return entries
+            await asyncio.sleep(0.02)
+        return self.service.journal(kind)
+
+
+@asynccontextmanager
+async def _direct(scheme: str, loop: str, **about: Any) -> AsyncIterator[Rig]:
+    """The service itself listens: it is what is killed."""
+    service = Service(f"{scheme}://127.0.0.1:{{port}}", {}, loop)
+    try:
+        await service.start_async()
+        async with TcpProxy(service.port) as proxy:
+            url = f"{scheme}://127.0.0.1:{proxy.port}"
+            yield Rig(scheme, url, service, service, proxy, **about)
+    finally:
+        service.stop()
+
+
+@asynccontextmanager
+async def tcp(loop: str) -> AsyncIterator[Rig]:
+    async with _direct("tcp", loop) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def http(loop: str) -> AsyncIterator[Rig]:
+    async with _direct("http", loop, tells_loss=True) as rig:
+        yield rig
+
+
+RIGS: dict[str, Callable[[str], Any]] = {
+    "tcp": tcp,
+    "http": http,
+}
