@@ -103,10 +103,14 @@ class Rig:
         return ClientProxy(self.client_url, **self.options, **settings)
 
     async def kill(self) -> None:
+        """SIGKILL; new connections are refused, as they are where nobody listens."""
         self.middle.kill()
+        self.proxy.refuse()
+        self.proxy.cut()
 
     async def restart(self) -> None:
         await self.middle.restart_async()
+        self.proxy.accept()
 
     async def journal(self, kind: str, count: int, timeout: float = 5.0) -> list[Any]:
         """What was noted, waiting until there are that many."""
