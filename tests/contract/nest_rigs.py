@@ -1,0 +1,58 @@
+"""How each transport meets a real NestJS: where its broker is, and what both sides must agree on.
+
+A transport joins `test_nest.py` by one line in `NEST_RIGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.peers.process import free_port
+
+
+@dataclass
+class Meeting:
+    """One test's place: a broker's URL, or a free port of its own.
+
+    Attributes:
+        transport: Nest's name for it.
+        url: for our side.
+        broker: for Nest's side; None where Nest listens, or is called, itself.
+        prefix: before every pattern, so that tests on one broker do not meet.
+        client_options, server_options: our transport's own.
+        nest: settings for Nest's side.
+        prefix_words: whether patterns may hold dots and braces (topics of Kafka may not).
+    """
+
+    transport: str
+    url: str
+    broker: str | None
+    prefix: str
+    port: int = 0
+    client_options: Mapping[str, Any] = field(default_factory=dict)
+    server_options: Mapping[str, Any] = field(default_factory=dict)
+    nest: Mapping[str, Any] = field(default_factory=dict)
+    object_patterns: bool = True
+    metadata_versions: frozenset[int] = frozenset({12})
+
+    def nest_server_place(self) -> dict[str, Any]:
+        return {"broker": self.broker} if self.broker else {}
+
+    def nest_client_place(self, address: str) -> dict[str, Any]:
+        if self.broker:
+            return {"url": self.broker}
+        return {"port": int(address.rpartition(":")[2])}
+
+
+def tcp(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    port = free_port()
+    return Meeting("tcp", "tcp://127.0.0.1:{port}", None, f"{unique}.", port)
+
+
+NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
+    "tcp": tcp,
+}

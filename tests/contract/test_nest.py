@@ -1,0 +1,364 @@
+"""Both ends against a real NestJS: every shape of an answer, both ways, on every transport."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    Context,
+    DeadlineExceeded,
+    RemoteError,
+    ResilientClientError,
+    Server,
+)
+from tests.peers.nest import NestClient, NestServer
+
+from .nest_rigs import NEST_RIGS, Meeting
+
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
+
+UNICODE = "gr\u00fc\u00dfe \U0001f600 \u2028 \u65e5\u672c"
+BOOM = {"code": "E42", "message": "boom", "status": 422}
+
+
+@pytest.fixture(params=sorted(NEST_RIGS))
+def meeting(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    return NEST_RIGS[request.param](request, unique)
+
+
+@asynccontextmanager
+async def calling_nest(meeting: Meeting, version: int = 12) -> AsyncIterator[ClientProxy]:
+    """Our client and a Nest server."""
+    async with NestServer(
+        meeting.transport,
+        meeting.broker,
+        version=version,
+        prefix=meeting.prefix,
+        **meeting.nest,
+    ) as server:
+        url = meeting.url.replace("{port}", str(server.port))
+        async with ClientProxy(
+            url, policies=(), telemetry=False, **meeting.client_options
+        ) as client:
+            yield client
+
+
+async def error_of(call: Any) -> Any:
+    try:
+        value = await call
+    except ResilientClientError as error:
+        return error
+    pytest.fail(f"it answered {value!r} instead of failing")
+
+
+async def values_of(stream: Any) -> tuple[list[Any], Any]:
+    values = []
+    try:
+        async for value in stream:
+            values.append(value)
+    except ResilientClientError as error:
+        return values, error
+    return values, None
+
+
+async def test_our_client_reads_every_value_a_nest_server_sends(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting) as client:
+        assert await client.send(f"{p}sum", [1, 2, 3], returns=int) == 6
+        if meeting.object_patterns:
+            assert await client.send({"cmd": f"{p}sum"}, [1, 2, 3]) == 6
+            nested = {"svc": f"{p}n", "b": 2, "a": {"d": "x", "c": 1}}
+            assert await client.send(nested, 1) == "nested"
+            assert await client.send(42, 1) == "forty-two"
+        for value in ({"a": [1, None, "x"]}, [1, "two"], "text", UNICODE, {"\u00e9": "\U0001f600"}):
+            assert await client.send(f"{p}echo", value) == value
+        assert await client.send(f"{p}null_value", 1) is None
+        assert await client.send(f"{p}no_value", 1) is None
+        assert await client.send(f"{p}array", 1) == [1, 2, 3]
+        assert await client.send(f"{p}unicode", 1) == UNICODE
+        assert len(await client.send(f"{p}big", 1_000_000, timeout=30)) == 1_000_000
+        text = "\U0001f600x" * 100_000
+        assert await client.send(f"{p}echo", text, timeout=30) == text
+
+
+async def test_our_client_reads_every_stream_a_nest_server_sends(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting) as client:
+        for name in ("observable_last", "observable_late", "observable_promise"):
+            values, error = await values_of(client.stream(p + name, 1, returns=int))
+            assert (values, error) == ([1, 2, 3], None), name
+        assert await values_of(client.stream(f"{p}observable_empty", 1)) == ([], None)
+        values, error = await values_of(client.stream(f"{p}observable_error", 1, returns=int))
+        assert values == [1, 2]
+        assert isinstance(error, RemoteError)
+        assert error.payload == BOOM
+        assert await client.send(f"{p}observable_late", 1, returns=int) == 1
+        values, error = await values_of(client.stream(f"{p}count", {"n": 200}, returns=int))
+        assert (values, error) == (list(range(200)), None)
+
+
+async def test_our_client_tells_a_nest_servers_errors_apart(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting) as client:
+        for name, payload in (
+            ("rpc_string", {"status": "error", "message": "boom"}),
+            ("rpc_object", BOOM),
+            ("rpc_array", ["a", "b"]),
+            ("plain_error", {"status": "error", "message": "Internal server error"}),
+            ("http_exception", {"status": "error", "message": "Internal server error"}),
+            ("throw_string", {"status": "error", "message": "Internal server error"}),
+        ):
+            error = await error_of(client.send(p + name, 1))
+            assert type(error) is RemoteError, (name, error)
+            assert error.payload == payload, name
+            assert error.sent
+        error = await error_of(client.send(f"{p}rpc_object", 1))
+        assert (error.code, error.status, error.message) == ("E42", 422, "boom")
+        assert isinstance(
+            await error_of(client.send(f"{p}bigint", 1, timeout=0.5)), DeadlineExceeded
+        )
+
+
+async def test_calls_to_a_nest_server_run_side_by_side_and_out_of_order(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting) as client:
+        calls = [
+            client.send(f"{p}delay", {"ms": 200 - 5 * n, "value": f"v{n}"}, timeout=30)
+            for n in range(40)
+        ]
+        assert await asyncio.gather(*calls) == [f"v{n}" for n in range(40)]
+
+
+async def test_a_nest_server_hears_our_events(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting) as client:
+        await client.emit(f"{p}user_created", {"run": "r1", "id": 1, "name": UNICODE})
+        if meeting.object_patterns:
+            await client.emit({"event": f"{p}user_created"}, {"run": "r1", "id": 2})
+        wanted = 2 if meeting.object_patterns else 1
+        for _ in range(250):
+            heard = await client.send(f"{p}events", {"run": "r1"})
+            if len(heard) >= wanted:
+                break
+            await asyncio.sleep(0.02)
+        assert sorted(each["data"]["id"] for each in heard) == [1, 2][:wanted]
+        assert heard[0]["data"].get("name", UNICODE) == UNICODE
+
+
+async def test_a_nest_server_sees_our_metadata(meeting: Meeting) -> None:
+    p = meeting.prefix
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with calling_nest(meeting) as client:
+        seen = await client.send(
+            f"{p}metadata",
+            1,
+            headers={"traceparent": trace, "x-correlation-id": "abc"},
+            idempotency_key="k1",
+        )
+        assert seen["traceparent"] == trace
+        assert seen["x-correlation-id"] == "abc"
+        assert seen["idempotency-key"] == "k1"
+
+
+# ------------------------------------------------------------------- a Nest client, our server
+
+
+def our_server(meeting: Meeting, heard: list[Any]) -> Server:
+    p = meeting.prefix
+    url = meeting.url.replace("{port}", "0")
+    server = Server(url, telemetry=False, grace=0.5, **meeting.server_options)
+
+    def names(name: str) -> list[Any]:
+        return [p + name, {"cmd": p + name}] if meeting.object_patterns else [p + name]
+
+    @server.message_pattern(names("sum"))
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @server.message_pattern(names("echo"))
+    async def echo(payload: Any) -> Any:
+        return payload
+
+    @server.message_pattern(p + "null")
+    async def null() -> None:
+        return None
+
+    @server.message_pattern(p + "thread")
+    def thread(payload: int) -> int:
+        return payload + 1
+
+    @server.message_pattern(p + "count")
+    async def count(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    @server.message_pattern(p + "late")
+    async def late(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+            await asyncio.sleep(0.02)
+
+    @server.message_pattern(p + "torn")
+    async def torn() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        raise RemoteError(payload=BOOM)
+
+    @server.message_pattern(p + "rpc_string")
+    async def rpc_string() -> None:
+        raise RemoteError("boom")
+
+    @server.message_pattern(p + "rpc_object")
+    async def rpc_object() -> None:
+        raise RemoteError(payload=BOOM)
+
+    @server.message_pattern(p + "bug")
+    async def bug() -> None:
+        raise KeyError("a secret")
+
+    @server.message_pattern(p + "delay")
+    async def delay(payload: dict[str, Any]) -> Any:
+        await asyncio.sleep(payload["ms"] / 1000)
+        return payload["value"]
+
+    @server.message_pattern(p + "headers")
+    async def headers(context: Context) -> dict[str, str]:
+        return dict(context.headers)
+
+    if meeting.object_patterns:
+
+        @server.message_pattern({"svc": f"{p}n", "b": 2, "a": {"d": "x", "c": 1}})
+        async def nested() -> str:
+            return "nested"
+
+        @server.message_pattern(4242)
+        async def number() -> str:
+            return "number"
+
+    @server.event_pattern([p + "happened", {"event": p + "happened"}]
+                          if meeting.object_patterns else p + "happened")  # fmt: skip
+    async def happened(payload: Any) -> None:
+        heard.append(payload)
+
+    return server
+
+
+@asynccontextmanager
+async def called_by_nest(
+    meeting: Meeting, heard: list[Any], version: int = 12
+) -> AsyncIterator[NestClient]:
+    async with our_server(meeting, heard) as server:
+        place = meeting.nest_client_place(server.addresses[0])
+        async with NestClient(
+            meeting.transport, version=version, **place, **meeting.nest
+        ) as client:
+            yield client
+
+
+async def test_a_nest_client_reads_every_shape_our_server_sends(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with called_by_nest(meeting, []) as client:
+        assert (await client.send(f"{p}sum", [1, 2, 3])).value == 6
+        if meeting.object_patterns:
+            assert (await client.send({"cmd": f"{p}sum"}, [1, 2])).value == 3
+            nested = {"a": {"c": 1, "d": "x"}, "svc": f"{p}n", "b": 2}
+            assert (await client.send(nested, 1)).value == "nested"
+            assert (await client.send(4242, 1)).value == "number"
+        for value in ({"a": [1, None]}, [1, "two"], "text", UNICODE, {"\u00e9": "\U0001f600"}):
+            assert (await client.send(f"{p}echo", value)).value == value
+        assert (await client.send(f"{p}null", 1)).values == [None]
+        assert (await client.send(f"{p}thread", 1)).value == 2
+        many = await client.send(f"{p}count", 100)
+        assert (many.values, many.complete) == (list(range(100)), True)
+        empty = await client.send(f"{p}count", 0)
+        assert (empty.values, empty.complete) == ([], True)
+        late = await client.send(f"{p}late", 3)
+        assert (late.values, late.complete) == ([0, 1, 2], True)
+        big = "\U0001f600x" * 100_000
+        assert (await client.send(f"{p}echo", big, timeout=30)).value == big
+
+
+async def test_a_nest_client_sees_our_servers_errors_as_nests_own(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with called_by_nest(meeting, []) as client:
+        for name, payload in (
+            ("rpc_string", {"status": "error", "message": "boom"}),
+            ("rpc_object", BOOM),
+            ("bug", {"status": "error", "message": "Internal server error"}),
+        ):
+            answer = await client.send(p + name, 1)
+            assert (answer.error_name, answer.error) == (None, payload), name
+        torn = await client.send(f"{p}torn", 1)
+        assert (torn.values, torn.error) == ([1, 2], BOOM)
+        refused = await client.send(f"{p}sum", ["one"])
+        assert refused.error["code"] == "INVALID_PAYLOAD"
+        assert "$[0]" in refused.error["message"]
+        if meeting.broker is None:
+            unknown = await client.send(f"{p}nobody", 1)
+            assert unknown.error == (
+                "There is no matching message handler defined in the remote service."
+            )
+
+
+async def test_a_nest_clients_calls_run_side_by_side(meeting: Meeting) -> None:
+    p = meeting.prefix
+    async with called_by_nest(meeting, []) as client:
+        await client.send(f"{p}delay", {"ms": 0, "value": "warm"})
+        answers = await asyncio.gather(
+            *(client.send(f"{p}delay", {"ms": 200 - 5 * n, "value": n}) for n in range(40))
+        )
+        lost = [n for n, answer in enumerate(answers) if not answer.complete]
+        assert [a.value for a in answers if a.complete] == [
+            n for n in range(40) if n not in lost
+        ]
+        assert len(lost) <= (0 if meeting.transport != "mqtt" else 1)  # Nest's own race on MQTT
+
+
+async def test_our_server_hears_a_nest_clients_events_and_metadata(meeting: Meeting) -> None:
+    p = meeting.prefix
+    heard: list[Any] = []
+    async with called_by_nest(meeting, heard) as client:
+        await client.emit(f"{p}happened", {"n": 1})
+        if meeting.object_patterns:
+            await client.emit({"event": f"{p}happened"}, {"n": 2})
+        wanted = [{"n": 1}, {"n": 2}][: 2 if meeting.object_patterns else 1]
+        for _ in range(250):
+            if len(heard) >= len(wanted):
+                break
+            await asyncio.sleep(0.02)
+        assert sorted(heard, key=lambda each: each["n"]) == wanted
+        seen = await client.send(f"{p}headers", 1, metadata={"x-correlation-id": "from-nest"})
+        assert seen.value["x-correlation-id"] == "from-nest"
+
+
+@pytest.mark.parametrize("version", [10, 11])
+async def test_older_versions_of_nest_speak_the_same_both_ways(
+    meeting: Meeting, version: int
+) -> None:
+    p = meeting.prefix
+    async with calling_nest(meeting, version) as ours:
+        assert await ours.send(f"{p}sum", [1, 2, 3], returns=int) == 6
+        assert await ours.send(f"{p}echo", UNICODE) == UNICODE
+        assert await values_of(ours.stream(f"{p}observable_late", 1, returns=int)) == (
+            [1, 2, 3],
+            None,
+        )
+        assert (await error_of(ours.send(f"{p}rpc_object", 1))).payload == BOOM
+        await ours.emit(f"{p}user_created", {"run": "r", "id": 1})
+    heard: list[Any] = []
+    async with called_by_nest(meeting, heard, version) as nest:
+        assert (await nest.send(f"{p}sum", [1, 2, 3])).value == 6
+        assert (await nest.send(f"{p}late", 3)).values == [0, 1, 2]
+        assert (await nest.send(f"{p}rpc_object", 1)).error == BOOM
+        await nest.emit(f"{p}happened", {"n": 1})
+        for _ in range(250):
+            if heard:
+                break
+            await asyncio.sleep(0.02)
+        assert heard == [{"n": 1}]
