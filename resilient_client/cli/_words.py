@@ -1,0 +1,57 @@
+"""From words on the command line to values."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{what} is not JSON: {error} (a text needs quotes of its own: '\"text\"')"
+        ) from None
+
+
+def pattern(text: str) -> Any:
+    """A word as it is; an object as JSON."""
+    return _json(text, "the pattern") if text.lstrip().startswith("{") else text
+
+
+def data(text: str) -> Any:
+    """JSON, or `-` for JSON on standard input."""
+    return _json(sys.stdin.read() if text == "-" else text, "the payload")
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+header = _pair
+
+
+def option(text: str) -> tuple[str, Any]:
+    """NAME=VALUE; the value as JSON where it is JSON, else as text."""
+    name, value = _pair(text)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
