@@ -35,9 +35,10 @@ _names = iter(range(10**6))
 
 @asynccontextmanager
 async def pair(server: Server, **options: Any) -> AsyncIterator[ClientProxy]:
-    async with server, ClientProxy(
-        server.addresses[0], policies=(), telemetry=False, **options
-    ) as client:
+    async with (
+        server,
+        ClientProxy(server.addresses[0], policies=(), telemetry=False, **options) as client,
+    ):
         yield client
 
 
@@ -192,7 +193,7 @@ async def test_an_exception_handler_translates_subclasses_too() -> None:
         got = []
         with pytest.raises(RemoteError, match="no more"):
             async for i in client.stream("stream"):
-                got.append(i)
+                got.append(i)  # noqa: PERF401
         assert got == [1]
 
 
@@ -361,9 +362,8 @@ async def test_an_event_carries_no_deadline_and_its_handler_runs_to_its_end() ->
         await asyncio.sleep(0.1)
         done.set()
 
-    async with server:
-        async with ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
-            await client.emit("slow", timeout=0.05)
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        await client.emit("slow", timeout=0.05)
     assert done.is_set()
     assert remaining == [None]
 
@@ -424,7 +424,7 @@ async def test_lifespan_state_reaches_handlers_and_its_end_runs() -> None:
 
 async def test_a_policy_of_the_users_own_can_refuse_by_headers() -> None:
     class Authenticated:
-        def wrap(self, handler: Any, clock: Any) -> Any:  # noqa: ARG002
+        def wrap(self, handler: Any, clock: Any) -> Any:
             async def checked(call: Any) -> Any:
                 if call.headers.get("authorization") != "Bearer good":
                     raise RemoteError("who are you?", code="UNAUTHENTICATED", status=401)

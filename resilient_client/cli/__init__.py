@@ -1,7 +1,8 @@
 """The command line: call, watch and serve from a shell.
 
 Output is for people on a terminal, and JSON lines with `--json`. Errors go to standard error; the
-exit code says what kind: 1 the call failed, 2 usage, 3 unreachable, 4 rejected locally, 5 timed out.
+exit code says what kind: 1 the call failed, 2 usage, 3 unreachable, 4 rejected locally, 5 timed
+out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from resilient_client import __version__
 from resilient_client.cli._output import Output, exit_code
 from resilient_client.cli._words import data, header, option, pattern, positive
 from resilient_client.errors import ResilientClientError
-from resilient_client.server import fast_loop_factory
+from resilient_client.loops import fast_loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -72,8 +73,12 @@ def _parser() -> argparse.ArgumentParser:
         made = command(name, text, run)
         made.add_argument("url", metavar="URL", help="such as tcp://127.0.0.1:3001")
         if name != "ping":
-            made.add_argument("pattern", metavar="PATTERN", type=pattern, help='a word, or {"cmd":"sum"}')
-            made.add_argument("data", metavar="JSON", nargs="?", type=data, help="- reads it from stdin")
+            made.add_argument(
+                "pattern", metavar="PATTERN", type=pattern, help='a word, or {"cmd":"sum"}'
+            )
+            made.add_argument(
+                "data", metavar="JSON", nargs="?", type=data, help="- reads it from stdin"
+            )
             made.add_argument(
                 "-H", "--header", action="append", type=header, default=[], metavar="NAME=VALUE"
             )
@@ -96,13 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--rate", type=positive, default=100.0, help="calls a second")
     calls("call", "Send a request and print the answer.", lambda g, o: _async(_calls.call(g, o)))
     calls("emit", "Emit an event.", lambda g, o: _async(_calls.emit(g, o)))
-    stream = calls("stream", "Print every value of an answer.", lambda g, o: _async(_calls.stream(g, o)))
+    stream = calls(
+        "stream", "Print every value of an answer.", lambda g, o: _async(_calls.stream(g, o))
+    )
     stream.add_argument("--idle-timeout", type=positive, default=10.0, metavar="SECONDS")
     calls("ping", "Ask whether a service can be reached.", lambda g, o: _async(_calls.ping(g, o)))
     bench = calls("bench", "Measure a service under load.", lambda g, o: _async(_calls.bench(g, o)))
     bench.add_argument("-c", "--concurrency", type=int, default=64, help="calls in flight")
     bench.add_argument("-d", "--duration", type=positive, default=5.0, metavar="SECONDS")
-    listen = command("listen", "Print the events of a pattern.", lambda g, o: _async(_serve.listen(g, o)))
+    listen = command(
+        "listen", "Print the events of a pattern.", lambda g, o: _async(_serve.listen(g, o))
+    )
     listen.add_argument("url", metavar="URL")
     listen.add_argument("pattern", metavar="PATTERN", type=pattern)
     listen.add_argument("-n", "--count", type=int, help="end after so many")

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.client import ClientProxy
 from resilient_client.cli._output import UNREACHABLE, exit_code
+from resilient_client.client import ClientProxy
 from resilient_client.errors import ResilientClientError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from resilient_client.cli._demo_view import View
 from resilient_client.client import ClientProxy
 from resilient_client.errors import ConfigurationError, RejectedError, ResilientClientError
 from resilient_client.events import CircuitChanged
+from resilient_client.loops import fast_loop_factory
 from resilient_client.policies import CircuitBreaker, Retry, standard
-from resilient_client.server import fast_loop_factory
 
 if TYPE_CHECKING:
     from argparse import Namespace

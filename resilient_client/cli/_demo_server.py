@@ -11,7 +11,8 @@ from typing import Any
 
 from resilient_client.cli._demo_trace import Spans
 from resilient_client.context import Context
-from resilient_client.server import Server, fast_loop_factory
+from resilient_client.loops import fast_loop_factory
+from resilient_client.server import Server
 
 
 def make(url: str, name: str, options: dict[str, Any]) -> Server:

@@ -48,7 +48,9 @@ class Output:
 
     def value(self, value: Any) -> None:
         """An answer, or one value of it: JSON either way, indented on a terminal."""
-        text = json.dumps(value, ensure_ascii=False, indent=2 if self._pretty else None, default=str)
+        text = json.dumps(
+            value, ensure_ascii=False, indent=2 if self._pretty else None, default=str
+        )
         sys.stdout.write(text.encode(errors="replace").decode() + "\n")
         sys.stdout.flush()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
 
 SLACK = 1.0
-"""Seconds a check allows beyond what is promised, for a machine that is busy with something else."""
+"""Seconds a check allows beyond what is promised, for a machine busy with something else."""
 
 VALUES: list[Any] = [
     None,
@@ -229,7 +229,7 @@ async def _streams(client: ClientProxy, suite: _Suite) -> None:
         async for i in client.stream("check.torn", 3):
             got.append(i)  # noqa: PERF401
     except RemoteError as error:
-        assert error.message == "torn"  # noqa: PT017
+        assert error.message == "torn"
     else:
         raise AssertionError("the stream's error was lost")
     assert got == [0, 1, 2], got
@@ -369,7 +369,7 @@ async def check_transport(
             continue
         suite = _Suite()
         async with AsyncExitStack() as stack:
-            server = Server(listen, telemetry=False, grace=0.0, **own)  # type: ignore[arg-type]
+            server = Server(listen, telemetry=False, grace=0.0, **own)
             suite.register(server)
             await stack.enter_async_context(server)
             target: Any = server.addresses[0] if connect is None else connect

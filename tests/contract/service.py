@@ -1,4 +1,4 @@
-"""The service of the fault suite, a process of its own: `python -m tests.contract.service URL ...`."""
+"""The service of the fault suite, a process of its own: `python -m tests.contract.service`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import asyncio
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from resilient_client import Context, Server
-from resilient_client.server import fast_loop_factory
+from resilient_client.loops import fast_loop_factory
 
 
 def make(url: str, journal: str, options: dict[str, Any]) -> Server:
     server = Server(url, telemetry=False, grace=1.0, **options)
 
     def note(kind: str, value: Any) -> None:
-        with open(journal, "ab", buffering=0) as file:
+        with Path(journal).open("ab", buffering=0) as file:
             file.write(json.dumps([kind, value]).encode() + b"\n")
 
     @server.message_pattern("fault.echo")
@@ -45,7 +46,7 @@ def make(url: str, journal: str, options: dict[str, Any]) -> Server:
 
     @server.message_pattern("fault.memory")
     async def memory() -> int:
-        with open("/proc/self/statm") as file:
+        with Path("/proc/self/statm").open() as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     @server.event_pattern("fault.event")

@@ -6,12 +6,12 @@ F1 to F11 are the names its tests are known by in the documentation of delivery 
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ from resilient_client import (
     Timeout,
     TransportError,
 )
-from resilient_client.server import fast_loop_factory
+from resilient_client.loops import fast_loop_factory
 
 from .rigs import RIGS, Rig
 
@@ -73,9 +73,9 @@ def run(loop_name: str, scheme: str, test: Any) -> None:
 
 def _resources() -> dict[str, int]:
     sockets = 0
-    for name in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         try:
-            sockets += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+            sockets += str(link.readlink()).startswith("socket:")
         except OSError:
             continue
     return {"sockets": sockets, "threads": threading.active_count()}
@@ -351,9 +351,7 @@ def test_f7_only_idempotent_calls_are_repeated_through_a_cut(loop_name: str, sch
         async with rig.client(policies=[Timeout(20), Retry(attempts=5)]) as client:
             await client.send("fault.echo", 1)
             once = asyncio.ensure_future(outcome(client.send("fault.slow", 0.5)))
-            again = asyncio.ensure_future(
-                outcome(client.send("fault.slow", 0.5, idempotent=True))
-            )
+            again = asyncio.ensure_future(outcome(client.send("fault.slow", 0.5, idempotent=True)))
             await asyncio.sleep(0.2)
             rig.proxy.cut()
             error = await once
@@ -380,9 +378,14 @@ def test_f8_a_tenfold_overload_is_told_and_memory_stays_flat(loop_name: str, sch
                 await asyncio.gather(*(call() for _ in range(2_000)))
             after = await client.send("fault.memory")
             assert results["float"] >= 256, results
-            assert set(results) <= {"float", Throttled.__name__, Overloaded.__name__,
-                                    DeadlineExceeded.__name__, ReplyTimeout.__name__,
-                                    ConnectError.__name__}, results
+            assert set(results) <= {
+                "float",
+                Throttled.__name__,
+                Overloaded.__name__,
+                DeadlineExceeded.__name__,
+                ReplyTimeout.__name__,
+                ConnectError.__name__,
+            }, results
             assert after - before < 64 * 1024 * 1024
 
     run(loop_name, scheme, test)
@@ -425,5 +428,3 @@ def test_a_stream_that_is_cut_says_so_after_its_items(loop_name: str, scheme: st
             assert got == list(range(len(got)))
 
     run(loop_name, scheme, test)
-
-

@@ -61,7 +61,7 @@ async def values_of(stream: Any) -> tuple[list[Any], Any]:
     values = []
     try:
         async for value in stream:
-            values.append(value)
+            values.append(value)  # noqa: PERF401
     except ResilientClientError as error:
         return values, error
     return values, None
@@ -314,9 +314,7 @@ async def test_a_nest_clients_calls_run_side_by_side(meeting: Meeting) -> None:
             *(client.send(f"{p}delay", {"ms": 200 - 5 * n, "value": n}) for n in range(40))
         )
         lost = [n for n, answer in enumerate(answers) if not answer.complete]
-        assert [a.value for a in answers if a.complete] == [
-            n for n in range(40) if n not in lost
-        ]
+        assert [a.value for a in answers if a.complete] == [n for n in range(40) if n not in lost]
         assert len(lost) <= (0 if meeting.transport != "mqtt" else 1)  # Nest's own race on MQTT
 
 
