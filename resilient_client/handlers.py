@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
@@ -99,8 +100,10 @@ def _hints(target: Any, parameters: list[inspect.Parameter], name: str) -> dict[
     target = getattr(target, "__func__", target)
     told = {each.name: each.annotation for each in parameters if each.annotation is not each.empty}
     scope = dict(getattr(target, "__globals__", {}))
-    if getattr(target, "__closure__", None):
-        scope |= inspect.getclosurevars(target).nonlocals
+    cells = getattr(target, "__closure__", None) or ()
+    for free, cell in zip(target.__code__.co_freevars if cells else (), cells, strict=True):
+        with suppress(ValueError):  # a variable that is assigned later, such as a client
+            scope[free] = cell.cell_contents
     try:
         return get_type_hints(type("_", (), {"__annotations__": told}), scope, include_extras=True)
     except NameError as error:
