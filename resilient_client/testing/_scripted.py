@@ -29,6 +29,9 @@ class _Never:
     def __repr__(self) -> str:
         return "NEVER"
 
+    def __reduce__(self) -> str:  # copied, it stays the one and only
+        return "NEVER"
+
 
 NEVER: Any = _Never()
 """An answer that does not come: the attempt waits until its time is up."""
