@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.context import PING_PATTERN
+from resilient_client.context import CORRELATION_HEADER, PING_PATTERN, correlation_id
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._handled import HandlingRecord, ObservedItems
 from resilient_client.telemetry._otel import (
@@ -15,6 +15,7 @@ from resilient_client.telemetry._otel import (
     StatusCode,
     attach,
     detach,
+    format_trace_id,
     get_current_span,
 )
 from resilient_client.telemetry._recorder import Methods, Recorder
@@ -89,6 +90,8 @@ class ServerTelemetry(Recorder):
     ) -> Reply:
         """Nothing records here: the caller's trace only passes through."""
         ambient = self.propagation.extract(message.headers)
+        if message.headers.get(CORRELATION_HEADER) != context.correlation_id:
+            _take_id(context, ambient)
         token = attach(ambient)
         try:
             reply: Reply = await handle(job, message, handler, context)
@@ -110,6 +113,13 @@ class ServerTelemetry(Recorder):
         method = self._methods.get(context.transport, handler.route, is_event)
         parent, links = self._parent(message.headers, link=method.kind is SpanKind.CONSUMER)
         record = HandlingRecord(self, method, parent, links, job)
+        given = message.headers.get(CORRELATION_HEADER)
+        if given != context.correlation_id:
+            if given is not None and self.instruments is not None:
+                labels = {names.RPC_SYSTEM_NAME: names.rpc_system(context.transport)}
+                self.instruments.cell("resilient_server.correlation_id.rejected", labels).value += 1
+            if not is_event or parent is not _ROOT:  # else each handler's own trace would be named
+                _take_id(context, record.context)
         record.describe(context.correlation_id, context.attempt)
         token = attach(record.context)
         try:
@@ -171,3 +181,11 @@ class ServerTelemetry(Recorder):
         """See `_metrics.Observed`."""
         for system, number in list(self.active.items()):
             yield "resilient_server.call.active", number, {names.RPC_SYSTEM_NAME: system}
+
+
+def _take_id(handlers: HandlerContext, context: Context) -> None:
+    """Nobody has named this work: let its trace do so, for logs and traces to share a key."""
+    span = get_current_span(context).get_span_context()
+    if span.is_valid:
+        handlers.correlation_id = format_trace_id(span.trace_id)
+        correlation_id.set(handlers.correlation_id)
