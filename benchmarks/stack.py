@@ -1,0 +1,135 @@
+"""What the default stack costs over `policies=()`, and a refusal, next to interlock-cb's breaker.
+
+`python -m benchmarks.stack`. One process, a transport that answers at once; the contestants take
+turns, the best round of each counts. interlock-cb takes part where it is installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from resilient_client import CircuitOpenError, ClientProxy
+from resilient_client.message import Call, Receipt, Reply
+from resilient_client.transports._base import BaseTransport, Environment, Target
+
+ROUNDS = 15
+CALLS = 3000
+Contestant = Callable[[int], Awaitable[None]]
+
+
+class Instant(BaseTransport):
+    """Answers at once."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(Target("instant://here"), env)
+        self.status = "connected"
+
+    async def connect(self, deadline: float) -> None: ...
+
+    async def request(self, call: Call) -> Reply:
+        call.sent = True
+        return Reply(b"1")
+
+    async def publish(self, call: Call) -> Receipt:
+        return Receipt("written")
+
+    async def aclose(self) -> None: ...
+
+
+def _client(**settings: Any) -> ClientProxy:
+    return ClientProxy(lambda env: Instant(env), **settings)
+
+
+def _sends(client: ClientProxy) -> Contestant:
+    async def run(number: int) -> None:
+        send = client.send
+        for _ in range(number):
+            await send("sum", 1)
+
+    return run
+
+
+def _refusals(client: ClientProxy) -> Contestant:
+    client.circuit_breaker.force_open()
+
+    async def run(number: int) -> None:
+        send = client.send
+        for _ in range(number):
+            try:
+                await send("sum", 1)
+            except CircuitOpenError:
+                continue
+            raise AssertionError("it was let through")
+
+    return run
+
+
+def _interlock() -> dict[str, Contestant]:
+    try:
+        from interlock import CircuitBreaker, CircuitOpenError
+    except ImportError:
+        return {}
+
+    async def answer() -> int:
+        return 1
+
+    closed, opened = CircuitBreaker(name="closed"), CircuitBreaker(name="opened")
+    opened.force_open()
+
+    async def sends(number: int) -> None:
+        for _ in range(number):
+            await closed.call(answer)
+
+    async def refusals(number: int) -> None:
+        for _ in range(number):
+            try:
+                await opened.call(answer)
+            except CircuitOpenError:
+                continue
+
+    async def bare(number: int) -> None:
+        for _ in range(number):
+            await answer()
+
+    return {"interlock": sends, "interlock refusal": refusals, "a bare await": bare}
+
+
+async def _race() -> dict[str, float]:
+    contestants: dict[str, Contestant] = {
+        "policies=(), telemetry=False": _sends(_client(policies=(), telemetry=False)),
+        "defaults, telemetry=False": _sends(_client(telemetry=False)),
+        "policies=(), no SDK": _sends(_client(policies=())),
+        "defaults, no SDK": _sends(_client()),
+        "refusal, telemetry=False": _refusals(_client(telemetry=False)),
+        **_interlock(),
+    }
+    best: dict[str, float] = dict.fromkeys(contestants, float("inf"))
+    for _ in range(ROUNDS):
+        for name, contestant in contestants.items():
+            began = time.process_time()
+            await contestant(CALLS)
+            best[name] = min(best[name], (time.process_time() - began) / CALLS * 1e6)
+    return best
+
+
+def main() -> None:
+    """Measure and print."""
+    best = asyncio.run(_race())
+    for name, cost in best.items():
+        print(f"{name:32} {cost:8.2f} us of processor a call")
+    stack = best["defaults, telemetry=False"] - best["policies=(), telemetry=False"]
+    print(f"{'the default stack':32} {stack:8.2f} us over policies=()")
+    traced = best["defaults, no SDK"] - best["policies=(), telemetry=False"]
+    print(f"{'the same with the OTel API':32} {traced:8.2f} us over bare, no SDK installed")
+    if "interlock" in best:
+        breaker = best["interlock"] - best["a bare await"]
+        print(f"the stack is {stack / breaker:.2f} of interlock-cb's breaker alone")
+        refusal = best["refusal, telemetry=False"] / best["interlock refusal"]
+        print(f"a refusal by the client is {refusal:.2f} of interlock-cb's")
+
+
+if __name__ == "__main__":
+    main()
