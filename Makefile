@@ -65,7 +65,7 @@ bench: .venv/.has-all
 	@$(BIN)/python -m benchmarks
 
 soak: .venv/.has-all
-	@HYPOTHESIS_PROFILE=searching $(PYTEST) -m slow
+	@HYPOTHESIS_PROFILE=searching $(PYTEST) -m "slow or hypothesis" --timeout 3600
 
 constraints: .venv/.has-all
 	scripts/compile_constraints.sh
