@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from resilient_client import _json
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports import client_options
 
@@ -217,8 +216,8 @@ def typed(value: Any, annotation: str, where: str) -> Any:
     accepted = {part.strip() for part in annotation.split("|")}
     for kind in sorted(_simple.keys() & accepted):
         try:
-            return msgspec.convert(value, _simple[kind], strict=False)
-        except msgspec.ValidationError:
+            return _json.convert(value, _simple[kind], strict=False)
+        except _json.ValidationError:
             continue
     if accepted & {"str", "Any"}:
         return value

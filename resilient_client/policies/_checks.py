@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import inf, isnan
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from resilient_client.errors import ConfigurationError
 
@@ -55,7 +55,7 @@ def matcher(owner: str, on: object) -> Callable[[Exception], bool]:
     """
     if isinstance(on, list | set | frozenset):
         on = tuple(on)
-    classes = on if isinstance(on, tuple) else (on,)
+    classes: tuple[Any, ...] = on if isinstance(on, tuple) else (on,)
     if all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
         return lambda error: isinstance(error, classes)
     if callable(on) and not isinstance(on, type):

@@ -210,7 +210,8 @@ async def test_curl_is_understood():
         pytest.skip("there is no curl here")
     async with server() as made:
         process = await asyncio.create_subprocess_exec(
-            curl, "-s", "--noproxy", "*", "--max-time", "20", "-H", "content-type: application/json",
+            curl, "-s", "--noproxy", "*", "--max-time", "20",
+            "-H", "content-type: application/json",
             "-d", "[1,2,3]", "--globoff", f'{made.addresses[0]}/%7B"cmd":"sum"%7D',
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -1,1 +1,83 @@
 """What type checkers must conclude about the public names; read by mypy and pyright, never run."""
+
+from typing import Any, assert_type
+
+from resilient_client import (
+    Call,
+    CircuitBreaker,
+    ClientProxy,
+    Clients,
+    Context,
+    Handler,
+    Health,
+    Policy,
+    Receipt,
+    Reply,
+    Retry,
+    Server,
+    SyncClientProxy,
+    Timeout,
+    standard,
+)
+from resilient_client.clock import Clock
+
+
+async def a_client(client: ClientProxy) -> None:
+    assert_type(await client.send("sum", [1, 2], returns=int), int)
+    assert_type(await client.send({"cmd": "sum"}, [1, 2], returns=list[int]), list[int])
+    assert_type(await client.send(7), Any)
+    assert_type(await client.emit("created", {"id": 1}), Receipt)
+    assert_type(await client.ping(), Health)
+    async for number in client.stream("count", 3, returns=int):
+        assert_type(number, int)
+    async for anything in client.stream("count", 3):
+        assert_type(anything, Any)
+    async with client.stream("count", 3, returns=str) as items:
+        async for text in items:
+            assert_type(text, str)
+    async with client as same:
+        assert_type(same, ClientProxy)
+
+
+def a_sync_client(client: SyncClientProxy) -> None:
+    assert_type(client.send("sum", [1, 2], returns=int), int)
+    assert_type(client.send("sum"), Any)
+    assert_type(client.emit("created"), Receipt)
+    for number in client.stream("count", 3, returns=int):
+        assert_type(number, int)
+    with client as same:
+        assert_type(same, SyncClientProxy)
+
+
+def several(clients: Clients) -> None:
+    assert_type(clients["MATH_SERVICE"], ClientProxy)
+
+
+server = Server("tcp://127.0.0.1:3001")
+
+
+@server.message_pattern("sum")
+async def add(numbers: list[int], context: Context) -> int:
+    assert_type(context.remaining, float | None)
+    return sum(numbers)
+
+
+@server.event_pattern("created")
+def created(event: dict[str, Any]) -> None: ...
+
+
+assert_type(created({}), None)
+
+
+class Mine:
+    """A policy needs no base class."""
+
+    def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+        async def wrapped(call: Call) -> Reply:
+            return await handler(call)
+
+        return wrapped
+
+
+stack: list[Policy] = [*standard(), Mine(), Timeout(1.0), Retry(2), CircuitBreaker()]
+proxy = ClientProxy("tcp://127.0.0.1:3001", policies=[Mine()])

@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Generator
 
     from resilient_client.policies._circuit.engine import Circuit
 
@@ -49,7 +49,7 @@ class Calls:
         return result
 
     @contextmanager
-    def calling(self) -> Iterator[None]:
+    def calling(self) -> Generator[None]:
         """Guard the block, awaits inside included."""
         admission = self._admit(self.calling)
         try:

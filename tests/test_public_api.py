@@ -1,0 +1,109 @@
+"""The public names: a change of this list is a change that users see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import pytest
+
+import resilient_client
+
+ENDS = [
+    "ClientProxy",
+    "SyncClientProxy",
+    "Clients",
+    "Server",
+    "Router",
+    "Context",
+    "Receipt",
+    "Health",
+]
+POLICIES = "standard Timeout Retry RetryBudget CircuitBreaker Bulkhead Fallback".split()
+FOR_AUTHORS = ["Call", "Reply", "Message", "Handler", "Policy", "Transport"]
+ERRORS = {  # each with what it also is
+    "ResilientClientError": Exception,
+    "TransportError": "ResilientClientError",
+    "ConnectError": ("TransportError", ConnectionError),
+    "ConnectionLost": ("TransportError", ConnectionError),
+    "ReplyTimeout": ("TransportError", TimeoutError),
+    "ProtocolError": "TransportError",
+    "DeadlineExceeded": ("ResilientClientError", TimeoutError),
+    "RejectedError": "ResilientClientError",
+    "CircuitOpenError": "RejectedError",
+    "Overloaded": "RejectedError",
+    "RemoteError": "ResilientClientError",
+    "NoHandlerError": "RemoteError",
+    "InvalidPayloadError": "RemoteError",
+    "Throttled": "RemoteError",
+    "PayloadError": ("ResilientClientError", ValueError),
+    "ConfigurationError": ("ResilientClientError", ValueError),
+}
+REST = ["current_context", "correlation_id", "CorrelationFilter", "Telemetry", "__version__"]
+NAMES = [*ENDS, *POLICIES, *FOR_AUTHORS, *ERRORS, *REST]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(resilient_client.__all__) == sorted(NAMES)
+    assert sorted(dir(resilient_client)) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_loads_from_the_top(name: str) -> None:
+    assert getattr(resilient_client, name) is getattr(resilient_client, name)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'ClientProxi'"):
+        _ = resilient_client.ClientProxi
+
+
+@pytest.mark.parametrize(("name", "bases"), ERRORS.items())
+def test_an_error_stands_in_its_place_in_the_tree(name: str, bases: object) -> None:
+    for base in bases if isinstance(bases, tuple) else (bases,):
+        wanted = getattr(resilient_client, base) if isinstance(base, str) else base
+        assert issubclass(getattr(resilient_client, name), wanted)
+
+
+def test_an_open_circuit_is_also_pybreakers_error() -> None:
+    import pybreaker
+
+    assert issubclass(resilient_client.CircuitOpenError, pybreaker.CircuitBreakerError)
+
+
+def test_the_testing_kit_loads() -> None:
+    from resilient_client import testing
+
+    for name in ("FakeClock", "ScriptedTransport", "check_transport"):
+        assert getattr(testing, name)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert resilient_client.__version__ == version("resilient-client")
+
+
+@pytest.mark.skipif(
+    find_spec("resilient_client.__main__") is None, reason="the command line is still to come"
+)
+def test_the_command_says_its_subcommands() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "resilient_client", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    for command in [
+        "demo",
+        "call",
+        "emit",
+        "stream",
+        "ping",
+        "serve",
+        "listen",
+        "bench",
+        "explain",
+    ]:
+        assert command in done.stdout
