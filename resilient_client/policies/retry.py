@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import backoff
@@ -231,7 +231,9 @@ class Retry:
     def _delay(self, scheduled: float, asked: object) -> float:
         """The wait in seconds. What the peer asked is a floor, whatever the jitter does."""
         jitter = self.jitter
-        if isinstance(asked, int | float) and isfinite(asked) and asked > 0:
+        if isinstance(asked, int | float) and asked > 0:
+            if not isfinite(asked):
+                return inf
             if jitter is None:
                 return max(asked, scheduled)
             return asked + max(0.0, jitter(max(scheduled, asked * defaults.PUSHBACK_SPREAD)))

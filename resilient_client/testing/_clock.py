@@ -19,6 +19,10 @@ _IDLE_TURNS = 3
 """Turns in a row without anything ready before an autojump: a socket gets a chance to speak."""
 
 
+_ROUNDING = 1e-9
+"""Seconds: ten times 0.1 is a little under 1."""
+
+
 class _Timer:
     __slots__ = ("at", "callback")
 
@@ -31,17 +35,14 @@ class _Timer:
         self.callback = None
 
 
-class _Moved:
-    """Awaited, it lets the tasks run that the move has woken."""
+class _Done:
+    """Nothing is left to wait for."""
 
-    __slots__ = ("_rest",)
-
-    def __init__(self, rest: Awaitable[None] | None) -> None:
-        self._rest = rest
+    __slots__ = ()
 
     def __await__(self) -> Generator[None, None, None]:
-        if self._rest is not None:
-            yield from self._rest.__await__()
+        return
+        yield
 
 
 class FakeClock:
@@ -100,7 +101,7 @@ class FakeClock:
     def advance(self, seconds: float) -> Awaitable[None]:
         """Let so much time pass: timers fire in order, each at its own time, and tasks run on.
 
-        Await it on a running loop: between two timers the tasks that the first has woken run, and
+        On a running loop it must be awaited: the tasks run first, and again after each timer, and
         may set timers of their own. Without a loop it has done its work when it returns.
         """
         if seconds < 0:
@@ -111,25 +112,21 @@ class FakeClock:
         except RuntimeError:
             while self._fire(until):
                 pass
-            self._now = until
-            return _Moved(None)
-        if not self._due(until):
-            self._now = until
-            return _Moved(self._settle())
+            self._now = max(self._now, until)
+            return _Done()
         return self._advance(until)
 
     async def _advance(self, until: float) -> None:
         await self._settle()
         while self._fire(until):
             await self._settle()
-        self._now = until
-        await self._settle()
+        self._now = max(self._now, until)
 
     def _due(self, until: float) -> bool:
         timers = self._timers
         while timers and timers[0][2].callback is None:
             heapq.heappop(timers)
-        return bool(timers) and timers[0][0] <= until
+        return bool(timers) and timers[0][0] <= until + _ROUNDING
 
     def _fire(self, until: float) -> bool:
         """Move to the next timer and call back; False when there is none up to `until`."""

@@ -208,7 +208,7 @@ class ScriptedTransport:
     async def _next(self, call: Call) -> Any:
         """Play the next answer up to where only a value, a stream or a receipt is left of it."""
         if not self._answers:
-            raise AssertionError(f"attempt {len(self.requests)} is not in the script: {call!r}")
+            raise AssertionError(f"no answer is left for request {len(self.requests)}: {call!r}")
         last = self._forever and len(self._answers) == 1
         answer = self._answers[0] if last else self._answers.popleft()
         while True:

@@ -16,8 +16,10 @@ class Scene:
     `slept` are the waits between attempts; `events` what the call's observer was told.
     """
 
-    def __init__(self, policies: Any, answers: Any, *, forever: bool = False) -> None:
-        self.clock = FakeClock(autojump=True)
+    def __init__(
+        self, policies: Any, answers: Any, *, forever: bool = False, autojump: bool = True
+    ) -> None:
+        self.clock = FakeClock(autojump=autojump)
         self.peer = ScriptedTransport(answers, forever=forever, clock=self.clock)
         self.events: list[Any] = []
         self.last: Call | None = None
