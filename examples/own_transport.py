@@ -1,0 +1,232 @@
+"""A transport of one's own: Nest's packets, one a line, over a Unix domain socket."""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from resilient_client import (
+    Call,
+    ClientProxy,
+    ConnectError,
+    ConnectionLost,
+    Message,
+    Receipt,
+    Reply,
+    Server,
+)
+from resilient_client.patterns import pattern_json
+from resilient_client.testing import check_transport
+from resilient_client.transports._base import App, BaseTransport, Environment, Job, Target
+from resilient_client.transports._link import Link
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver
+from resilient_client.transports._packets import (
+    event_packet,
+    read_request,
+    read_response,
+    request_packet,
+)
+from resilient_client.transports._replies import PendingReplies
+
+LINE = 32 * 1024 * 1024  # bytes of one packet: a payload and what stands around it
+
+
+class Connection:
+    """The client's end of one socket: the calls that wait for it, and who reads its answers."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.replies: PendingReplies
+        self.reading: asyncio.Task[None]
+
+    def write(self, packet: bytes) -> None:
+        self.writer.write(packet + b"\n")  # compact JSON holds no line end
+
+
+class UnixTransport(BaseTransport):
+    """The client's end. The base class encodes and decodes payloads, `Link` keeps a connection."""
+
+    def __init__(self, path: Path, env: Environment) -> None:
+        super().__init__(Target(f"unix://{path}"), env)
+        self._path = path
+        self._ids = count(1)
+        self._link = Link[Connection](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
+
+    @property
+    def status(self):
+        return self._link.status
+
+    async def _dial(self) -> Connection:
+        try:
+            streams = await asyncio.open_unix_connection(self._path, limit=LINE)
+        except OSError as error:  # the library's errors become ours here, all of them
+            raise ConnectError(f"{self.endpoint}: {error.strerror}") from error
+        connection = Connection(*streams)
+        connection.replies = PendingReplies(self._clock, self._tally)
+        connection.reading = asyncio.create_task(self._read(connection))
+        return connection
+
+    async def _read(self, connection: Connection) -> None:
+        reason = "the peer closed the connection"
+        try:
+            while line := await connection.reader.readline():
+                response = read_response(line)
+                deliver(connection.replies, response.id, response, self._codec)
+        except OSError as error:
+            reason = str(error)
+        finally:
+            connection.writer.close()
+            connection.replies.fail_all(lambda: ConnectionLost(reason))
+            self._link.lost(connection, reason)
+
+    async def connect(self, deadline: float) -> None:
+        await self._link.get(deadline)
+
+    async def request(self, call: Call) -> Reply:
+        connection = await self._link.get(call.connect_deadline)
+        key = str(next(self._ids))
+        packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
+        call.sent = True  # just before it is written: from here on it may have been executed
+        leave = partial(self._leave, connection, key)
+        if call.kind == "stream":
+            items = connection.replies.open(key, call, leave)
+            connection.write(packet)
+            return await items.opened()
+        future = connection.replies.expect(key, call)  # it fails at call.attempt_deadline
+        connection.write(packet)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            leave()
+            raise
+        finally:
+            connection.replies.forget(key)
+
+    def _leave(self, connection: Connection, key: str) -> None:
+        """Nobody waits any more: the handler need not go on."""
+        if not connection.writer.is_closing():
+            connection.write(event_packet(pattern_json(CANCEL_ROUTE), b'"%b"' % key.encode()))
+
+    async def publish(self, call: Call) -> Receipt:
+        connection = await self._link.get(call.connect_deadline)
+        call.sent = True
+        connection.write(event_packet(pattern_json(call.pattern), call.body, call.metadata))
+        return Receipt("written")  # no more is known
+
+    def forget_loop(self) -> None:
+        self._link.forget_loop()
+
+    async def aclose(self) -> None:
+        connection = await self._link.aclose()
+        if connection is not None:
+            connection.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            with contextlib.suppress(OSError):
+                await connection.writer.drain()  # what was written has left
+            connection.reading.cancel()
+            await asyncio.wait({connection.reading})
+
+
+class UnixListener:
+    """The server's end: messages in, replies out."""
+
+    def __init__(self, path: Path, app: App) -> None:
+        self.address = f"unix://{path}"
+        self._path = path
+        self._app = app
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._accept, self._path, limit=LINE)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        may_read = asyncio.Event()
+        may_read.set()
+        slots = self._app.slots(may_read.clear, may_read.set)  # full: events wait, and so do we
+        jobs: dict[bytes, Job] = {}
+
+        async def write(packet: bytes) -> None:
+            writer.write(packet + b"\n")
+            await writer.drain()
+
+        try:
+            while line := await reader.readline():
+                self._take(line, slots, jobs, write)
+                await may_read.wait()
+        except OSError:
+            return  # the caller has gone: its handlers are cancelled below
+        finally:
+            slots.close()
+            writer.close()
+
+    def _take(self, line, slots, jobs, write) -> None:
+        request = read_request(line)
+        if request.route == CANCEL_ROUTE:
+            job = jobs.pop(request.data, None)
+            if job is not None:
+                job.cancel()
+            return
+
+        async def respond(reply: Reply) -> None:
+            try:
+                await answer(reply, request.id, write, self._app.codec)
+            finally:
+                jobs.pop(request.id, None)
+
+        message = Message(
+            request.route or "",
+            request.data,
+            request.metadata,
+            request.id,
+            received=self._app.clock.now(),
+        )
+        job = self._app.accept(message, respond if request.id else None, slots, "unix")
+        if job is not None and request.id:
+            jobs[request.id] = job
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+    async def aclose(self) -> None:
+        await self.stop()
+        for task in tuple(self._connections):
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+        self._path.unlink(missing_ok=True)
+
+
+async def main() -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "service.sock"
+        server = Server(partial(UnixListener, path))
+
+        @server.message_pattern("sum")
+        async def add(numbers: list[int]) -> int:
+            return sum(numbers)
+
+        async with server, ClientProxy(partial(UnixTransport, path), name="sums") as client:
+            print("sum:", await client.send("sum", [1, 2, 3], returns=int))
+            print(client)
+
+        # One check makes a handler fail on purpose; the server's log would show how.
+        logging.getLogger("resilient_client.server").setLevel(logging.CRITICAL)
+        checks = await check_transport(partial(UnixListener, path), partial(UnixTransport, path))
+        print("passed:", ", ".join(checks))
+
+
+if __name__ == "__main__":
+    if sys.platform == "win32":
+        sys.exit("Unix domain sockets: Linux and macOS")
+    asyncio.run(main())
