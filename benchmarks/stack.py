@@ -40,7 +40,7 @@ class Instant(BaseTransport):
 
 
 def _client(**settings: Any) -> ClientProxy:
-    return ClientProxy(lambda env: Instant(env), **settings)
+    return ClientProxy(Instant, **settings)
 
 
 def _sends(client: ClientProxy) -> Contestant:

@@ -1,4 +1,4 @@
-"""Our two ends as processes: `ours.py server LOOP`, `ours.py client LOOP URL STACK SECONDS N...`."""
+"""Our two ends as processes: `ours server LOOP`, `ours client LOOP URL STACK SECONDS N..`."""
 
 from __future__ import annotations
 

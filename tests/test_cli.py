@@ -1,0 +1,198 @@
+"""The command line, run as its users run it: in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_client import RemoteError, Server
+from resilient_client.cli import run
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.timeout(120)
+
+
+async def cli(*words: str, text: str | None = None, cwd: Path = ROOT) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "resilient_client",
+        *words,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        out, err = await asyncio.wait_for(
+            process.communicate(None if text is None else text.encode()), 60
+        )
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+@asynccontextmanager
+async def service() -> AsyncIterator[str]:
+    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.2)
+
+    @server.message_pattern([{"cmd": "sum"}, "sum"])
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @server.message_pattern("count")
+    async def count(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    @server.message_pattern("fail")
+    async def fail() -> None:
+        raise RemoteError("no", code="E_NO")
+
+    @server.message_pattern("slow")
+    async def slow() -> None:
+        await asyncio.sleep(30)
+
+    async with server:
+        yield server.addresses[0]
+
+
+async def test_call_prints_the_answer() -> None:
+    async with service() as url:
+        assert await cli("call", url, '{"cmd":"sum"}', "[1,2,3]") == (0, "6\n", "")
+        assert await cli("call", url, "sum", "-", text="[4,5]") == (0, "9\n", "")
+
+
+async def test_stream_prints_a_line_per_value_and_emit_its_receipt() -> None:
+    async with service() as url:
+        assert await cli("stream", url, "count", "3") == (0, "0\n1\n2\n", "")
+        code, out, _ = await cli("emit", url, "happened", '{"a":1}', "--json")
+        assert (code, json.loads(out)["delivery"]) == (0, "written")
+
+
+async def test_exit_codes_tell_what_kind_of_failure_it_was() -> None:
+    async with service() as url:
+        code, out, err = await cli("call", url, "fail", "--json")
+        assert (code, out) == (1, "")
+        assert json.loads(err)["payload"] == {"status": "error", "message": "no", "code": "E_NO"}
+        code, _, err = await cli("call", url, "slow", "--timeout", "0.5")
+        assert code == 5
+        assert "DeadlineExceeded" in err
+        code, _, err = await cli("ping", url, "--json")
+        assert code == 0
+    code, _, err = await cli("call", url, "sum", "[1]", "--timeout", "1")
+    assert code == 3
+    assert "ConnectError" in err
+    assert (await cli("ping", url))[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["call", "tcp://127.0.0.1:1", "sum", "not json"], "not JSON"),
+        (["call", "smoke://x", "sum"], "no transport speaks"),
+        (["call", "tcp://127.0.0.1:1", "sum", "-o", "max_sise=3"], "max_size"),
+        (["call", "tcp://127.0.0.1:1", "sum", "--timeout", "-1"], "not above 0"),
+        (["nonsense"], "invalid choice"),
+        (["serve", "there.is.no:module"], "no module"),
+    ],
+)
+def test_bad_usage_is_told_at_once(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    assert told in capsys.readouterr().err
+
+
+async def test_serve_runs_a_modules_server_until_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        "from resilient_client import Server\n"
+        "server = Server('tcp://127.0.0.1:0', telemetry=False)\n"
+        "@server.message_pattern('hello')\n"
+        "def hello() -> str:\n"
+        "    return 'world'\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "resilient_client",
+        "serve",
+        "shop:server",
+        stderr=asyncio.subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"listening on" not in (line := await process.stderr.readline()):
+                assert line, "it ended"
+        url = line.decode().split("listening on ")[1].strip()
+        assert await cli("call", url, "hello") == (0, '"world"\n', "")
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_listen_prints_events_and_bench_prints_rates() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "resilient_client", "listen", "tcp://127.0.0.1:0", "happened", "--json", "-n", "1"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    assert process.stdout is not None
+    try:
+        line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+        url = line.split("listening on ")[1].strip()
+        assert (await cli("emit", url, "happened", '{"n":1}'))[0] == 0
+        heard: dict[str, Any] = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+        assert (heard["pattern"], heard["data"]) == ("happened", {"n": 1})
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    async with service() as url:
+        code, out, _ = await cli("bench", url, "sum", "[1]", "-d", "0.3", "-c", "4", "--json")
+        told = json.loads(out)
+        assert code == 0
+        assert told["calls"] > 0
+        assert told["errors"] == {}
+
+
+async def test_the_demo_plays_its_scene_and_its_numbers_add_up() -> None:
+    code, out, err = await cli("demo", "--json", "--seconds", "7", "--rate", "60")
+    assert code == 0, err
+    lines = [json.loads(line) for line in out.splitlines()]
+    news = [line["news"] for line in lines if "news" in line]
+    assert 'send("demo.sum", [1, 2, 3]) = 6' in news
+    assert any("SIGKILL to alpha" in each for each in news)
+    assert any("closed -> open" in each for each in news)
+    assert any("started again" in each for each in news)
+    summary = lines[-1]
+    kinds = ("succeeded", "retried", "failed", "rejected")
+    assert summary["started"] == summary["counted"] == sum(summary.get(k, 0) for k in kinds)
+    assert summary["succeeded"] > 0
+    assert summary.get("rejected", 0) > 0
+    (trace,) = (line["tree"] for line in lines if "tree" in line)
+    assert any("[client]" in line for line in trace)
+    assert any("[alpha]" in line or "[beta]" in line for line in trace)
