@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
 
-SLACK = 1.0
+SLACK = 2.0
 """Seconds a check allows beyond what is promised, for a machine busy with something else."""
 
 VALUES: list[Any] = [

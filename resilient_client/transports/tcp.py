@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from itertools import count
@@ -228,7 +229,7 @@ class ClientTransport(BaseTransport):
                 hint="give tls= an ssl.SSLContext that knows its authority",
             ) from error
         except OSError as error:
-            raise ConnectError(f"{self.endpoint}: {error.strerror or error}") from error
+            raise ConnectError(f"{self.endpoint}: {_reason(error)}") from error
         return stream
 
     def _received(self, stream: _ClientStream, text: bytes) -> None:
@@ -305,6 +306,13 @@ class ClientTransport(BaseTransport):
         if stream is not None:
             stream.replies.fail_all(lambda: ConnectionLost("the client was closed"))
             await _closed(stream)
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words; asyncio's name the address once more."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error)
+    return os.strerror(error.errno)
 
 
 async def _closed(stream: _Stream) -> None:

@@ -1,0 +1,349 @@
+"""What a client promises, over scripted transports and real ones in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    CircuitBreaker,
+    CircuitOpenError,
+    ClientProxy,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    Context,
+    DeadlineExceeded,
+    NoHandlerError,
+    PayloadError,
+    ReplyTimeout,
+    ResilientClientError,
+    Retry,
+    Server,
+    Timeout,
+    standard,
+)
+from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
+from tests.peers.process import free_port
+
+_names = iter(range(10**6))
+
+
+def memory() -> Server:
+    return Server(f"memory://client-{next(_names)}", telemetry=False, grace=0.2)
+
+
+def quiet(target: Any, **settings: Any) -> ClientProxy:
+    settings.setdefault("policies", ())
+    return ClientProxy(target, telemetry=False, **settings)
+
+
+@dataclass
+class User:
+    name: str
+    age: int
+
+
+async def test_returns_decodes_and_validates_and_says_where_it_is_wrong() -> None:
+    server = memory()
+
+    @server.message_pattern("users")
+    async def users() -> Any:
+        return [{"name": "Ann", "age": 3}, {"name": "Bob", "age": "four"}]
+
+    async with server, quiet(server.addresses[0]) as client:
+        with pytest.raises(PayloadError, match=r"\$\[1\]\.age") as caught:
+            await client.send("users", returns=list[User])
+        assert caught.value.sent
+        assert (await client.send("users"))[0] == {"name": "Ann", "age": 3}
+
+
+async def test_headers_come_from_the_call_before_the_client_and_are_asked_each_time() -> None:
+    server = memory()
+
+    @server.message_pattern("headers")
+    async def headers(context: Context) -> dict[str, str]:
+        return dict(context.headers)
+
+    tokens = iter(range(100))
+
+    async def fresh() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"Authorization": f"Bearer {next(tokens)}", "x-own": "client"}
+
+    async with server, quiet(server.addresses[0], headers=fresh) as client:
+        first = await client.send("headers")
+        second = await client.send("headers", headers={"X-Own": "call"})
+        assert [first["authorization"], second["authorization"]] == ["Bearer 0", "Bearer 1"]
+        assert [first["x-own"], second["x-own"]] == ["client", "call"]
+        assert "Bearer" not in client.explain() + repr(client)
+        with pytest.raises(PayloadError, match="character") as caught:
+            await client.send("headers", headers={"x-evil": "a\r\nsecret: b"})
+        assert "secret" not in str(caught.value)
+
+
+async def test_a_headers_callable_that_hangs_costs_the_deadline_and_sends_nothing() -> None:
+    async def hang() -> dict[str, str]:
+        await asyncio.sleep(60)
+        return {}
+
+    server = memory()
+    async with server, quiet(server.addresses[0], headers=hang) as client:
+        with pytest.raises(DeadlineExceeded) as caught:
+            await client.send("x", timeout=0.05)
+        assert not caught.value.sent
+
+
+async def test_settings_of_a_pattern_apply_to_it_alone() -> None:
+    server = memory()
+    attempts: list[int] = []
+
+    @server.message_pattern({"cmd": "slow"})
+    async def slow(context: Context) -> None:
+        attempts.append(context.attempt)
+        await asyncio.sleep(5)
+
+    patterns = {'{"cmd":"slow"}': {"timeout": 0.1, "idempotent": True}}
+    async with server, quiet(server.addresses[0], patterns=patterns) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.send({"cmd": "slow"})
+    for wrong, match in (
+        ({"x": {"timeoot": 1}}, "timeoot"),
+        ({"x": {"timeout": 0}}, "above 0"),
+        ({"x": {"attempts": 0}}, "attempts must be"),
+    ):
+        with pytest.raises(ConfigurationError, match=match):
+            quiet("memory://x", patterns=wrong)
+
+
+async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
+    for target, options, match in (
+        ("tcp://127.0.0.1:1", {"tsl": True}, "did you mean 'tls'"),
+        ("tcp://127.0.0.1:1?max_sise=3", {}, "max_size"),
+        ("tcp://127.0.0.1:port", {}, "port"),
+        ([], {}, "at least one"),
+        (["tcp://a:1", "http://b"], {}, "one protocol"),
+        (["tcp://a:1", "tcp://a:1"], {}, "twice"),
+        (42, {}, "neither a URL"),
+        ("nowhere://x", {}, "no transport speaks"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            quiet(target, **options)
+        assert match in str(caught.value), (target, str(caught.value))
+    with pytest.raises(ConfigurationError, match="3"):
+        quiet("memory://x", policies=[Timeout(1), Retry(), Timeout(3)])
+    async with memory() as server, quiet(server.addresses[0]) as client:
+        with pytest.raises(ConfigurationError):
+            await client.send("x", timeout=0)
+        with pytest.raises(ConfigurationError):
+            await client.send(None)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError):
+            client.stream("x", idle_timeout=0)
+
+
+async def test_an_option_that_means_something_at_the_other_end_only_is_accepted() -> None:
+    client = quiet("http://127.0.0.1:1", max_connections=3)
+    assert client.status == "idle"
+    Server("http://127.0.0.1:0", telemetry=False, max_connections=3)
+    await client.aclose()
+
+
+async def test_math_inf_is_no_timeout_and_a_stream_has_only_its_idle_limit() -> None:
+    server = memory()
+    seen: list[float | None] = []
+
+    @server.message_pattern("about")
+    async def about(context: Context) -> None:
+        seen.append(context.remaining)
+
+    @server.message_pattern("silent")
+    async def silent() -> Any:
+        yield 1
+        await asyncio.sleep(30)
+
+    async with server, quiet(server.addresses[0], policies=[Timeout(5)]) as client:
+        await client.send("about", timeout=math.inf)
+        await client.send("about")
+        async for _ in client.stream("about"):
+            continue
+        assert seen[0] is None
+        assert seen[1] is not None
+        assert 4 < seen[1] <= 5
+        assert seen[2] is None
+        got = []
+        with pytest.raises(ReplyTimeout):
+            async for item in client.stream("silent", idle_timeout=0.1):
+                got.append(item)  # noqa: PERF401
+        assert got == [1]
+        with pytest.raises(DeadlineExceeded):
+            async for item in client.stream("silent", idle_timeout=20, timeout=0.1):
+                got.append(item)  # noqa: PERF401
+
+
+async def test_errors_tell_the_whole_story_and_survive_pickling_and_copying() -> None:
+    port = free_port()
+    stack = [Timeout(5), Retry(attempts=3, factor=0.001)]
+    client = quiet(f"tcp://user:secret@127.0.0.1:{port}", policies=stack)
+    with pytest.raises(ConnectError) as caught:
+        await client.send({"cmd": "sum"}, [1])
+    await client.aclose()
+    error = caught.value
+    assert isinstance(error, ConnectionError)
+    assert (error.sent, error.retryable) == (False, True)
+    assert error.pattern == '{"cmd":"sum"}'
+    assert error.endpoint == f"tcp://127.0.0.1:{port}"
+    assert [each.number for each in error.attempts] == [1, 2, 3]
+    assert all(each.error == "ConnectError" and not each.sent for each in error.attempts)
+    assert error.attempts[0].ended <= error.attempts[1].started <= error.attempts[1].ended
+    assert error.hint
+    assert "secret" not in str(error) + repr(error)
+    for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(twin) is ConnectError
+        assert str(twin) == str(error)
+        assert twin.attempts == error.attempts
+        assert (twin.sent, twin.retryable, twin.pattern, twin.endpoint, twin.hint) == (
+            error.sent,
+            error.retryable,
+            error.pattern,
+            error.endpoint,
+            error.hint,
+        )
+
+
+async def test_a_never_sent_failure_goes_on_to_the_next_endpoint_at_once() -> None:
+    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.1)
+
+    @server.message_pattern("about")
+    async def about(context: Context) -> int:
+        return context.attempt
+
+    dead = [f"tcp://127.0.0.1:{free_port()}" for _ in range(2)]
+    async with server:
+        async with quiet([*dead, server.addresses[0]]) as client:
+            assert [await client.send("about") for _ in range(6)] == [1] * 6
+        async with quiet([*dead, server.addresses[0]], policies=None) as client:
+            assert [await client.send("about") for _ in range(6)] == [1] * 6
+            assert set(client.circuit_breakers) == {*dead, server.addresses[0]}
+            names = {breaker.name for breaker in client.circuit_breakers.values()}
+            assert len(names) == 3
+    lonely = quiet(dead)
+    with pytest.raises(ConnectError) as caught:
+        await lonely.send("about")
+    assert [each.endpoint for each in caught.value.attempts] in (dead, dead[::-1])
+    with pytest.raises(ConnectError):
+        await lonely.connect()
+    await lonely.aclose()
+
+
+async def test_all_circuits_open_is_a_circuit_open_error_and_one_open_is_passed_over() -> None:
+    first, second = memory(), memory()
+    first.message_pattern("who")(lambda: first.addresses[0])
+    second.message_pattern("who")(lambda: second.addresses[0])
+    async with (
+        first,
+        second,
+        quiet([first.addresses[0], second.addresses[0]], policies=[CircuitBreaker()]) as client,
+    ):
+        assert {await client.send("who") for _ in range(4)} == {
+            first.addresses[0],
+            second.addresses[0],
+        }
+        client.circuit_breakers[first.addresses[0]].force_open()
+        assert {await client.send("who") for _ in range(4)} == {second.addresses[0]}
+        client.circuit_breakers[second.addresses[0]].force_open()
+        with pytest.raises(CircuitOpenError) as caught:
+            await client.send("who")
+        assert not caught.value.sent
+        with pytest.raises(ConfigurationError, match="circuit_breakers"):
+            _ = client.circuit_breaker
+
+
+async def test_a_client_tells_its_listeners_what_happens_to_it() -> None:
+    port = free_port()
+    news: list[Any] = []
+    stack = standard(
+        timeout=5,
+        retry=Retry(attempts=2, factor=0.001),
+        circuit_breaker=CircuitBreaker(window=4, minimum_calls=2),
+    )
+    client = quiet(f"tcp://127.0.0.1:{port}", policies=stack, observers=[news.append])
+    unsubscribe = client.listen(lambda event: 1 / 0)  # its fault harms nobody
+    for _ in range(3):
+        with pytest.raises(ResilientClientError):
+            await client.send("x")
+    kinds = {type(event) for event in news}
+    assert {ConnectionChanged, RetryScheduled, CircuitChanged, CallRejected} <= kinds
+    unsubscribe()
+    await client.aclose()
+    assert news[-1] == ConnectionChanged(f"tcp://127.0.0.1:{port}", "idle", "closed")
+
+
+async def test_a_ping_goes_past_an_open_breaker_and_reports_it() -> None:
+    server = memory()
+    async with server, quiet(server.addresses[0], policies=None) as client:
+        client.circuit_breaker.open()
+        health = await client.ping()
+        assert health.reachable
+        assert health.latency is not None
+        assert list(health.circuits.values()) == ["open"]
+    gone = await quiet(server.addresses[0]).ping(0.2)
+    assert not gone.reachable
+    assert isinstance(gone.error, ConnectError)
+
+
+async def test_the_same_call_again_after_the_server_came_back() -> None:
+    server = memory()
+    server.message_pattern("x")(lambda: 1)
+    client = quiet(server.addresses[0])
+    with pytest.raises(ConnectError):
+        await client.send("x")
+    async with server:
+        assert await client.send("x") == 1
+        with pytest.raises(NoHandlerError):
+            await client.send("y")
+    await client.aclose()
+
+
+async def test_closing_a_server_fails_what_is_pending_with_the_truth() -> None:
+    server = memory()
+    started = asyncio.Event()
+
+    @server.message_pattern("hang")
+    async def hang() -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with server:
+        client = quiet(server.addresses[0])
+        task = asyncio.ensure_future(client.send("hang", timeout=20))
+        await started.wait()
+    with pytest.raises(ConnectionLost) as caught:
+        await task
+    assert caught.value.sent
+    await client.aclose()
+
+
+async def test_a_stream_left_early_counts_as_a_success_and_before_an_item_as_nothing() -> None:
+    server = memory()
+
+    @server.message_pattern("numbers")
+    async def numbers() -> Any:
+        for i in range(100):
+            yield i
+            await asyncio.sleep(0.001)
+
+    async with server, quiet(server.addresses[0], policies=[CircuitBreaker()]) as client:
+        async with client.stream("numbers") as items:
+            async for item in items:
+                if item == 3:
+                    break
+        assert (client.circuit_breaker.calls, client.circuit_breaker.failures) == (1, 0)
+        async with client.stream("numbers"):
+            pass
+        assert client.circuit_breaker.calls == 1

@@ -1,0 +1,132 @@
+"""What is peculiar to tcp://: TLS, connections, congestion, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    ConnectError,
+    ResilientClientError,
+    Server,
+)
+from resilient_client.testing import check_transport
+from tests.peers.certificates import certificates
+
+
+def echo_server(**options: Any) -> Server:
+    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.1, **options)
+    server.message_pattern("echo")(lambda payload: payload)
+    return server
+
+
+def client_of(server: Server, **options: Any) -> ClientProxy:
+    return ClientProxy(server.addresses[0], policies=(), telemetry=False, **options)
+
+
+async def test_tcp_passes_the_conformance_suite() -> None:
+    assert len(await check_transport("tcp://127.0.0.1:0")) >= 15
+
+
+async def test_memory_passes_the_conformance_suite() -> None:
+    assert len(await check_transport("memory://conformance")) >= 15
+
+
+async def test_tls_is_spoken_and_a_stranger_is_refused_for_good() -> None:
+    files = certificates()
+    async with echo_server(tls=files.server_context()) as server:
+        async with client_of(server, tls=files.client_context()) as client:
+            assert await client.send("echo", "x" * 100_000) == "x" * 100_000
+        stranger = ssl.create_default_context(cafile=str(files.other_authority))
+        client = client_of(server, tls=stranger)
+        with pytest.raises(ConfigurationError, match="not trusted"):
+            await client.send("echo", 1)
+        await client.aclose()
+        plain = client_of(server)
+        with pytest.raises(ResilientClientError):
+            await plain.send("echo", 1, timeout=2)
+        await plain.aclose()
+
+
+async def test_mutual_tls_wants_the_clients_certificate() -> None:
+    files = certificates()
+    async with echo_server(tls=files.server_context(client_required=True)) as server:
+        known = files.client_context(with_certificate=True)
+        async with client_of(server, tls=known) as client:
+            assert await client.send("echo", 1) == 1
+        unknown = client_of(server, tls=files.client_context())
+        with pytest.raises(ResilientClientError):
+            await unknown.send("echo", 1, timeout=2)
+        await unknown.aclose()
+
+
+async def test_a_server_needs_a_certificate_of_its_own_for_tls() -> None:
+    with pytest.raises(ConfigurationError, match="certificate"):
+        Server("tcp://127.0.0.1:0?tls=true", telemetry=False)
+    async with echo_server() as server:
+        port = server.addresses[0].rpartition(":")[2]
+        with pytest.raises(ConfigurationError, match="cannot be bound"):
+            await Server(f"tcp://127.0.0.1:{port}", telemetry=False).start()
+
+
+async def test_calls_that_wait_for_a_connection_share_one_dial() -> None:
+    async with echo_server() as server:
+        client = client_of(server)
+        answers = await asyncio.gather(*(client.send("echo", n) for n in range(50)))
+        assert answers == list(range(50))
+        listener: Any = server._listeners[0]
+        assert len(listener.streams) == 1
+        await client.aclose()
+
+
+async def test_a_name_is_resolved_again_for_every_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with echo_server() as server:
+        port = server.addresses[0].rpartition(":")[2]
+        loop = asyncio.get_running_loop()
+        asked: list[Any] = []
+        real = loop.getaddrinfo
+
+        async def resolve(host: Any, *rest: Any, **more: Any) -> Any:
+            asked.append(host)
+            return await real("127.0.0.1" if host == "service.test" else host, *rest, **more)
+
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        client = ClientProxy(f"tcp://service.test:{port}", policies=(), telemetry=False)
+        assert await client.send("echo", 1) == 1
+        transport: Any = client._transports[0]
+        transport._link.current.transport.abort()
+        await asyncio.sleep(0.05)
+        assert await client.send("echo", 2) == 2
+        assert asked.count("service.test") >= 2
+        await client.aclose()
+
+
+async def test_an_event_and_a_request_go_out_in_the_order_they_were_made() -> None:
+    server = echo_server()
+    heard: list[int] = []
+
+    @server.event_pattern("n")
+    async def note(n: int) -> None:
+        heard.append(n)
+
+    async with server, client_of(server) as client:
+        await asyncio.gather(*(client.emit("n", n) for n in range(100)))
+        await client.send("echo", 1)
+        await asyncio.sleep(0.05)
+    assert heard == list(range(100))
+
+
+async def test_a_client_that_never_connected_says_so() -> None:
+    client = ClientProxy("tcp://127.0.0.1:1", policies=(), telemetry=False)
+    with pytest.raises(ConnectError, match="refused"):
+        await client.send("x", timeout=2)
+    assert client.status == "idle"
+    await client.aclose()
+    await client.aclose()
