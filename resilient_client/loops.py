@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
+
+_LOOK_UP = 0.5
+"""Seconds after which a waiting thread looks up: on Windows nothing interrupts a wait for a lock,
+and elsewhere a signal that comes an instant before the wait begins does not."""
 _log = logging.getLogger("resilient_client")
 
 
@@ -103,7 +107,8 @@ class BackgroundLoop:
         context = contextvars.copy_context()
         try:
             self.loop.call_soon_threadsafe(self._start, errand, context, context=context)
-            errand.done.acquire()
+            while not errand.done.acquire(timeout=_LOOK_UP):
+                pass
         except BaseException:
             self.loop.call_soon_threadsafe(errand.leave)
             raise

@@ -155,7 +155,10 @@ class Call:
 
 
 class Items(Protocol):
-    """The values of a streamed answer, as a transport hands them on."""
+    """The values of a streamed answer, as a transport hands them on.
+
+    One that knows whether `receive` would not wait says so with a truth value `at_hand`.
+    """
 
     async def receive(self, deadline: float) -> Any:
         """The next body.

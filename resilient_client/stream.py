@@ -89,6 +89,11 @@ class Stream(Generic[T]):
         call.received += 1
         return value  # type: ignore[no-any-return]
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the next step is certain not to wait: a value, the end or an error is there."""
+        return self._finished or getattr(self._items, "at_hand", False)
+
     async def aclose(self) -> None:
         """Leave: the peer is told to stop where the transport can. Idempotent."""
         self._finished = True

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import sys
 import warnings
+from collections import deque
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
@@ -292,19 +293,30 @@ class SyncStream(Generic[T]):
     ) -> None:
         self._stream = stream
         self._step: Callable[[Coroutine[Any, Any, Any]], Any] = open_with
+        self._values: deque[T] = deque()  # that have come, and what comes after them
+        self._after: BaseException | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
-        step, self._step = self._step, _wait_for
-        try:
-            return step(self._stream.__anext__())  # type: ignore[no-any-return]
-        except StopAsyncIteration:
-            raise StopIteration from None
+        if not self._values:
+            error, self._after = self._after, None
+            try:
+                if error is not None:
+                    raise error
+                step, self._step = self._step, _wait_for
+                self._after = step(_some(self._stream, self._values))
+            except StopAsyncIteration:
+                raise StopIteration from None
+            finally:
+                del error
+        return self._values.popleft()
 
     def close(self) -> None:
         """Leave: the peer is told to stop where the transport can. Idempotent."""
+        self._values.clear()
+        self._after = None
         _wait_for(self._stream.aclose())
 
     def __enter__(self) -> Self:
@@ -319,6 +331,20 @@ class SyncStream(Generic[T]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_AT_ONCE = 100  # values of a stream fetched in one go, if they are there
+
+
+async def _some(stream: Stream[T], values: deque[T]) -> BaseException | None:
+    """The next value, and those that need no waiting; the error, or the end, that follows them."""
+    values.append(await anext(stream))
+    try:
+        while stream.at_hand and len(values) < _AT_ONCE:
+            values.append(await anext(stream))
+    except Exception as error:  # noqa: BLE001  (raised when those before it have been taken)
+        return error
+    return None
 
 
 def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:

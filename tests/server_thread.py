@@ -72,6 +72,11 @@ def register(server: Server, served: Served) -> None:
         finally:
             served.streaming -= 1
 
+    @server.message_pattern("burst")
+    async def burst(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
     @server.message_pattern("break")
     async def broken(n: int) -> AsyncIterator[int]:
         for i in range(n):

@@ -196,6 +196,11 @@ class ItemStream:
             raise
         return Reply(items=self)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether `receive` will not wait."""
+        return bool(self._buffer) or self._ended
+
     async def receive(self, deadline: float) -> Any:
         """See `message.Items.receive`."""
         while not self._buffer:
