@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import inspect
 import os
 import threading
 import time
@@ -385,6 +386,18 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         ramp: bool = False,
     ) -> Any:
         return _STATES[new_state](self, new_state, self._rules, until=until, ramp=ramp)
+
+    async def call_async(  # pyright: ignore[reportIncompatibleMethodOverride] - Tornado's there
+        self, func: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call and await `func` through the breaker. See `call`."""
+        result = self._calls.call(func, *args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+
+    def __repr__(self) -> str:
+        name = "" if self.name is None else f" {self.name!r}"
+        counts = f"{self.failures} of {self.calls} failed"
+        return f"<CircuitBreaker{name} {self.current_state}: {counts}>"
 
     # ---- the client's loop, and the storage
 

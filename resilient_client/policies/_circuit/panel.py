@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,6 @@ STATES = (CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED, METRICS_ONLY)
 class Panel:
     """The part of `CircuitBreaker` that people, tests and metrics use, from any thread."""
 
-    name: str | None
     _calls: Calls
     _circuit: Circuit
     _home: Home
@@ -73,10 +71,10 @@ class Panel:
         return self._circuit.state
 
     @state.setter
-    def state(self, name: str) -> None:
-        if name not in STATES:
-            raise ConfigurationError(f"no state {name!r}; there are {', '.join(STATES)}")
-        self._steer(name)
+    def state(self, state_str: str) -> None:
+        if state_str not in STATES:
+            raise ConfigurationError(f"no state {state_str!r}; there are {', '.join(STATES)}")
+        self._steer(state_str)
 
     # ---- what it is and has
 
@@ -157,11 +155,6 @@ class Panel:
         """
         return self._calls.call(func, *args, **kwargs)
 
-    async def call_async(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call and await `func` through the breaker. See `call`."""
-        result = self._calls.call(func, *args, **kwargs)
-        return await result if inspect.isawaitable(result) else result
-
     def calling(self) -> Any:
         """A context manager that guards its block, awaits inside included. See `call`."""
         return self._calls.calling()
@@ -175,8 +168,3 @@ class Panel:
     def describe(self) -> str:
         """The effective settings, in words."""
         return self._rules.describe()
-
-    def __repr__(self) -> str:
-        name = "" if self.name is None else f" {self.name!r}"
-        counts = f"{self.failures} of {self.calls} failed"
-        return f"<CircuitBreaker{name} {self.current_state}: {counts}>"
