@@ -146,6 +146,7 @@ class ClientProxy:
         self._timeout: float = defaults.TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
         self._guards: dict[tuple[int, str], CircuitBreaker] = {}
+        self._observed: list[Callable[[], None]] = []
         self._telemetry: ClientTelemetry | None = None
         if (settings := settings_of(telemetry)) is not None:
             from resilient_client.telemetry._client import ClientTelemetry
@@ -228,7 +229,7 @@ class ClientProxy:
             breaker.name = self.name
         self._breakers[transport.endpoint] = breaker
         self._guards[id(policy), transport.endpoint] = breaker
-        breaker.observe(self._tell)
+        self._observed.append(breaker.observe(self._tell))
         return breaker
 
     def _transmitter(self, transport: Transport) -> Handler:
@@ -562,6 +563,8 @@ class ClientProxy:
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
         await asyncio.gather(*(breaker.stop(self) for breaker in self._breakers.values()))
+        for forget in self._observed:  # a breaker shared with others outlives this client
+            forget()
 
     async def __aenter__(self) -> Self:
         try:

@@ -699,7 +699,7 @@ def test_describes_its_rules_and_shows_its_state() -> None:
     assert breaker.describe() == (
         "opens when 5 failures in a row or 0.25 of the last 100 calls failed or 1 of the last 100"
         " calls took over 2 s (at least 20 calls); open 5 s doubling to 60 s, up to 50% longer by"
-        " jitter; then 3 probes, leased 3 s each; 3 successes close it, and a ramp follows"
+        " jitter; then 3 probes leased for 3 s, closed by 3 that succeed, and a ramp"
     )
     assert repr(breaker) == "<CircuitBreaker 'stock' closed: 0 of 0 failed>"
 

@@ -52,11 +52,12 @@ class Rules:
             )
         if len(opens) > (self.fail_max is not None):
             opens[-1] += f" (at least {self.minimum_calls} calls)"
+        probes = "1 probe" if self.probes == 1 else f"{self.probes} probes"
         return (
             f"opens when {' or '.join(opens)}; open {self.open_for:.4g} s doubling to"
             f" {self.open_for_max:.4g} s, up to {OPEN_FOR_JITTER:.0%} longer by jitter; then"
-            f" {self.probes} probes, leased {self.probe_lease:.4g} s each; {self.success_threshold}"
-            " successes close it, and a ramp follows"
+            f" {probes} leased for {self.probe_lease:.4g} s, closed by {self.success_threshold}"
+            f" that succeed{'s' if self.success_threshold == 1 else ''}, and a ramp"
         )
 
 
