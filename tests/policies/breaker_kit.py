@@ -11,20 +11,25 @@ import pybreaker
 from resilient_client.errors import ConnectionLost
 from resilient_client.message import Call, Reply
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
+from resilient_client.testing import FakeClock
 
 
-class FakeClock:
-    def __init__(self, start: float = 1000.0) -> None:
-        self.time = start
-        self.reads = 0
+class Clock(FakeClock):
+    """Can be set, and counts how often it is read."""
+
+    reads = 0
 
     def now(self) -> float:
         self.reads += 1
-        return self.time
+        return super().now()
 
-    async def sleep(self, seconds: float) -> None:
-        self.time += seconds
-        await asyncio.sleep(0)
+    @property
+    def time(self) -> float:
+        return self._now
+
+    @time.setter
+    def time(self, time: float) -> None:
+        self._now = time
 
 
 class Peer:
@@ -66,7 +71,7 @@ class Scene:
     """A breaker around a peer on a fake clock."""
 
     def __init__(self, **settings: Any) -> None:
-        self.clock = FakeClock()
+        self.clock = Clock()
         self.peer = Peer()
         self.breaker = CircuitBreaker(**settings)
         self.handler = self.breaker.wrap(self.peer, self.clock)

@@ -30,7 +30,7 @@ from resilient_client.errors import (
 )
 from resilient_client.message import Call, Reply
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
-from tests.policies.breaker_kit import FakeClock, Items, Scene
+from tests.policies.breaker_kit import Clock, Heard, Items, Scene
 
 QUICK = {"window": 4, "minimum_calls": 2, "probes": 1}
 
@@ -57,6 +57,13 @@ async def test_does_not_open_before_the_minimum_of_calls() -> None:
 
 async def test_the_success_that_makes_the_minimum_can_open_it() -> None:
     scene = Scene()
+    await scene.fail(19)
+    await scene.succeed()
+    assert scene.state == "open"
+
+
+async def test_so_can_it_when_a_listener_follows_each_call() -> None:
+    scene = Scene(listeners=[Heard()])
     await scene.fail(19)
     await scene.succeed()
     assert scene.state == "open"
@@ -296,6 +303,25 @@ async def test_opening_again_soon_after_closing_is_a_reopening() -> None:
     scene = await Scene(**QUICK).ramping()
     await scene.opened()
     assert 10 <= scene.breaker.state.until - scene.clock.time <= 15
+
+
+async def test_a_hand_at_the_switch_neither_lengthens_the_open_time_nor_remembers_it() -> None:
+    scene = await Scene(**QUICK).half_opened()
+    await scene.fail()
+    scene.wait()
+    scene.breaker.half_open()
+    scene.breaker.open()
+    assert 10 <= scene.breaker.state.until - scene.clock.time <= 15
+    scene.breaker.close()
+    await scene.opened()
+    assert 5 <= scene.breaker.state.until - scene.clock.time <= 7.5
+
+
+async def test_closed_by_hand_in_the_ramp_the_open_time_starts_anew() -> None:
+    scene = await Scene(**QUICK).ramping()
+    scene.breaker.close()
+    await scene.opened()
+    assert 5 <= scene.breaker.state.until - scene.clock.time <= 7.5
 
 
 # ---- half-open
@@ -717,9 +743,9 @@ async def test_a_breaker_shared_by_two_clients_is_one_breaker() -> None:
 
 def test_two_clocks_on_one_breaker_are_a_configuration_error() -> None:
     breaker = CircuitBreaker()
-    breaker.wrap(Scene().peer, FakeClock())
+    breaker.wrap(Scene().peer, Clock())
     with pytest.raises(ConfigurationError, match="clock"):
-        breaker.wrap(Scene().peer, FakeClock())
+        breaker.wrap(Scene().peer, Clock())
 
 
 def test_every_real_clock_is_the_same_clock() -> None:
@@ -731,7 +757,7 @@ def test_every_real_clock_is_the_same_clock() -> None:
 async def test_what_was_opened_by_hand_before_the_client_came_keeps_its_time() -> None:
     breaker = CircuitBreaker(open_for=5.0)
     breaker.open()
-    clock = FakeClock(start=3.0)
+    clock = Clock(start=3.0)
     handler = breaker.wrap(Scene().peer, clock)
     with pytest.raises(CircuitOpenError) as caught:
         await handler(Call("x", "x", "send"))

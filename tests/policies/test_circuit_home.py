@@ -13,7 +13,7 @@ import pytest
 
 from resilient_client.errors import ConfigurationError
 from resilient_client.policies.circuit_breaker import CircuitBreaker
-from tests.policies.breaker_kit import FakeClock, Heard, Peer, Scene
+from tests.policies.breaker_kit import Clock, Heard, Peer, Scene
 
 
 class Where(pybreaker.CircuitBreakerListener):
@@ -176,10 +176,10 @@ def test_a_forked_child_is_bound_to_no_loop_and_finds_no_lock_taken() -> None:
 async def test_each_endpoint_gets_a_copy_with_its_own_window_and_the_same_listeners() -> None:
     heard = Heard()
     template = CircuitBreaker(fail_max=2, listeners=[heard], exclude=[KeyError], name="math")
-    peer, clock = Peer(), FakeClock()
+    peer, clock = Peer(), Clock()
     first, second = (template.copy_for(f"math/host:{n}") for n in (1, 2))
     first.wrap(peer, clock)
-    second.wrap(peer, FakeClock())
+    second.wrap(peer, Clock())
     assert (first.name, second.name) == ("math/host:1", "math/host:2")
     assert first.listeners == (heard,)
     assert first.excluded_exceptions == (KeyError,)

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from resilient_client.errors import ConnectionLost, Overloaded, RemoteError, Throttled
 from resilient_client.message import Reply
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
-from tests.policies.breaker_kit import FakeClock, Items
+from tests.policies.breaker_kit import Clock, Items
 
 WINDOW, MINIMUM, RATE, PROBES, LEASE = 6, 4, 0.5, 2, 3.0
 OPEN_FOR, OPEN_MAX = 5.0, 12.0
@@ -47,7 +47,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.clock = FakeClock()
+        self.clock = Clock()
         self.breaker = CircuitBreaker(
             RATE, WINDOW, minimum_calls=MINIMUM, probes=PROBES, probe_lease=LEASE,
             open_for=OPEN_FOR, open_for_max=OPEN_MAX, exclude=[KeyError],

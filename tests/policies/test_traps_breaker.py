@@ -23,7 +23,7 @@ from resilient_client.errors import (
 )
 from resilient_client.message import Call, Reply
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
-from tests.policies.breaker_kit import FakeClock, Heard, Peer, Scene
+from tests.policies.breaker_kit import Clock, Heard, Peer, Scene
 
 
 async def test_trap_1_caller_cancellation_counted_as_failure() -> None:
@@ -335,7 +335,7 @@ async def test_trap_19_a_listener_that_breaks_the_breaker(caplog: Any) -> None:
 
 
 async def test_trap_20_keying_one_bad_host_opens_its_own_breaker_only() -> None:
-    template, clock = CircuitBreaker(fail_max=2), FakeClock()
+    template, clock = CircuitBreaker(fail_max=2), Clock()
     bad, good = Peer(), Peer()
     bad.answer = ConnectionLost("cut")
     guards = {
