@@ -118,7 +118,7 @@ async def test_an_error_after_some_values_comes_after_them():
         got = []
         with pytest.raises(RemoteError) as caught:
             async for each in client.stream("torn", 3):
-                got.append(each)
+                got.append(each)  # noqa: PERF401
         assert got == [0, 1, 2]
         assert caught.value.code == "E_TORN"
 
