@@ -305,7 +305,11 @@ class NestClient:
 
     async def _read(self, output: asyncio.StreamReader) -> None:
         while line := await output.readline():
-            said = json.loads(line)
+            try:
+                said = json.loads(line)
+            except ValueError:
+                self.unhandled.append(line.decode(errors="replace"))
+                continue
             if said.get("ready"):
                 self._ready.set_result(None)
             elif said["id"] is None:

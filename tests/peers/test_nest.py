@@ -12,7 +12,7 @@ import pytest
 from tests.peers.brokers import require_peer
 from tests.peers.nest import VERSIONS, NestClient, NestServer, nest_missing
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(400)]
 
 FIXTURES = {
     "redis": "redis_broker",

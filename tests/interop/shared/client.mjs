@@ -5,6 +5,7 @@
 // -> {"id":1,"values":[...],"times":[ms,...],"complete":true}
 // -> {"id":1,"values":[...],"error":E,"error_name":"TimeoutError"}   error_name is null for a raw remote error
 import { createInterface } from 'node:readline';
+import { logger } from './logger.mjs';
 import { openProxy } from './proxy.mjs';
 
 function describe(error) {
@@ -16,6 +17,7 @@ function describe(error) {
 
 export async function drive(nest, given) {
   const { take } = nest.rxjs;
+  nest.common.Logger.overrideLogger(logger);
   const say = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);
   // A broken peer must not end the process: NATS's client leaves rejections unhandled.
   process.on('unhandledRejection', (error) => say({ id: null, unhandled: String(error?.message ?? error) }));

@@ -1,4 +1,6 @@
 // The gRPC service `interop.Math`, with every kind of call and failure.
+import { decorate } from './decorate.mjs';
+
 const TRACE = ['traceparent', 'tracestate', 'baggage', 'x-correlation-id'];
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -11,7 +13,7 @@ export function makeGrpcController(nest, given, state) {
   nest.common.Controller()(Interop);
   const define = (decorator, name, handler) => {
     Interop.prototype[name] = (data, metadata, call) => handler(data, metadata, call);
-    decorator('Math', name)(Interop.prototype, name, Object.getOwnPropertyDescriptor(Interop.prototype, name));
+    decorate(Interop.prototype, name, decorator('Math', name));
   };
   const sum = (values) => ({ total: (values ?? []).reduce((total, number) => total + number, 0) });
 
@@ -80,10 +82,6 @@ export function makeGrpcController(nest, given, state) {
     call.on('data', (number) => (total += valueOf(number)));
     call.on('end', () => answer(null, { total }));
   };
-  GrpcStreamCall('Math', 'GatherCall')(
-    Interop.prototype,
-    'GatherCall',
-    Object.getOwnPropertyDescriptor(Interop.prototype, 'GatherCall'),
-  );
+  decorate(Interop.prototype, 'GatherCall', GrpcStreamCall('Math', 'GatherCall'));
   return { Interop, topics: [] };
 }

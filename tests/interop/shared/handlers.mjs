@@ -1,4 +1,5 @@
 // The handlers: one of every shape that NestJS answers with.
+import { decorate } from './decorate.mjs';
 import { openProxy } from './proxy.mjs';
 import { receivedMetadata } from './transports.mjs';
 
@@ -128,7 +129,7 @@ export function makeController(nest, given, state) {
     Ctx()(Interop.prototype, name, 1);
     const used = kafka ? patterns.filter((pattern) => typeof pattern === 'string') : patterns;
     topics.push(...(kafka ? used : []));
-    decorator(used)(Interop.prototype, name, Object.getOwnPropertyDescriptor(Interop.prototype, name));
+    decorate(Interop.prototype, name, decorator(used));
   };
 
   for (const [name, handler] of Object.entries(messages(nest, given, state))) {

@@ -1,5 +1,6 @@
 // A REST service as NestJS writes one.
-import { logger } from './server.mjs';
+import { decorate } from './decorate.mjs';
+import { logger } from './logger.mjs';
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -18,9 +19,8 @@ export async function serveHttp(nest, given, state) {
   let serial = 0;
   const define = (name, decorators, parameters, handler) => {
     Rest.prototype[name] = handler;
-    for (const [index, decorate] of parameters.entries()) decorate(Rest.prototype, name, index);
-    const descriptor = Object.getOwnPropertyDescriptor(Rest.prototype, name);
-    for (const decorate of decorators) decorate(Rest.prototype, name, descriptor);
+    for (const [index, parameter] of parameters.entries()) parameter(Rest.prototype, name, index);
+    decorate(Rest.prototype, name, ...decorators);
   };
 
   define('list', [Get('users')], [Query()], (query) => ({ users: [...users.values()], query }));

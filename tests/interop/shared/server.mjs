@@ -3,15 +3,13 @@ import { makeController, makeState } from './handlers.mjs';
 import { makeGrpcController } from './grpc.mjs';
 import { serveHttp } from './http.mjs';
 import { createTopics, deleteTopics } from './kafka.mjs';
+import { logger } from './logger.mjs';
 import { openProxy } from './proxy.mjs';
 import { nestOptions } from './transports.mjs';
 
-const complain = (...words) => console.error(...words);
-export const logger = { log() {}, debug() {}, verbose() {}, warn: complain, error: complain, fatal: complain };
-
 export async function serve(nest, given) {
   process.on('uncaughtException', (error) => {
-    complain('uncaught', error);
+    console.error('uncaught', error);
     process.exit(1);
   });
   const state = makeState(nest);
