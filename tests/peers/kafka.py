@@ -70,7 +70,7 @@ class Kafka(Peer):
     """
 
     name = "kafka"
-    ready_within = 120.0
+    ready_within = 150.0
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Kafka(Peer):
                 for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
                     command += ["--add-scram", f"{mechanism}=[name={name},password={word}]"]
         done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            command, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
         )
         if done.returncode != 0:
             raise PeerError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")

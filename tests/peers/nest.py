@@ -83,7 +83,7 @@ class NestServer(Peer):
     """
 
     name = "nest"
-    ready_within = 60.0
+    ready_within = 150.0
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class NestClient:
             asyncio.create_task(self._read_errors(errors[0])),
         ]
         try:
-            await asyncio.wait_for(asyncio.shield(self._ready), 60)
+            await asyncio.wait_for(asyncio.shield(self._ready), 150)
         except BaseException:
             await self.aclose()
             raise

@@ -41,7 +41,7 @@ class RabbitMQ(Peer):
     """
 
     name = "rabbitmq"
-    ready_within = 120.0
+    ready_within = 150.0
 
     def __init__(
         self,

@@ -9,10 +9,17 @@ from typing import Any
 
 import pytest
 
-from tests.peers.brokers import require_peer
-from tests.peers.nest import VERSIONS, NestClient, NestServer, nest_missing
+from tests.peers.brokers import Mosquitto, Nats, Peer, Redis, require_peer
+from tests.peers.nest import (
+    VERSIONS,
+    NestClient,
+    NestServer,
+    nest_missing,
+    server_tls_options,
+    tls_options,
+)
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
 FIXTURES = {
     "redis": "redis_broker",
@@ -201,3 +208,30 @@ async def get(
     status, *lines = top.decode().split("\r\n")
     headers = {key.lower(): value for key, value in (line.split(": ", 1) for line in lines)}
     return int(status.split()[1]), headers, json.loads(rest)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("transport", ["tcp", "grpc", "redis", "nats", "mqtt", "rmq"])
+async def test_nest_peers_speak_tls(
+    transport: str, unique: str, request: pytest.FixtureRequest
+) -> None:
+    require_nest(12)
+    kinds: dict[str, type[Peer]] = {"redis": Redis, "nats": Nats, "mqtt": Mosquitto}
+    broker = None
+    settings: dict[str, Any] = {"queue": unique, "prefix": f"{unique}-"}
+    if transport == "rmq":
+        broker = request.getfixturevalue("rabbitmq_broker").tls_url
+    elif transport in kinds:
+        options = {"tls": True, "client_certificates": True}
+        broker = request.getfixturevalue("new_broker")(kinds[transport], **options).url
+    server_tls = tls_options() if broker else server_tls_options(client_required=True)
+    async with NestServer(transport, broker, tls=server_tls, **settings) as server:
+        port = server.port if broker is None else None
+        async with NestClient(
+            transport, broker, port=port, tls=tls_options(), **settings
+        ) as client:
+            if transport == "grpc":
+                assert (await client.send("Sum", {"values": [1, 2]})).value == {"total": "3"}
+            else:
+                answer = await client.send({"cmd": f"{unique}-sum"}, [1, 2], timeout=30)
+                assert answer.value == 3
