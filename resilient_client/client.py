@@ -158,6 +158,7 @@ class ClientProxy:
                 now=self._now,
                 listen=self.listen,
                 breakers=self._breakers,
+                repeats=any(getattr(policy, "repeats", False) for policy in self._policies),
             )
         self._handler = self._assemble()
         if self._telemetry is not None:
@@ -257,7 +258,7 @@ class ClientProxy:
                 call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
             return await request(call)
 
-        return transmit if telemetry is None else telemetry.around_attempt(transmit)
+        return transmit if telemetry is None else telemetry.around_attempt(transmit, transport)
 
     # -------------------------------------------------------------------------------- the calls
 

@@ -16,6 +16,7 @@ from resilient_client.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextvars import Context
 
     from resilient_client.codecs import Codec
     from resilient_client.errors import RemoteError
@@ -58,6 +59,7 @@ class Call:
         metadata: the headers of this attempt, made just before it is written.
         sent: whether any attempt was written: set by the transport just before it writes.
         received: how many values of a streamed answer its consumer has been given.
+        status: what this attempt was answered with, in the transport's own terms (HTTP's status).
         span: the client's telemetry of this call, None while nothing is recorded.
         failures: (number, endpoint, started, ended, error) of the attempts given up so far.
     """
@@ -87,6 +89,7 @@ class Call:
         "sent",
         "span",
         "started",
+        "status",
     )
 
     def __init__(
@@ -121,6 +124,7 @@ class Call:
         self.metadata: dict[str, str] = self.headers
         self.sent = False
         self.received = 0
+        self.status: int | str | None = None
         self.failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
         self.observer = observer
         self.span: Any = None
@@ -250,9 +254,14 @@ class Message:
         subject: the concrete address when the handler's pattern has wildcards.
         raw: the transport's own message object, for `Context.raw`.
         codec: how this transport's payloads become values, when it is not the server's own codec.
+        status_of: what a reply travels as in the transport's own terms (HTTP's status), if it has
+            such.
+        ambient: the context of whoever handed it over, where that is a caller of ours (the ASGI
+            application that this server is mounted in).
     """
 
-    __slots__ = ("body", "codec", "headers", "id", "raw", "received", "route", "subject")
+    __slots__ = ("ambient", "body", "codec", "headers", "id", "raw", "received", "route",
+                 "status_of", "subject")  # fmt: skip
 
     def __init__(
         self,
@@ -265,8 +274,12 @@ class Message:
         subject: str | None = None,
         raw: Any = None,
         codec: Codec | None = None,
+        status_of: Callable[[Reply], int | str] | None = None,
+        ambient: Context | None = None,
     ) -> None:
         self.codec = codec
+        self.status_of = status_of
+        self.ambient = ambient
         self.route = route
         self.body = body
         self.headers = headers

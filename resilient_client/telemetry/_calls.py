@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilient_client.errors import Outcome
+from resilient_client.errors import Outcome, RemoteError
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import attempt_outcome, description, status_code
 from resilient_client.telemetry._otel import (
@@ -29,6 +29,7 @@ class CallRecord:
         span, context: None without a tracer. The span is never the current one while the call
             runs: a stream's would then be current for whatever runs between its items.
         explicit: the parent was given in `headers=`.
+        method, recorder: what it is called, and for whom.
         attempts: how many attempts have got a span or a duration of their own.
         open: the attempt whose stream is still running.
     """
@@ -36,7 +37,7 @@ class CallRecord:
     __slots__ = ("_call", "_ended", "attempts", "context", "explicit", "method", "open", "recorder",
                  "span")  # fmt: skip
 
-    def __init__(self, recorder: Recorder, method: Method, call: Call) -> None:
+    def __init__(self, recorder: Recorder, method: Method, call: Call, *, spanned: bool) -> None:
         self.recorder = recorder
         self.method = method
         self.attempts = 0
@@ -53,6 +54,9 @@ class CallRecord:
                 parent = get_current()
             else:
                 self.explicit = True
+            self.context = parent
+            if not spanned:  # its only attempt has a span
+                return
             self.span = recorder.tracer.start_span(
                 method.span_name,
                 parent,
@@ -110,7 +114,7 @@ class AttemptRecord:
         wall: when it began, in nanoseconds since the epoch; None is now.
     """
 
-    __slots__ = ("_address", "_ended", "_parent", "_started", "_type", "context", "explicit",
+    __slots__ = ("_ended", "_labels", "_started", "_type", "context", "explicit", "parent",
                  "span")  # fmt: skip
 
     def __init__(
@@ -121,31 +125,40 @@ class AttemptRecord:
         started: float,
         wall: int | None = None,
     ) -> None:
-        self._parent = parent
-        self._address = address
+        self.parent = parent
         self._started = started
-        self._type = "initial" if number <= 1 else "retry"
         self._ended = False
+        self._type = "initial" if number <= 1 else "retry"
+        self._labels = address
         self.explicit = parent.explicit
         self.span: Span | None = None
         self.context: Context | None = None
-        tracer, method = parent.recorder.tracer, parent.method
-        if tracer is not None and parent.context is not None:
-            self.span = tracer.start_span(
-                f"attempt {method.span_name}",
-                parent.context,
-                method.kind,
+        if parent.recorder.tracer is not None:
+            self._begin(
+                f"attempt {parent.method.span_name}",
+                parent.method.kind,
                 {
-                    **method.attributes,
+                    **parent.method.attributes,
                     **address,
                     names.ATTEMPT_NUMBER: number,
                     names.ATTEMPT_TYPE: self._type,
                 },
-                start_time=wall,
-                record_exception=False,
-                set_status_on_exception=False,
+                wall,
             )
-            self.context = set_span_in_context(self.span, parent.context)
+
+    def _begin(self, name: str, kind: SpanKind, attributes: Labels, wall: int | None) -> None:
+        tracer, outer = self.parent.recorder.tracer, self.parent.context
+        assert tracer is not None and outer is not None  # noqa: S101, PT018
+        self.span = tracer.start_span(
+            name,
+            outer,
+            kind,
+            attributes,
+            start_time=wall,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        self.context = set_span_in_context(self.span, outer)
 
     def delayed(self, seconds: float) -> None:
         """It began that long after the one before had ended."""
@@ -159,17 +172,95 @@ class AttemptRecord:
         if self._ended:
             return
         self._ended = True
-        recorder, method = self._parent.recorder, self._parent.method
+        recorder = self.parent.recorder
         kind = recorder.errors.of(error) if isinstance(error, Exception) else None
         if recorder.instruments is not None:
             elapsed = (recorder.now() if at is None else at) - self._started
-            labels = {**method.labels_of(kind), **self._address, names.ATTEMPT_TYPE: self._type}
+            labels = {
+                **self.parent.method.labels_of(kind),
+                **self._labels,
+                names.ATTEMPT_TYPE: self._type,
+            }
             recorder.instruments.attempt.record(elapsed, labels, self.context)
         span = self.span
         if span is not None:
             if kind is not None or error is None:
                 span.set_attribute(names.OUTCOME, attempt_outcome(kind))
             _finish(span, error, kind, wall)
+
+
+class HttpAttempt(AttemptRecord):
+    """One HTTP request of a call, by the conventions for HTTP.
+
+    Args:
+        url: without user, password and the values in its query.
+        several: whether the call has a span of its own, because it may need several requests.
+    """
+
+    __slots__ = ("_call", "_method", "_several")
+
+    def __init__(
+        self, parent: CallRecord, call: Call, method: Method, url: str, started: float, *,
+        several: bool,
+    ) -> None:  # fmt: skip
+        self.parent = parent
+        self._call = call
+        self._method = method
+        self._several = several
+        self._started = started
+        self._ended = False
+        self._type = "initial" if call.attempt <= 1 else "retry"
+        self._labels = method.labels
+        self.explicit = parent.explicit
+        self.span = None
+        self.context = None
+        if parent.recorder.tracer is not None:
+            attributes = {**method.attributes, names.URL_FULL: url}
+            if parent.attempts > 1:
+                attributes[names.HTTP_REQUEST_RESEND_COUNT] = parent.attempts - 1
+            self._begin(method.span_name, method.kind, attributes, None)
+
+    def end(
+        self, error: BaseException | None, at: float | None = None, wall: int | None = None
+    ) -> None:
+        """See `AttemptRecord.end`: an error is what the status or the network says it is."""
+        if self._ended:
+            return
+        self._ended = True
+        recorder, method, status = self.parent.recorder, self._method, self._call.status
+        kind = None
+        if isinstance(status, int) and status >= 400:
+            kind = recorder.errors.bounded(str(status))
+        elif isinstance(error, Exception) and not isinstance(error, RemoteError):
+            kind = recorder.errors.of(error)
+        if recorder.instruments is not None:
+            elapsed = recorder.now() - self._started
+            recorder.instruments.http_client.record(
+                elapsed, method.labels_of(kind, status), self.context
+            )
+            if self._several:
+                labels = {
+                    **self.parent.method.labels_of(kind), **self._address(),
+                    names.ATTEMPT_TYPE: self._type,
+                }  # fmt: skip
+                recorder.instruments.attempt.record(elapsed, labels, self.context)
+        span = self.span
+        if span is None:
+            return
+        if span.is_recording():
+            if status is not None:
+                span.set_attribute(names.HTTP_RESPONSE_STATUS_CODE, status)
+            if kind is not None:
+                span.set_attribute(names.ERROR_TYPE, kind)
+                text = None if error is None else description(error)
+                span.set_status(Status(StatusCode.ERROR, text))
+            elif error is not None and not isinstance(error, Exception):
+                span.set_attribute(names.OUTCOME, "cancelled")
+        span.end()
+
+    def _address(self) -> Labels:
+        own = self._method.labels
+        return {key: own[key] for key in (names.SERVER_ADDRESS, names.SERVER_PORT) if key in own}
 
 
 def _finish(

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.context import CORRELATION_HEADER, correlation_id, fresh_id
 from resilient_client.events import CallRejected, RetrySuppressed
 from resilient_client.telemetry import _semconv as names
-from resilient_client.telemetry._calls import AttemptRecord, CallRecord
-from resilient_client.telemetry._otel import format_trace_id, get_current, get_current_span
-from resilient_client.telemetry._recorder import Methods, Recorder
+from resilient_client.telemetry._calls import AttemptRecord, CallRecord, HttpAttempt
+from resilient_client.telemetry._otel import (
+    SpanKind,
+    attach,
+    detach,
+    format_trace_id,
+    get_current,
+    get_current_span,
+)
+from resilient_client.telemetry._recorder import Method, Methods, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +43,7 @@ class ClientTelemetry(Recorder):
         now: the client's clock.
         listen: how to hear the client's news, once something records.
         breakers: the breakers by endpoint.
+        repeats: whether any policy may make a second attempt.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class ClientTelemetry(Recorder):
         now: Callable[[], float],
         listen: Callable[[Observer], object],
         breakers: Mapping[str, Any],
+        repeats: bool,
     ) -> None:
         super().__init__(settings, now)
         self._listen = listen
@@ -63,6 +72,9 @@ class ClientTelemetry(Recorder):
             rpc_system=getattr(transports[0], "rpc_system", None),
             messaging_system=getattr(transports[0], "messaging_system", None),
         )
+        http = hasattr(transports[0], "http_request") and settings.attempt_spans != "never"
+        # one HTTP request, one span: no other around it (HTTP conventions)
+        self._spanned = not http or repeats or self._several
         self._addresses = {each.endpoint: _address(each) for each in transports}
 
     def probe(self, now: float) -> bool:
@@ -84,7 +96,7 @@ class ClientTelemetry(Recorder):
         if call.started >= self.next_probe:
             self.probe(call.started)
         method = self._methods.get(self._scheme, call.route, call.kind == "emit")
-        record = call.span = CallRecord(self, method, call)
+        record = call.span = CallRecord(self, method, call, spanned=self._spanned)
         headers, span = call.headers, record.span
         known = headers.get(CORRELATION_HEADER)
         if known is None:
@@ -127,27 +139,54 @@ class ClientTelemetry(Recorder):
 
     # ---------------------------------------------------------------------------------- attempts
 
-    def around_attempt(self, handler: Handler) -> Handler:
-        """The handler inside a span of its own, where there may be several attempts."""
+    def around_attempt(self, handler: Handler, transport: Transport) -> Handler:
+        """The handler inside a span of its own, where there may be several attempts.
+
+        A transport that makes HTTP requests says so by its `http_request(call)`: method, template
+        of the path, and URL. Each of those has a span.
+        """
         mode, several = self._settings.attempt_spans, self._several
-        always = mode == "always" or (several and mode == "auto")
+        describe: Any = getattr(transport, "http_request", None)
+        always = mode == "always" or (mode == "auto" and (several or describe is not None))
 
         def attempt(call: Call) -> Any:
             record = call.span
             if record is None:
                 return handler(call)
             if always or (mode == "auto" and (call.may_repeat or call.attempt > 1)):
-                return self._attempt(handler, call, record)
+                return self._attempt(handler, call, record, describe)
+            if describe is not None:
+                return self._attached(handler, call, record)
             return handler(call)
 
         return attempt
 
-    async def _attempt(self, handler: Handler, call: Call, record: CallRecord) -> Reply:
+    async def _attached(self, handler: Handler, call: Call, record: CallRecord) -> Reply:
+        """The call's span is current: an instrumented HTTP client finds its parent."""
+        if record.context is None:
+            return await handler(call)
+        token = attach(record.context)
+        try:
+            return await handler(call)
+        finally:
+            detach(token)
+
+    async def _attempt(
+        self, handler: Handler, call: Call, record: CallRecord, describe: Any
+    ) -> Reply:
         for failure in call.failures[record.attempts :]:
             self._missed(record, *failure)
         record.attempts += 1
         address = self._addresses.get(call.endpoint or "", {})
-        attempt = AttemptRecord(record, call.attempt, address, self.now())
+        call.status = None
+        attempt: AttemptRecord
+        if describe is None:
+            attempt = AttemptRecord(record, call.attempt, address, self.now())
+        else:
+            verb, template, url = describe(call)
+            method = self._http_method(record.method, verb, template, address)
+            url = names.without_values(url)
+            attempt = HttpAttempt(record, call, method, url, self.now(), several=self._spanned)
         if call.failures:
             attempt.delayed(max(0.0, call.attempt_started - call.failures[-1][3]))
         call.span = attempt
@@ -163,6 +202,20 @@ class ClientTelemetry(Recorder):
         else:
             record.open = attempt  # ends with the stream
         return reply
+
+    def _http_method(self, method: Method, verb: str, template: str, address: Labels) -> Method:
+        """The HTTP side of a method, made once for each endpoint."""
+        key = str(address.get(names.SERVER_ADDRESS)), address.get(names.SERVER_PORT)
+        known = method.http.get(key)
+        if known is None:
+            labels: dict[str, str | int] = {names.HTTP_REQUEST_METHOD: verb, **address}
+            span_name = verb
+            if method.name is not names.OTHER:
+                labels[names.URL_TEMPLATE] = template
+                span_name = f"{verb} {template}"
+            known = Method(template, span_name, "http", SpanKind.CLIENT, labels, labels)
+            method.http[key] = known
+        return known
 
     def _missed(
         self,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import Outcome, RemoteError
+from resilient_client.message import Reply
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import error_type, status_code
 from resilient_client.telemetry._otel import (
@@ -19,9 +19,16 @@ from resilient_client.telemetry._otel import (
 )
 
 if TYPE_CHECKING:
-    from resilient_client.message import Items
+    from resilient_client.message import Items, Message
+    from resilient_client.telemetry._metrics import Instruments
     from resilient_client.telemetry._otel import Context, Span
     from resilient_client.telemetry._recorder import Method, Recorder
+
+
+# What a server answers with when it is to blame (RPC conventions, gRPC).
+_FAILURES = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
 
 
 class HandlingRecord:
@@ -32,8 +39,8 @@ class HandlingRecord:
         items: how many values of a streamed answer were made.
     """
 
-    __slots__ = ("_ended", "_job", "_method", "_recorder", "_span", "_started", "context",
-                 "items")  # fmt: skip
+    __slots__ = ("_ended", "_job", "_message", "_method", "_recorder", "_span", "_started",
+                 "context", "items")  # fmt: skip
 
     def __init__(
         self,
@@ -42,10 +49,12 @@ class HandlingRecord:
         parent: Context,
         links: list[Link] | None,
         job: Any,
+        message: Message,
     ) -> None:
         self._recorder = recorder
         self._method = method
         self._job = job
+        self._message = message
         self._started = recorder.now()
         self._ended = False
         self._span: Span | None = None
@@ -71,31 +80,43 @@ class HandlingRecord:
             span.set_attribute(names.CORRELATION_ID, correlation_id)
             if attempt > 1:
                 span.set_attribute(names.ATTEMPT_NUMBER, attempt)
+            if names.HTTP_ROUTE in self._method.labels:
+                span.set_attribute(names.URL_PATH, str(self._message.raw.get("path", ""))[:1024])
 
-    def end(self, error: BaseException | None) -> None:
-        """The handler has answered.
+    def end(self, reply: Reply) -> None:
+        """The handler has answered, or its stream has come to its end.
 
-        An error it means to give is an answer: the span's status stays unset. Anything else is the
-        server's own failure, named after its cause. (The RPC conventions, by what gRPC's statuses
-        say of a server.)
+        Where the transport has statuses, they tell what is a failure of the server's. Elsewhere an
+        error that the handler means to give is an answer, which leaves the span's status unset;
+        anything else is the server's own failure, named after its cause.
         """
-        if error is None:
-            self._stop(None, None)
-        elif isinstance(error, RemoteError) and error.outcome is not Outcome.FAILURE:
+        error, message = reply.error, self._message
+        if message.status_of is not None:
+            status = 202 if message.id is None else 200 if self.items else message.status_of(reply)
+            if isinstance(status, int):  # HTTP's
+                self._stop(_named(error, str(status)) if status >= 500 else None, status)
+            else:
+                self._stop(status if status in _FAILURES else None, status)
+        elif error is None:
+            self._stop(None)
+        elif error.outcome is not Outcome.FAILURE:
             self._stop(None, status_code(error))
         elif error.__cause__ is not None:
-            self._stop(error_type(error.__cause__), None)
+            self._stop(error_type(error.__cause__))
         else:
             self._stop(error_type(error), status_code(error))
 
     def left(self) -> None:
         """It was stopped before its end: its time was up, or its caller has gone."""
         if self._job.expired:
-            self._stop("deadline_exceeded", None)
+            http = names.HTTP_ROUTE in self._method.labels
+            self._stop("deadline_exceeded", 504 if http and not self.items else None)
         else:
-            self._stop(None, None, cancelled=True)
+            self._stop(None, cancelled=True)
 
-    def _stop(self, kind: str | None, code: str | None, *, cancelled: bool = False) -> None:
+    def _stop(
+        self, kind: str | None, status: int | str | None = None, *, cancelled: bool = False
+    ) -> None:
         if self._ended:
             return
         self._ended = True
@@ -103,28 +124,43 @@ class HandlingRecord:
         recorder.active[method.system] -= 1
         if kind is not None:
             kind = recorder.errors.bounded(kind)
-        instruments = recorder.instruments
-        if instruments is not None:
-            labels = method.labels_of(kind)
-            elapsed = recorder.now() - self._started
-            if method.kind is SpanKind.CONSUMER:
-                instruments.process.record(elapsed, labels, self.context)
-                method.count(instruments, names.MESSAGING_CLIENT_CONSUMED_MESSAGES, None)
-            else:
-                instruments.server_call.record(elapsed, labels, self.context)
+        if recorder.instruments is not None:
+            self._measure(recorder.instruments, kind, status)
         if span is None:
             return
         if span.is_recording():
             if self.items:
                 span.set_attribute(names.STREAM_MESSAGES, self.items)
-            if code is not None:
-                span.set_attribute(names.RPC_STATUS_CODE, code)
+            if status is not None:
+                http = isinstance(status, int)
+                span.set_attribute(
+                    names.HTTP_RESPONSE_STATUS_CODE if http else names.RPC_STATUS_CODE, status
+                )
             if kind is not None:
                 span.set_attribute(names.ERROR_TYPE, kind)
                 span.set_status(Status(StatusCode.ERROR))
             elif cancelled:
                 span.set_attribute(names.OUTCOME, "cancelled")
         span.end()
+
+    def _measure(
+        self, instruments: Instruments, kind: str | None, status: int | str | None
+    ) -> None:
+        method = self._method
+        elapsed = self._recorder.now() - self._started
+        if method.kind is SpanKind.CONSUMER:
+            instruments.process.record(elapsed, method.labels_of(kind), self.context)
+            method.count(instruments, names.MESSAGING_CLIENT_CONSUMED_MESSAGES, None)
+        elif names.HTTP_ROUTE in method.labels:
+            instruments.http_server.record(elapsed, method.labels_of(kind, status), self.context)
+        else:
+            instruments.server_call.record(elapsed, method.labels_of(kind), self.context)
+
+
+def _named(error: RemoteError | None, status: str) -> str:
+    """The cause of a failure, else its status."""
+    cause = None if error is None else error.__cause__
+    return status if cause is None else error_type(cause)
 
 
 class ObservedItems:
@@ -152,13 +188,11 @@ class ObservedItems:
             body = await self._items.receive(deadline)
         except StopAsyncIteration:
             if record is not None:
-                record.end(None)
+                record.end(Reply())
             raise
-        except asyncio.CancelledError:
-            raise  # aclose follows
-        except BaseException as error:
+        except RemoteError as error:  # others become one in there
             if record is not None:
-                record.end(error)
+                record.end(Reply(error=error))
             raise
         finally:
             detach(token)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilient_client import __version__
 from resilient_client.telemetry import _semconv as names
@@ -81,10 +81,11 @@ class Method:
         system: `rpc.system.name` or `messaging.system`.
         labels, attributes: for metrics and for spans.
         counted: its message counter, by `error.type`.
+        http: on a client, what its HTTP requests are called, by address.
     """
 
-    __slots__ = ("_by_type", "attributes", "counted", "kind", "labels", "name", "span_name",
-                 "system")  # fmt: skip
+    __slots__ = ("_labels_by_end", "attributes", "counted", "http", "kind", "labels", "name",
+                 "span_name", "system")  # fmt: skip
 
     def __init__(
         self,
@@ -102,15 +103,21 @@ class Method:
         self.labels = labels
         self.attributes = attributes
         self.counted: dict[str | None, Cell] = {}
-        self._by_type: dict[str, Labels] = {}
+        self.http: dict[Any, Method] = {}
+        self._labels_by_end: dict[tuple[str | None, int | str | None], Labels] = {}
 
-    def labels_of(self, kind: str | None) -> Labels:
-        """The labels for one that ended with this `error.type`."""
-        if kind is None:
+    def labels_of(self, kind: str | None, status: int | str | None = None) -> Labels:
+        """The labels for one that ended with this `error.type` and HTTP status."""
+        if kind is None and status is None:
             return self.labels
-        labels = self._by_type.get(kind)
+        labels = self._labels_by_end.get((kind, status))
         if labels is None:
-            labels = self._by_type[kind] = {**self.labels, names.ERROR_TYPE: kind}
+            own = dict(self.labels)
+            if kind is not None:
+                own[names.ERROR_TYPE] = kind
+            if status is not None:
+                own[names.HTTP_RESPONSE_STATUS_CODE] = status
+            labels = self._labels_by_end[kind, status] = own
         return labels
 
     def count(self, instruments: Instruments, counter: str, kind: str | None) -> None:
@@ -126,21 +133,24 @@ class Methods:
 
     Args:
         client: which of the two.
+        inner: a server inside somebody's application, which has the request's own span.
         address: `server.*`, for a client.
         rpc_system, messaging_system: the systems' names, instead of what the scheme says.
     """
 
-    __slots__ = ("_address", "_client", "_known", "_messaging_system", "_rpc_system")
+    __slots__ = ("_address", "_client", "_inner", "_known", "_messaging_system", "_rpc_system")
 
     def __init__(
         self,
         *,
         client: bool,
         address: Labels,
+        inner: bool = False,
         rpc_system: str | None = None,
         messaging_system: str | None = None,
     ) -> None:
         self._client = client
+        self._inner = inner
         self._address = address
         self._rpc_system = rpc_system
         self._messaging_system = messaging_system
@@ -160,6 +170,8 @@ class Methods:
         system = self._messaging_system or names.messaging_system(scheme)
         if is_event and system is not None:
             method = self._messaging(scheme, system, name)
+        elif not self._client and not self._inner and names.base(scheme) == "http":
+            method = self._http(scheme, name)
         else:
             method = self._rpc(scheme, system, name)
         self._known[key] = method
@@ -192,5 +204,17 @@ class Methods:
                 names.MESSAGING_DESTINATION_NAME: name,
             }
         kind = SpanKind.CLIENT if self._client else SpanKind.SERVER
+        if self._inner:
+            kind = SpanKind.INTERNAL
         span_name = system if name is names.OTHER else name
         return Method(name, span_name, system, kind, labels, attributes)
+
+    def _http(self, scheme: str, route: str) -> Method:
+        verb, path = names.http_route(route)
+        labels: Labels = {
+            names.HTTP_REQUEST_METHOD: verb,
+            names.HTTP_ROUTE: path,
+            names.URL_SCHEME: scheme,
+        }
+        span_name = verb if route is names.OTHER else f"{verb} {path}"
+        return Method(route, span_name, scheme, SpanKind.SERVER, labels, labels)

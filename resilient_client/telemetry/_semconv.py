@@ -7,6 +7,8 @@ a test compares them with it.
 
 from __future__ import annotations
 
+import re
+
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.44.0"
 SCOPE = "resilient_client"
 OTHER = "_OTHER"
@@ -103,6 +105,21 @@ def is_broker(scheme: str) -> bool:
 def publish_name(scheme: str) -> str:
     """`messaging.operation.name` of an emit: what the broker's own documentation calls it."""
     return _PUBLISH_NAMES.get(base(scheme), "publish")
+
+
+_rest = re.compile(r"([A-Z]+) (/[^?]*)").match
+
+
+def http_route(route: str) -> tuple[str, str]:
+    """`http.request.method` and `http.route` of a pattern: a plain one is posted to."""
+    match = _rest(route)
+    return (match[1], match[2]) if match is not None else ("POST", f"/{route}")
+
+
+def without_values(url: str) -> str:
+    """The URL with the values in its query left out: they are the payload."""
+    place, mark, query = url.partition("?")
+    return place + mark + re.sub(r"=[^&]*", "=REDACTED", query)
 
 
 def address(endpoint: str) -> tuple[str, int | None]:

@@ -16,6 +16,7 @@ from resilient_client.telemetry._otel import (
     attach,
     detach,
     format_trace_id,
+    get_current,
     get_current_span,
 )
 from resilient_client.telemetry._recorder import Methods, Recorder
@@ -42,6 +43,7 @@ class ServerTelemetry(Recorder):
         super().__init__(settings, now)
         self._trust = settings.trust_context
         self._methods = Methods(client=False, address={})
+        self._inner = Methods(client=False, address={}, inner=True)
         self.probe(now())
 
     def request(
@@ -110,9 +112,16 @@ class ServerTelemetry(Recorder):
         context: HandlerContext,
         is_event: bool,  # noqa: FBT001
     ) -> Reply:
-        method = self._methods.get(context.transport, handler.route, is_event)
-        parent, links = self._parent(message.headers, link=method.kind is SpanKind.CONSUMER)
-        record = HandlingRecord(self, method, parent, links, job)
+        scheme = context.transport
+        if (outer := _ambient(message)) is not None:
+            method = self._inner.get(scheme, handler.route, is_event)
+            parent, links = outer, None
+        else:
+            if scheme == "http" and message.raw.get("scheme") == "https":
+                scheme = "https"
+            method = self._methods.get(scheme, handler.route, is_event)
+            parent, links = self._parent(message.headers, link=method.kind is SpanKind.CONSUMER)
+        record = HandlingRecord(self, method, parent, links, job, message)
         given = message.headers.get(CORRELATION_HEADER)
         if given != context.correlation_id:
             if given is not None and self.instruments is not None:
@@ -130,7 +139,7 @@ class ServerTelemetry(Recorder):
         finally:
             detach(token)
         if reply.items is None:
-            record.end(reply.error)
+            record.end(reply)
         else:
             reply.items = ObservedItems(reply.items, record.context, record)
         return reply
@@ -181,6 +190,14 @@ class ServerTelemetry(Recorder):
         """See `_metrics.Observed`."""
         for system, number in list(self.active.items()):
             yield "resilient_server.call.active", number, {names.RPC_SYSTEM_NAME: system}
+
+
+def _ambient(message: Message) -> Context | None:
+    """The context it was handed over in, if that has a span: of an application around us."""
+    if message.ambient is None:
+        return None
+    context = message.ambient.run(get_current)
+    return context if get_current_span(context).get_span_context().is_valid else None
 
 
 def _take_id(handlers: HandlerContext, context: Context) -> None:
