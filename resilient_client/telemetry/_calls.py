@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilient_client.errors import Outcome, RemoteError
+from resilient_client.errors import Outcome
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import attempt_outcome, description, status_code
 from resilient_client.telemetry._otel import (
@@ -133,7 +133,7 @@ class AttemptRecord:
         self.explicit = parent.explicit
         self.span: Span | None = None
         self.context: Context | None = None
-        if parent.recorder.tracer is not None:
+        if parent.context is not None:
             self._begin(
                 f"attempt {parent.method.span_name}",
                 parent.method.kind,
@@ -187,80 +187,6 @@ class AttemptRecord:
             if kind is not None or error is None:
                 span.set_attribute(names.OUTCOME, attempt_outcome(kind))
             _finish(span, error, kind, wall)
-
-
-class HttpAttempt(AttemptRecord):
-    """One HTTP request of a call, by the conventions for HTTP.
-
-    Args:
-        url: without user, password and the values in its query.
-        several: whether the call has a span of its own, because it may need several requests.
-    """
-
-    __slots__ = ("_call", "_method", "_several")
-
-    def __init__(
-        self, parent: CallRecord, call: Call, method: Method, url: str, started: float, *,
-        several: bool,
-    ) -> None:  # fmt: skip
-        self.parent = parent
-        self._call = call
-        self._method = method
-        self._several = several
-        self._started = started
-        self._ended = False
-        self._type = "initial" if call.attempt <= 1 else "retry"
-        self._labels = method.labels
-        self.explicit = parent.explicit
-        self.span = None
-        self.context = None
-        if parent.recorder.tracer is not None:
-            attributes = {**method.attributes, names.URL_FULL: url}
-            if parent.attempts > 1:
-                attributes[names.HTTP_REQUEST_RESEND_COUNT] = parent.attempts - 1
-            self._begin(method.span_name, method.kind, attributes, None)
-
-    def end(
-        self, error: BaseException | None, at: float | None = None, wall: int | None = None
-    ) -> None:
-        """See `AttemptRecord.end`: an error is what the status or the network says it is."""
-        if self._ended:
-            return
-        self._ended = True
-        recorder, method, status = self.parent.recorder, self._method, self._call.status
-        kind = None
-        if isinstance(status, int) and status >= 400:
-            kind = recorder.errors.bounded(str(status))
-        elif isinstance(error, Exception) and not isinstance(error, RemoteError):
-            kind = recorder.errors.of(error)
-        if recorder.instruments is not None:
-            elapsed = recorder.now() - self._started
-            recorder.instruments.http_client.record(
-                elapsed, method.labels_of(kind, status), self.context
-            )
-            if self._several:
-                labels = {
-                    **self.parent.method.labels_of(kind), **self._address(),
-                    names.ATTEMPT_TYPE: self._type,
-                }  # fmt: skip
-                recorder.instruments.attempt.record(elapsed, labels, self.context)
-        span = self.span
-        if span is None:
-            return
-        if span.is_recording():
-            if status is not None:
-                span.set_attribute(names.HTTP_RESPONSE_STATUS_CODE, status)
-            if kind is not None:
-                span.set_attribute(names.ERROR_TYPE, kind)
-                text = None if error is None else description(error)
-                span.set_status(Status(StatusCode.ERROR, text))
-            elif error is not None and not isinstance(error, Exception):
-                span.set_attribute(names.OUTCOME, "cancelled")
-        span.end()
-
-    def _address(self) -> Labels:
-        own = self._method.labels
-        return {key: own[key] for key in (names.SERVER_ADDRESS, names.SERVER_PORT) if key in own}
 
 
 def _finish(

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.context import CORRELATION_HEADER, correlation_id, fresh_id
 from resilient_client.events import CallRejected, RetrySuppressed
 from resilient_client.telemetry import _semconv as names
-from resilient_client.telemetry._calls import AttemptRecord, CallRecord, HttpAttempt
+from resilient_client.telemetry._calls import AttemptRecord, CallRecord
+from resilient_client.telemetry._http import HttpAttempt, http_method
 from resilient_client.telemetry._otel import (
-    SpanKind,
     attach,
     detach,
     format_trace_id,
     get_current,
     get_current_span,
 )
-from resilient_client.telemetry._recorder import Method, Methods, Recorder
+from resilient_client.telemetry._recorder import Methods, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,9 +184,9 @@ class ClientTelemetry(Recorder):
             attempt = AttemptRecord(record, call.attempt, address, self.now())
         else:
             verb, template, url = describe(call)
-            method = self._http_method(record.method, verb, template, address)
+            method = http_method(record.method, verb, template, address)
             url = names.without_values(url)
-            attempt = HttpAttempt(record, call, method, url, self.now(), several=self._spanned)
+            attempt = HttpAttempt(record, call, method, url, self.now())
         if call.failures:
             attempt.delayed(max(0.0, call.attempt_started - call.failures[-1][3]))
         call.span = attempt
@@ -202,20 +202,6 @@ class ClientTelemetry(Recorder):
         else:
             record.open = attempt  # ends with the stream
         return reply
-
-    def _http_method(self, method: Method, verb: str, template: str, address: Labels) -> Method:
-        """The HTTP side of a method, made once for each endpoint."""
-        key = str(address.get(names.SERVER_ADDRESS)), address.get(names.SERVER_PORT)
-        known = method.http.get(key)
-        if known is None:
-            labels: dict[str, str | int] = {names.HTTP_REQUEST_METHOD: verb, **address}
-            span_name = verb
-            if method.name is not names.OTHER:
-                labels[names.URL_TEMPLATE] = template
-                span_name = f"{verb} {template}"
-            known = Method(template, span_name, "http", SpanKind.CLIENT, labels, labels)
-            method.http[key] = known
-        return known
 
     def _missed(
         self,
