@@ -298,7 +298,7 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
             except BaseException as error:
                 circuit.failed(admission, error)
                 raise
-            if admission is circuit.state and reply.items is None:
+            if admission is circuit.state and reply.items is None:  # the fast path: see Circuit
                 admission.calls = number = admission.calls + 1
                 if number == admission.judged_at:
                     circuit.judge(admission)

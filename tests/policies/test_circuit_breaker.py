@@ -457,6 +457,19 @@ async def test_one_call_at_a_time_never_notices_the_ramp() -> None:
     await scene.succeed(500)
 
 
+async def test_when_the_ramp_is_over_calls_take_the_fast_path_again() -> None:
+    scene = await Scene(probes=1).ramping()
+    await scene.succeed(61)
+    assert not scene.breaker.state.plain
+    await scene.succeed()
+    assert scene.breaker.state.plain
+    streamed = await Scene(probes=1).ramping()
+    for _ in range(62):
+        streamed.peer.answer = Reply(items=Items())
+        await streamed.call("stream")
+    assert streamed.breaker.state.plain
+
+
 async def test_a_failure_in_the_ramp_gives_its_place_back_without_widening_it() -> None:
     scene = await Scene(probes=1).ramping()
     await scene.fail(5)
