@@ -39,13 +39,13 @@ from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.pipeline import compose
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Event, Observer
     from resilient_client.handlers import Handler
-    from resilient_client.message import Message
+    from resilient_client.message import Items, Message
     from resilient_client.pipeline import Policy
     from resilient_client.telemetry import Telemetry
     from resilient_client.telemetry._server import ServerTelemetry
@@ -354,10 +354,7 @@ class Dispatcher:
                 self._deadlines.discard(job)
                 await respond(reply)
             else:
-                try:
-                    await respond(reply)
-                finally:
-                    await reply.items.aclose()
+                await _carried(reply, reply.items, respond(reply))
         except asyncio.CancelledError:
             if not job.cancelled:
                 raise
@@ -566,12 +563,10 @@ class Dispatcher:
             reply = await self._telemetry.event(self._handle, job, message, handler, context)
         if reply.items is not None:  # an event handler that yields: run it through
             try:
-                while True:
-                    await reply.items.receive(inf)
-            except StopAsyncIteration:
-                return reply
+                await _carried(reply, reply.items, _run_through(reply.items))
             except RemoteError as error:
                 return Reply(error=error)
+            return reply
         if isinstance(reply.error, InvalidPayloadError):
             log.warning("event %s: %s", handler.route, reply.error.message)
         return reply
@@ -595,6 +590,29 @@ class Dispatcher:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+
+
+async def _carried(reply: Reply, items: Items, carry: Awaitable[None]) -> None:
+    """Await what consumes a reply's items; then end them, and tell the policies that they have."""
+    ended: BaseException | None = None
+    try:
+        await carry
+    except BaseException as error:
+        ended = error
+        raise
+    finally:
+        try:
+            await items.aclose()
+        finally:
+            reply.complete(ended, seen=True)
+
+
+async def _run_through(items: Items) -> None:
+    try:
+        while True:
+            await items.receive(inf)
+    except StopAsyncIteration:
+        return
 
 
 class _HandlerItems:

@@ -57,10 +57,10 @@ class Fallback:
         value_or_callable: a value is the answer itself, the same object each time. A function is
             called with the call and the error, or with fewer arguments if it takes fewer (a single
             one is the call, unless it is named `error`); it may be async, and then has what is left
-            of the call's deadline: after that, the original error is raised. For a stream, a
-            list, tuple, set, range or iterator is its items, an async iterable too, and anything
-            else its one item. For an `emit` a value says nothing: the error is raised, unless a
-            function returns a `Receipt`.
+            of the call's deadline (and a stream's `idle_timeout`): after that, the original error
+            is raised. For a stream, a list, tuple, set, range or iterator is its items, an async
+            iterable too, and anything else its one item. For an `emit` a value says nothing: the
+            error is raised, unless a function returns a `Receipt`.
         on: an exception class, a tuple of them, or a function of the error; by default the errors
             of a peer in trouble (see `trouble`). Cancellation is never caught.
 
@@ -91,7 +91,8 @@ class Fallback:
                 else:
                     value = make(call, error)
                     if isinstance(value, Awaitable):
-                        value = await _in_time(value, call.deadline, clock, error)
+                        limit = min(call.deadline, clock.now() + call.idle_timeout)
+                        value = await _in_time(value, limit, clock, error)
                 reply = _reply(value, call, clock)
                 if reply is None:
                     raise

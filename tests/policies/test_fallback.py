@@ -257,6 +257,18 @@ async def test_what_is_no_sequence_is_one_item(value):
     assert await drain(await Scene([Fallback(value)], [REFUSED]).ask("stream")) == [value]
 
 
+async def test_a_streams_fallback_must_begin_within_the_idle_limit():
+    async def never():
+        await asyncio.Event().wait()
+
+    scene = Scene([Fallback(never)], [REFUSED])
+    call = scene.call("stream")
+    call.idle_timeout = 5
+    with pytest.raises(ConnectError):
+        await scene.handler(call)
+    assert scene.clock.now() == 1005
+
+
 async def test_after_the_first_item_a_stream_has_no_fallback():
     scene = Scene([Fallback([9])], [Streamed(1, ConnectionLost("cut"))])
     with pytest.raises(ConnectionLost):

@@ -7,8 +7,8 @@ import pytest
 from resilient_client.errors import ConfigurationError, ConnectError, DeadlineExceeded, ReplyTimeout
 from resilient_client.policies import Timeout
 from resilient_client.policies.retry import Retry
-from resilient_client.testing import NEVER, Delayed
-from tests.policies.scene import Scene
+from resilient_client.testing import NEVER, Delayed, Streamed
+from tests.policies.scene import Scene, drain
 
 
 async def test_an_attempt_without_a_retry_outside_is_always_cut():
@@ -28,6 +28,13 @@ async def test_a_call_that_may_be_repeated_is_cut_at_each_attempt_but_the_last()
     scene = Scene([Retry(jitter=None), Timeout(3)], [NEVER, NEVER, Delayed(3.5, "third")])
     assert await scene.ask(timeout=10, idempotent=True) == "third"
     assert [round(request.limit, 3) for request in scene.peer.requests] == [3, 3, 3.7]
+
+
+async def test_the_only_attempt_of_an_idempotent_call_has_all_the_time_too():
+    scene = Scene([Retry(attempts=1), Timeout(3)], [Delayed(8, "late")])
+    assert await scene.ask(timeout=10, idempotent=True) == "late"
+    scene = Scene([Retry(), Timeout(3)], [Delayed(8, "late")])
+    assert await scene.ask(timeout=10, idempotent=True, max_attempts=1) == "late"
 
 
 async def test_connecting_is_bounded_for_every_call():
@@ -62,9 +69,6 @@ async def test_the_limits_are_as_before_when_it_is_done(answer):
 
 
 async def test_on_a_stream_it_bounds_the_opening_only():
-    from resilient_client.testing import Streamed
-    from tests.policies.scene import drain
-
     scene = Scene([Timeout(1)], [Streamed(1, Delayed(5, 2), Delayed(5, 3))])
     assert await drain(await scene.ask("stream")) == [b"1", b"2", b"3"]
 
