@@ -1,5 +1,6 @@
 """Sphinx: MyST pages on four shelves (tutorial, how-to, reference, explanation)."""
 
+import re
 from importlib.metadata import version as installed_version
 
 project = "resilient_client"
@@ -34,10 +35,54 @@ nitpick_ignore_regex = [
         r"(asyncio|backoff|collections|contextvars|httpx|msgspec|opentelemetry|os|pathlib)\..*",
     ),
     ("py:.*", r"(pybreaker|ssl|types|typing|typing_extensions|logging|datetime|enum)\..*"),
-    ("py:class", r"[A-Z]|T_co|_[A-Za-z]\w*|.*\._[A-Za-z]\w*"),
+    ("py:class", r"(.*\.)?[A-Z]|T_co|_[A-Za-z]\w*|.*\._[A-Za-z]\w*"),
+    # Aliases, which documentation shows by what they stand for.
+    ("py:class", r"(Jitter|Observer|On|Status|Wait)|resilient_client\.handlers\.Handler"),
     ("py:(class|exc|obj|data)", r"[a-z]+|optional|[A-Z]\w*(Error|Exception)"),
     (
         "py:class",
         r"(Any|Awaitable|Callable|Coroutine|Iterable|Iterator|AsyncIterator|Mapping|Sequence)",
     ),
 ]
+
+_ENTRY = re.compile(r"^( +)(\w+(?:, \w+)+): ")
+_FENCE = re.compile(r"^( *)```(\w*)$")
+
+
+def _plain_docstring(app, what, name, obj, options, lines):
+    """Make Sphinx read docstrings as people do.
+
+    Entries for several names at once become one entry each, fenced code becomes a block, and the
+    first words of an attribute's description are not taken for its type.
+    """
+    read: list[str] = []
+    others: list[str] = []  # entries that follow the one that is being copied
+    indent = ""
+    fence: str | None = None
+    for line in lines:
+        if others and line.strip() and not line.startswith(f"{indent} "):
+            read += others
+            others = []
+        if match := _FENCE.match(line):
+            if fence is None:
+                fence = match[1]
+                read += [f"{fence}.. code-block:: {match[2] or 'text'}", ""]
+            else:
+                fence = None
+                read.append("")
+        elif fence is not None:
+            read.append(f"   {line}" if line.strip() else line)
+        elif match := _ENTRY.match(line):
+            indent = match[1]
+            first, *rest = match[2].split(", ")
+            others = [f"{indent}{other}: see `{first}`." for other in rest]
+            read.append(f"{indent}{first}: {line[match.end() :]}")
+        else:
+            read.append(line)
+    lines[:] = read + others
+    if what in {"attribute", "data", "property"}:
+        lines.insert(0, "")
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _plain_docstring, priority=400)
