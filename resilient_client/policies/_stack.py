@@ -48,7 +48,7 @@ def standard(
         fallback: by default none.
 
     Returns:
-        A list, to add to: `[*standard(), mine]` puts a policy of your own innermost.
+        A list, for you to add to. `[*standard(), mine]` puts a policy of your own innermost.
 
     Raises:
         ConfigurationError: layers that do not fit together.

@@ -109,6 +109,8 @@ def _refuse(state: State, wait: float, last_cause: str | None) -> CircuitOpenErr
     error._refused_by = state  # noqa: SLF001
     error.retry_after = wait if 0.0 < wait < inf else None
     error.last_cause = last_cause
+    if state.name == FORCED_OPEN:
+        error.hint = "it was opened by hand: close() or half_open() lets calls pass again"
     return error
 
 
