@@ -214,18 +214,15 @@ async def _ticks(load: Load, client: ClientProxy, view: View) -> None:
 
 
 async def _trace(client: ClientProxy, spans: Spans, view: View, replicas: int) -> None:
-    """The tree of one repeated call, its spans collected from every process."""
+    """The tree of a call that is refused once and repeated, its spans from every process."""
     from resilient_client.cli._demo_trace import tree
 
-    chosen, best = None, 0
-    for trace_id, own in spans.traces().items():
-        attempts = [span for span in own if span["name"].startswith("attempt ")]
-        whole = any(span["parent"] is None and span["error"] is None for span in own)
-        if whole and len(attempts) > best:
-            chosen, best = trace_id, len(attempts)
-    if chosen is None:
-        await client.send("demo.read", 1, idempotent=True)
-        chosen = next(reversed(spans.traces()))
+    await client.send("demo.flaky", 1, idempotent=True)
+    chosen = next(
+        trace_id
+        for trace_id, own in spans.traces().items()
+        if any(span["name"].endswith("demo.flaky") for span in own)
+    )
     found = {span["id"]: span for span in spans.of(chosen)}
     for _ in range(2 * replicas):
         for span in await client.send("demo.spans", chosen, idempotent=True):

@@ -11,6 +11,7 @@ from typing import Any
 
 from resilient_client.cli._demo_trace import Spans
 from resilient_client.context import Context
+from resilient_client.errors import RemoteError
 from resilient_client.loops import fast_loop_factory
 from resilient_client.server import Server
 
@@ -41,6 +42,12 @@ def make(url: str, name: str, options: dict[str, Any]) -> Server:
         await asyncio.sleep(0.03)
         orders += 1
         return {"item": item, "by": name, "attempt": context.attempt, "orders": orders}
+
+    @server.message_pattern("demo.flaky")
+    async def flaky(item: int, context: Context) -> int:
+        if context.attempt == 1:
+            raise RemoteError("come again", status=503)
+        return item
 
     @server.event_pattern("demo.viewed")
     async def viewed(item: int) -> None:
