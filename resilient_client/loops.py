@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures.thread  # noqa: F401  (what needs it can no longer load it at exit)
 import contextvars
 import logging
 import os
 import threading
+# loaded here, because what uvloop needs of it can no longer be loaded once the process is ending
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from resilient_client.errors import ConfigurationError
@@ -66,6 +67,27 @@ class _Errand(Generic[T]):
             self.task.cancel()
 
 
+class _DaemonThreads(ThreadPoolExecutor):
+    """A thread for each piece of work, one that the end of the process does not wait for.
+
+    asyncio looks names up in its default executor: its own would keep the process for as long as a
+    name server is silent, and take nothing any more once the interpreter is about to end.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:  # noqa: BLE001  (whoever awaits it gets it)
+                    future.set_exception(error)
+
+        threading.Thread(target=work, name="resilient_client work", daemon=True).start()
+        return future
+
+
 class BackgroundLoop:
     """An event loop in a daemon thread, for callers without one.
 
@@ -75,6 +97,7 @@ class BackgroundLoop:
 
     def __init__(self) -> None:
         self.loop: Final = (fast_loop_factory() or asyncio.new_event_loop)()
+        self.loop.set_default_executor(_DaemonThreads())
         self._thread = threading.Thread(
             target=contextvars.Context().run,
             args=(self._serve,),
