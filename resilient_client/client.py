@@ -605,6 +605,11 @@ class ClientProxy:
             self._handler = self._assemble()  # permits and waits in there were the old loop's
         self._loop, self._process = loop, os.getpid()
 
+    @property
+    def holds_connections(self) -> bool:
+        """Whether this process has used it, and it was not closed since."""
+        return self._loop is not None and not self._closed and self._process == os.getpid()
+
     # ------------------------------------------------------------------------------ what is seen
 
     @property

@@ -7,6 +7,7 @@ import contextvars
 import logging
 import os
 import threading
+
 # loaded here, because what uvloop needs of it can no longer be loaded once the process is ending
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -144,6 +145,10 @@ class BackgroundLoop:
             del (
                 error
             )  # its traceback holds this frame: no cycle, neither here nor through the errand
+
+    def start(self, coroutine: Coroutine[Any, Any, object]) -> None:
+        """Run it on the loop, and wait for nothing."""
+        self.loop.call_soon_threadsafe(self._start, _Errand(coroutine), contextvars.Context())
 
     def _start(self, errand: _Errand[Any], context: contextvars.Context) -> None:
         if not errand.left:

@@ -44,7 +44,8 @@ class SyncClientProxy:
     Observers, fallbacks and an async `headers=` run on that shared loop and must not block it. A
     plain `headers=` callable is asked in the calling thread, before the call's time begins.
 
-    Inside a running event loop it works, but blocks that loop: a RuntimeWarning says so.
+    Inside a running event loop it works, but blocks that loop: a RuntimeWarning says so. A client
+    that is dropped unclosed is closed in the background; at exit nothing is waited for.
 
     Args and Raises: see `ClientProxy`.
     """
@@ -205,7 +206,7 @@ class SyncClientProxy:
                 headers=headers,
                 idempotent=idempotent,
             ),
-            self._wait_for_call,
+            self,
         )
 
     def ping(self, timeout: float | None = None) -> Health:
@@ -219,6 +220,13 @@ class SyncClientProxy:
     def close(self) -> None:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
         _wait_for(self._client.aclose())
+
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        client: ClientProxy | None = getattr(
+            self, "_client", None
+        )  # None: refused when it was made
+        if client is not None and client.holds_connections and not finalizing():
+            background_loop().start(client.aclose())
 
     def __enter__(self) -> Self:
         _wait_for(self._client.__aenter__())
@@ -288,11 +296,10 @@ class SyncStream(Generic[T]):
     is dropped.
     """
 
-    def __init__(
-        self, stream: Stream[T], open_with: Callable[[Coroutine[Any, Any, Any]], Any]
-    ) -> None:
+    def __init__(self, stream: Stream[T], client: SyncClientProxy) -> None:
         self._stream = stream
-        self._step: Callable[[Coroutine[Any, Any, Any]], Any] = open_with
+        self._client = client  # it stays open as long as this is in use
+        self._step: Callable[[Coroutine[Any, Any, Any]], Any] = client._wait_for_call  # noqa: SLF001
         self._values: deque[T] = deque()  # that have come, and what comes after them
         self._after: BaseException | None = None
 

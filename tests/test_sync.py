@@ -20,11 +20,15 @@ from math import inf
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    ConnectionLost,
     DeadlineExceeded,
     NoHandlerError,
     PayloadError,
@@ -38,6 +42,7 @@ from resilient_client import (
 )
 from resilient_client.events import ConnectionChanged
 from resilient_client.loops import background_loop
+from resilient_client.telemetry import Telemetry
 from tests.server_thread import BOUND, Served, serving
 
 
@@ -338,6 +343,27 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
     inner.close()
 
 
+def test_the_callers_span_is_the_parent_of_the_calls(served: Served) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry = Telemetry(tracer_provider=provider)
+    with SyncClientProxy(served.url, policies=(), telemetry=telemetry) as client:
+        with provider.get_tracer("test").start_as_current_span("outer"):
+            client.send("sum", [1])
+            assert list(client.stream("count", 2)) == [0, 1]
+        client.send("sum", [1])
+    spans = exporter.get_finished_spans()
+    outer = next(span for span in spans if span.name == "outer")
+    children = [span for span in spans if span.parent is not None]
+    assert len(children) == 2
+    for child in children:
+        assert child.parent is not None
+        assert child.parent.span_id == outer.context.span_id
+    assert len(spans) == 4
+    provider.shutdown()
+
+
 def test_what_runs_on_the_loop_does_not_leak_into_the_callers_context(
     served: Served,
 ) -> None:
@@ -556,6 +582,59 @@ async def test_a_server_in_the_blocked_loop_cannot_answer_and_the_deadline_ends_
             assert time.monotonic() - start < 5
             client.close()
         await asyncio.sleep(0.05)
+
+
+# ----------------------------------------------------------------------------------- the closing
+
+
+def test_a_client_that_is_dropped_is_closed_in_the_background() -> None:
+    with serving() as served:
+        client = tcp_client(served)
+        client.send("sum", [1])
+        assert served.connections() == 1
+        del client
+        gc.collect()
+        until(lambda: served.connections() == 0)
+
+
+def test_a_stream_keeps_its_client_open(served: Served) -> None:
+    stream = tcp_client(served).stream("burst", 1000)
+    assert next(stream) == 0
+    gc.collect()
+    assert len(list(stream)) == 999
+
+
+def test_closing_ends_the_calls_of_other_threads_with_the_truth(served: Served) -> None:
+    client = tcp_client(served)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            client.send("wait", 100, timeout=50)
+        except ConnectionLost as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until(lambda: len(served.contexts) == 4)
+    client.close()
+    for thread in threads:
+        thread.join(BOUND)
+    assert len(errors) == 4
+    assert all(error.sent for error in errors)  # type: ignore[attr-defined]
+
+
+def test_many_clients_come_and_go_without_a_trace() -> None:
+    with serving() as served:
+        tcp_client(served).close()
+        threads = threading.active_count()
+        for _ in range(20):
+            with tcp_client(served) as client:
+                client.send("sum", [1])
+        until(lambda: served.connections() == 0)
+        assert threading.active_count() == threads
+        until(lambda: not asyncio.all_tasks(background_loop().loop))
 
 
 # ------------------------------------------------------------------------------ forks and the end
@@ -779,8 +858,21 @@ if pid:
 }
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("ending", ENDINGS)
+ON_ASYNCIO_TOO = (
+    "an unclosed client",
+    "a stream that is still open",
+    "calls without end in daemon threads",
+    "a service that is down",
+    "a first call by name from an atexit function",
+    "a name server that is silent",
+    "a child that is forked and exits",
+)
+
+
+@pytest.mark.parametrize(
+    ("ending", "loop"),
+    [*((ending, "uvloop") for ending in ENDINGS), *((each, "asyncio") for each in ON_ASYNCIO_TOO)],
+)
 def test_the_interpreter_ends_at_once_and_in_silence_with(ending: str, loop: str) -> None:
     script = PREFACE + textwrap.dedent(ENDINGS[ending])
     if loop == "asyncio":
