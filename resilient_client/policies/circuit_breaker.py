@@ -109,7 +109,7 @@ def _refuse(state: State, wait: float, last_cause: str | None) -> CircuitOpenErr
     error._refused_by = state  # noqa: SLF001
     error.retry_after = wait if 0.0 < wait < inf else None
     error.last_cause = last_cause
-    if state.name == FORCED_OPEN:
+    if wait == inf:  # forced open
         error.hint = "it was opened by hand: close() or half_open() lets calls pass again"
     return error
 
