@@ -57,6 +57,11 @@ def standard(
     if timeout is not None:
         stack.append(Timeout(timeout))
     if fallback is not None:
+        if not hasattr(fallback, "wrap"):
+            raise ConfigurationError(
+                "standard: fallback= is neither a Fallback nor another policy",
+                hint="write fallback=Fallback(value)",
+            )
         stack.append(fallback)
     if bulkhead is UNSET:
         from resilient_client.policies.bulkhead import Bulkhead
@@ -224,10 +229,11 @@ def explain(
     arranged = arrange(policies)
     limit = "no limit" if timeout == inf else f"{timeout:.4g} s"
     lines = [f"client {name}", _line("deadline", f"{limit} for the whole call")]
-    lines += [_line(_name(policy), _described(policy)) for policy in arranged.outer]
+    repeated = _first(arranged.outer, "repeats", True) < len(arranged.outer)
+    lines += [_line(_name(policy), _described(policy, repeated)) for policy in arranged.outer]
     urls = ", ".join(transport.endpoint for transport in transports)
     lines.append(_line("endpoint", urls if len(transports) == 1 else f"one of {urls}"))
-    lines += [_line(_name(policy), _described(policy)) for policy in arranged.inner]
+    lines += [_line(_name(policy), _described(policy, repeated)) for policy in arranged.inner]
     for route, settings in patterns.items():
         said = []
         if settings.timeout is not None:
@@ -244,8 +250,11 @@ def _line(layer: str, said: str) -> str:
     return f"  {layer:<15} {said}".rstrip()
 
 
-def _described(policy: object) -> str:
+def _described(policy: object, repeated: bool) -> str:  # noqa: FBT001
     describe = getattr(policy, "describe", None)
     if isinstance(policy, Timeout):
-        return f"{policy.describe()} for an attempt that another may follow, and for connecting"
+        whom = (
+            "an attempt that another may follow, and for connecting" if repeated else "an attempt"
+        )
+        return f"{policy.describe()} for {whom}"
     return str(describe()) if callable(describe) else ""

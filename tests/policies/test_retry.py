@@ -165,6 +165,24 @@ async def test_an_error_of_a_users_policy_is_repeated_by_on_alone():
     assert await scene.ask() == 1
 
 
+async def test_an_error_of_another_library_is_harmless_only_while_nothing_was_sent():
+    for idempotent, attempts in ((False, 1), (True, 2)):
+        scene = Scene([retry(on=ValueError)], [ValueError("from inside, after writing"), 1])
+        try:
+            await scene.ask(idempotent=idempotent)
+        except ValueError:
+            assert not idempotent
+        assert scene.attempts == attempts
+
+
+@pytest.mark.parametrize("on", [BaseException, asyncio.CancelledError, lambda error: True])
+async def test_on_does_not_repeat_a_cancelled_call(on):
+    scene = Scene([retry(on=on)], [asyncio.CancelledError(), 1])
+    with pytest.raises(asyncio.CancelledError):
+        await scene.ask(idempotent=True)
+    assert scene.attempts == 1
+
+
 async def test_an_attempt_is_not_cut_short_when_a_timeout_would_not_be_repeated():
     from resilient_client.policies import Timeout
 

@@ -173,6 +173,11 @@ def test_a_server_takes_limits_and_policies_of_the_users():
     validate_server([Timeout(5), Bulkhead(10), Mine()])
 
 
+def test_a_fallback_is_a_policy_and_not_a_value():
+    with pytest.raises(ConfigurationError, match=r"Fallback\(value\)"):
+        standard(fallback=0)
+
+
 # ------------------------------------------------------------------------------- what stands where
 
 
