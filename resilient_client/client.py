@@ -158,7 +158,7 @@ class ClientProxy:
                 now=self._now,
                 listen=self.listen,
                 breakers=self._breakers,
-                repeats=any(getattr(policy, "repeats", False) for policy in self._policies),
+                policies=self._policies,
             )
         self._handler = self._assemble()
         if self._telemetry is not None:

@@ -95,6 +95,12 @@ class RetryBudget:
         self._withdrawals: deque[Withdrawal] = deque()
         self._repeats = 0
 
+    @property
+    def available(self) -> float:
+        """What may still be repeated, as it was found when somebody last asked for a repeat."""
+        allowed = self.ratio * (self._past + self._current) + self._reserve
+        return max(0.0, allowed - self._repeats)
+
     def deposit(self, now: float) -> None:
         """A call begins."""
         if now >= self._until:

@@ -43,7 +43,7 @@ class ClientTelemetry(Recorder):
         now: the client's clock.
         listen: how to hear the client's news, once something records.
         breakers: the breakers by endpoint.
-        repeats: whether any policy may make a second attempt.
+        policies: the client's; of interest are those that repeat, and their budgets.
     """
 
     def __init__(
@@ -55,12 +55,16 @@ class ClientTelemetry(Recorder):
         now: Callable[[], float],
         listen: Callable[[Observer], object],
         breakers: Mapping[str, Any],
-        repeats: bool,
+        policies: Sequence[Any],
     ) -> None:
         super().__init__(settings, now)
         self._listen = listen
         self._transports = transports
         self._breakers = breakers
+        self._budgets = [
+            policy.budget for policy in policies if getattr(policy, "budget", None) is not None
+        ]
+        repeats = any(getattr(policy, "repeats", False) for policy in policies)
         self._scheme = transports[0].endpoint.partition("://")[0]
         self._several = len(transports) > 1
         # of several endpoints, the name says which service it is; each attempt has its own
@@ -237,6 +241,12 @@ class ClientTelemetry(Recorder):
     def gauges(self, seen: set[int]) -> Iterable[tuple[str, float, Labels]]:
         """See `_metrics.Observed`."""
         yield "resilient_client.call.active", sum(self.active.values()), self._own
+        connected = sum(each.status == "connected" for each in self._transports)
+        yield "resilient_client.connection.active", connected, self._own
+        for budget in self._budgets:
+            if id(budget) not in seen:  # shared with another client
+                seen.add(id(budget))
+                yield "resilient_client.retry.budget.available", budget.available, self._own
         for transport in self._transports:
             numbers = getattr(transport, "numbers", None)
             if numbers is not None:

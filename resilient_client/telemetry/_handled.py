@@ -61,6 +61,9 @@ class HandlingRecord:
         self.items = 0
         self.context = parent
         recorder.active[method.system] = recorder.active.get(method.system, 0) + 1
+        if recorder.instruments is not None and message.received:
+            waited = max(0.0, self._started - message.received)
+            recorder.instruments.queue.record(waited, {names.RPC_SYSTEM_NAME: method.system})
         if recorder.tracer is not None:
             self._span = recorder.tracer.start_span(
                 method.span_name,

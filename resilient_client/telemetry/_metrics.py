@@ -76,9 +76,13 @@ _COUNTERS = {
 }
 _GAUGES = {
     "resilient_client.call.active": ("{call}", "Calls in flight."),
+    "resilient_client.connection.active": ("{connection}", "Endpoints that are connected."),
     "resilient_client.reply.pending": ("{reply}", "Replies that are waited for."),
     "resilient_client.circuit_breaker.state": ("{breaker}", "1 for the state it is in, else 0."),
     "resilient_server.call.active": ("{call}", "Handlers running."),
+}
+_LEVELS = {
+    "resilient_client.retry.budget.available": ("{retry}", "Repeats that the budget still allows."),
 }
 _TOTALS = {
     "resilient_client.reply.orphans": ("{reply}", "Replies that nobody waited for any more."),
@@ -90,8 +94,8 @@ class Instruments:
     """What one meter provider is given.
 
     Attributes:
-        client_call, server_call, publish, process, http_client, http_server, attempt, retries:
-            the histograms.
+        client_call, server_call, publish, process, http_client, http_server, attempt, queue,
+            retries: the histograms.
     """
 
     def __init__(self, meter: Meter) -> None:
@@ -115,6 +119,9 @@ class Instruments:
             "One attempt of a call that may have several.",
             names.ATTEMPT_SECONDS,
         )
+        self.queue = seconds(
+            "resilient_server.queue.duration", "From receiving a message to starting its handler."
+        )
         self.retries = meter.create_histogram(
             "resilient_client.call.retries",
             "{retry}",
@@ -128,6 +135,8 @@ class Instruments:
             meter.create_observable_counter(name, [self._count(name)], unit, text)
         for name, (unit, text) in _GAUGES.items():
             meter.create_observable_up_down_counter(name, [self._gauge(name)], unit, text)
+        for name, (unit, text) in _LEVELS.items():
+            meter.create_observable_gauge(name, [self._gauge(name)], unit, text)
         for name, (unit, text) in _TOTALS.items():
             meter.create_observable_counter(name, [self._gauge(name)], unit, text)
 

@@ -78,7 +78,7 @@ class Method:
     The API keeps the dictionaries it is given as they are: they are never changed.
 
     Attributes:
-        system: `rpc.system.name` or `messaging.system`.
+        system: `rpc.system.name`, of events too.
         labels, attributes: for metrics and for spans.
         counted: its message counter, by `error.type`.
         http: on a client, what its HTTP requests are called, by address.
@@ -187,7 +187,8 @@ class Methods:
             **self._address,
         }
         kind = SpanKind.PRODUCER if self._client else SpanKind.CONSUMER
-        return Method(name, f"{operation} {name}", system, kind, labels, labels)
+        rpc_system = self._rpc_system or names.rpc_system(scheme)
+        return Method(name, f"{operation} {name}", rpc_system, kind, labels, labels)
 
     def _rpc(self, scheme: str, broker: str | None, name: str) -> Method:
         system = self._rpc_system or names.rpc_system(scheme)
@@ -217,4 +218,4 @@ class Methods:
             names.URL_SCHEME: scheme,
         }
         span_name = verb if route is names.OTHER else f"{verb} {path}"
-        return Method(route, span_name, scheme, SpanKind.SERVER, labels, labels)
+        return Method(route, span_name, "http", SpanKind.SERVER, labels, labels)

@@ -102,6 +102,11 @@ def is_broker(scheme: str) -> bool:
     return base(scheme) not in {"memory", "tcp", "http", "grpc"}
 
 
+def replies_carry_context(scheme: str) -> bool:
+    """Whether a reply names the server's span: else what Node instruments begins a new trace."""
+    return base(scheme) in {"amqp", "kafka"}
+
+
 def publish_name(scheme: str) -> str:
     """`messaging.operation.name` of an emit: what the broker's own documentation calls it."""
     return _PUBLISH_NAMES.get(base(scheme), "publish")

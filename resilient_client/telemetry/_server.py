@@ -138,6 +138,10 @@ class ServerTelemetry(Recorder):
             raise
         finally:
             detach(token)
+        if names.replies_carry_context(scheme):
+            headers = dict(reply.headers or {})
+            self.propagation.inject(headers, record.context)
+            reply.headers = headers
         if reply.items is None:
             record.end(reply)
         else:

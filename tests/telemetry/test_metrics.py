@@ -19,9 +19,11 @@ from resilient_client import (
     Overloaded,
     RemoteError,
     Retry,
+    RetryBudget,
     Server,
     standard,
 )
+from resilient_client.message import Message
 from resilient_client.testing import NEVER, ScriptedTransport, Streamed
 from tests.telemetry.kit import Recorded
 
@@ -324,3 +326,57 @@ def _at_once() -> Any:
 def _slowly() -> Any:
     while True:
         yield 60
+
+
+async def test_what_the_retry_budget_still_allows_is_told(recorded: Recorded) -> None:
+    budget = RetryBudget(ratio=0, reserve_per_second=1, window=3)
+    answers = [ConnectionLost("cut"), 1]
+    clients = [
+        scripted(recorded, *answers, policies=[Retry(wait=_at_once, budget=budget)])
+        for _ in range(2)
+    ]
+    available = "resilient_client.retry.budget.available"
+    assert recorded.value(available) == 3
+    await clients[0].send("sum", idempotent=True)
+    assert recorded.value(available) == 2
+    assert recorded.value("resilient_client.connection.active") == 1
+
+
+async def test_how_long_a_message_waits_for_its_handler_is_measured(recorded: Recorded) -> None:
+    server = Server("memory://queue", telemetry=recorded.settings)
+
+    @server.message_pattern("echo")
+    async def echo(payload: Any) -> Any:
+        return payload
+
+    async with server, ClientProxy("memory://queue", policies=(), telemetry=False) as client:
+        await client.send("echo", 1)
+    assert recorded.points("resilient_server.queue.duration") == [
+        ({"rpc.system.name": "nestjs"}, 1)
+    ]
+
+
+async def test_the_reply_of_a_broker_that_node_instruments_names_the_servers_span(
+    recorded: Recorded,
+) -> None:
+    server = Server("memory://reply", telemetry=recorded.settings)
+
+    @server.message_pattern("echo")
+    async def echo(payload: Any) -> Any:
+        return payload
+
+    for scheme, carried in (("amqp", True), ("kafka", True), ("tcp", False), ("http", False)):
+        replies: list[Any] = []
+
+        async def respond(reply: Any, replies: list[Any] = replies) -> None:
+            replies.append(reply)
+
+        slots = server._app.slots(lambda: None, lambda: None)
+        message = Message("echo", b"1", {}, b"1", raw={})
+        server._app.accept(message, respond, slots, scheme)
+        while not replies:
+            await asyncio.sleep(0)
+        span = recorded.spans[-1]
+        headers = replies[0].headers or {}
+        expected = f"{span.context.span_id:016x}"
+        assert (headers.get("traceparent", "--").split("-")[2] == expected) is carried
