@@ -165,7 +165,12 @@ class Kafka(Peer):
                 for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
                     command += ["--add-scram", f"{mechanism}=[name={name},password={word}]"]
         done = subprocess.run(
-            command, cwd=self.folder, capture_output=True, text=True, timeout=150, check=False
+            command,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=self.ready_within,
+            check=False,
         )
         if done.returncode != 0:
             raise PeerError(f"Kafka's storage could not be formatted:\n{done.stdout}{done.stderr}")

@@ -28,7 +28,11 @@ _running: dict[int, subprocess.Popen[bytes]] = {}
 
 
 class PeerError(Exception):
-    """A program the tests need did not start, or ended by itself."""
+    """A program the tests need did not start."""
+
+
+class EndedError(PeerError):
+    """It ended by itself before it was ready."""
 
 
 def free_port() -> int:
@@ -180,7 +184,7 @@ class Peer:
         started = time.monotonic()
         while True:
             if not self.running:
-                raise PeerError(f"{self.name} ended by itself:\n{self.log}")
+                raise EndedError(f"{self.name} ended by itself:\n{self.log}")
             try:
                 if self.answers():
                     return

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .certificates import certificates
-from .process import Peer, PeerError, end, exchange, free_port, spawn
+from .process import EndedError, Peer, PeerError, end, exchange, free_port, spawn
 
 PROGRAMS = Path("/usr/lib/rabbitmq/bin")  # Debian's wrappers in /usr/sbin would write to /var/log
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -164,7 +164,10 @@ class RabbitMQ(Peer):
             self._epmd = spawn(
                 [program, "-port", str(self.epmd_port), "-address", self.host], user=self.run_as
             )
-        super().start()
+        try:
+            super().start()
+        except EndedError:
+            super().start()  # on a starved machine Erlang's network gives up after seven seconds
         return self
 
     def answers(self) -> bool:
