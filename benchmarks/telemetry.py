@@ -27,7 +27,7 @@ Contestant = Callable[[int], Awaitable[None]]
 
 
 def _client(telemetry: Any, *, ambient: bool = False, **settings: Any) -> Contestant:
-    client = ClientProxy(lambda env: Instant(env), telemetry=telemetry, **settings)
+    client = ClientProxy(Instant, telemetry=telemetry, **settings)
     span = NonRecordingSpan(SpanContext(1, 1, is_remote=True, trace_flags=TraceFlags(1)))
 
     async def run(number: int) -> None:
@@ -48,7 +48,7 @@ def _server(telemetry: Any, headers: dict[str, str], name: str) -> Contestant:
     async def add(number: int) -> int:
         return number
 
-    app = server._app  # noqa: SLF001
+    app = server._app
 
     async def run(number: int) -> None:
         loop = asyncio.get_running_loop()

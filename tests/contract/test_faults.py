@@ -37,17 +37,21 @@ SLACK = 1.0  # seconds beyond what is promised, for a machine that is busy with 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def loop_name(request: pytest.FixtureRequest) -> str:
-    """F11: the same suite under uvloop."""
-    name: str = request.param
-    return name
+ARRANGEMENTS = [
+    pytest.param(loop, scheme, id=f"{scheme}-{loop}", marks=marks)
+    for scheme in sorted(RIGS)
+    for loop, marks in (
+        ("asyncio", ()),
+        # F11: the same suite under uvloop; over HTTP with the soak
+        ("uvloop", () if scheme == "tcp" else (pytest.mark.slow,)),
+    )
+]
 
 
-@pytest.fixture(params=sorted(RIGS))
-def scheme(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every test for every transport and loop."""
+    if {"loop_name", "scheme"} <= set(metafunc.fixturenames):
+        metafunc.parametrize(("loop_name", "scheme"), ARRANGEMENTS)
 
 
 def run(loop_name: str, scheme: str, test: Any) -> None:
