@@ -202,7 +202,8 @@ class Dispatcher:
 
     def receivers(self, route: str) -> int:
         """See `transports._base.App`."""
-        return len(self._events.get(route, ()))
+        handlers = self._events.get(route)
+        return int(route in self._requests) if handlers is None else len(handlers)
 
     def notify(self, event: Event) -> None:
         """See `transports._base.App`."""

@@ -351,6 +351,20 @@ async def test_several_handlers_hear_one_event_and_a_failing_one_harms_nobody(
     assert "second fails" in caplog.text
 
 
+async def test_an_event_that_only_a_request_handler_hears_has_one_receiver() -> None:
+    server = memory()
+    heard: list[int] = []
+
+    @server.message_pattern("note")
+    async def note(number: int) -> None:
+        heard.append(number)
+
+    async with pair(server) as client:
+        assert (await client.emit("note", 1)).receivers == 1
+        await asyncio.sleep(0.05)
+    assert heard == [1]
+
+
 async def test_an_event_carries_no_deadline_and_its_handler_runs_to_its_end() -> None:
     server = memory(grace=5)
     done = asyncio.Event()

@@ -139,7 +139,7 @@ class App(Protocol):
         """Whether a request handler is registered for this route."""
 
     def receivers(self, route: str) -> int:
-        """How many event handlers are registered for this route."""
+        """How many handlers hear an event of this route: without event handlers, the request's."""
 
     def slots(self, pause: Callable[[], None], resume: Callable[[], None]) -> Slots:
         """A cap for one connection or consumer.
