@@ -212,7 +212,7 @@ class Page:
         bin_folder = str(Path(sys.executable).parent)
         environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(
-            command, shell=True, env=environment, stdout=subprocess.PIPE, timeout=40
+            command, shell=True, env=environment, stdout=subprocess.PIPE, timeout=60
         )
         assert done.returncode == 0, f"{self.path}: {command}: exit code {done.returncode}"
         return done.stdout.decode()
@@ -222,7 +222,7 @@ class Page:
         file.write_text(text, "utf-8")
         process = subprocess.Popen([sys.executable, str(file)])
         self.background.append(process)
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + 60
         for match in _PORT.finditer(text):
             while not _answers(int(match[2])):
                 assert process.poll() is None, f"{self.path}:{snippet.line}: it ended at once"

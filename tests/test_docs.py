@@ -17,6 +17,8 @@ PAGES = [
 ]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
+pytestmark = pytest.mark.timeout(150)  # each starts programs, on machines that are busy
+
 
 def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
@@ -30,7 +32,7 @@ def _run(arguments: list[str], folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        timeout=50,
+        timeout=140,
         text=True,
     )
     assert done.returncode == 0, done.stdout
