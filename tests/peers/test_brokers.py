@@ -16,7 +16,8 @@ import pytest
 from tests.peers.brokers import BROKERS, Kafka, Mosquitto, Nats, Peer, RabbitMQ, Redis
 from tests.peers.process import exchange
 
-pytestmark = pytest.mark.broker
+# No transport uses them yet: shown to work with the soak, not in every run.
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 NewBroker = Callable[..., Any]
 
