@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from resilient_client.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 KEPT = 5000  # spans: the demo asks for those of one trace at its end
 
