@@ -100,6 +100,7 @@ class Slots:
     def wait(self, start: Callable[[], object]) -> None:
         """An event that may not run yet: keep it, and stop reading."""
         self.waiting.append(start)
+        self._app.queue[self] = None
         if not self._paused:
             self._paused = True
             self.pause()
@@ -108,7 +109,7 @@ class Slots:
         """The job has ended: its slot is free."""
         if job in self.jobs:
             self.jobs.discard(job)
-            self._app.released()
+            self._app.released(self)
 
     def go_on(self, limit: int) -> bool:
         """Start one that waits, if this connection may run one more. True when it did."""
@@ -124,6 +125,7 @@ class Slots:
     def drop(self) -> None:
         """Whoever sent the events that wait has left before they were accepted: forget them."""
         self.waiting.clear()
+        self._app.queue.pop(self, None)
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""
@@ -170,6 +172,7 @@ class Dispatcher:
         self._executor: ThreadPoolExecutor | None = None
         self._running = 0
         self._slots: set[Slots] = set()
+        self.queue: dict[Slots, None] = {}  # those with something that waits, in order
         self._deadlines = Deadlines(self.clock, self._expire)
         self._refusing: set[asyncio.Task[None]] = set()
         self._telemetry: ServerTelemetry | None = None
@@ -225,18 +228,17 @@ class Dispatcher:
         """A closed connection with nothing running."""
         self._slots.discard(slots)
 
-    def released(self) -> None:
-        """A slot is free: something that waits may start."""
+    def released(self, slots: Slots) -> None:
+        """One of its slots is free: something that waits may start."""
         self._running -= 1
-        for slots in tuple(self._slots):
-            while (
-                slots.waiting
-                and self._running < self._max_calls
-                and slots.go_on(self._max_per_connection)
-            ):
-                continue
-            if slots.closed and not slots.jobs and not slots.waiting:
-                self.forget(slots)
+        if self.queue:
+            for each in tuple(self.queue):
+                while self._running < self._max_calls and each.go_on(self._max_per_connection):
+                    continue
+                if not each.waiting:
+                    self.queue.pop(each, None)
+        if slots.closed and not slots.jobs and not slots.waiting:
+            self.forget(slots)
 
     # --------------------------------------------------------------------------------- message in
 

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from resilient_client.telemetry import Telemetry
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import SpanContext
-
 KEPT = 5000  # spans: the demo asks for those of one trace at its end
-
-
-def _context(span: ReadableSpan) -> Any:
-    context = span.get_span_context()
-    assert context is not None  # noqa: S101 - a finished span has one
-    return context
 
 
 class Spans(SpanProcessor):
@@ -35,7 +26,7 @@ class Spans(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep it."""
-        self._spans[_context(span).span_id] = span
+        self._spans[span.context.span_id] = span
         while len(self._spans) > KEPT:
             del self._spans[next(iter(self._spans))]
 
@@ -44,20 +35,20 @@ class Spans(SpanProcessor):
         return [
             self._plain(span)
             for span in self._spans.values()
-            if f"{_context(span).trace_id:032x}" == trace_id
+            if f"{span.context.trace_id:032x}" == trace_id
         ]
 
     def traces(self) -> dict[str, list[dict[str, Any]]]:
         """All traces."""
         found: dict[str, list[dict[str, Any]]] = {}
         for span in self._spans.values():
-            found.setdefault(f"{_context(span).trace_id:032x}", []).append(self._plain(span))
+            found.setdefault(f"{span.context.trace_id:032x}", []).append(self._plain(span))
         return found
 
     def _plain(self, span: ReadableSpan) -> dict[str, Any]:
         error = (span.attributes or {}).get("error.type")
         return {
-            "id": f"{_context(span).span_id:016x}",
+            "id": f"{span.context.span_id:016x}",
             "parent": None if span.parent is None else f"{span.parent.span_id:016x}",
             "name": span.name,
             "kind": span.kind.name,

@@ -16,8 +16,7 @@ import pytest
 from tests.peers.brokers import BROKERS, Kafka, Mosquitto, Nats, Peer, RabbitMQ, Redis
 from tests.peers.process import exchange
 
-# No transport uses them yet: shown to work with the soak, not in every run.
-pytestmark = [pytest.mark.broker, pytest.mark.slow]
+pytestmark = pytest.mark.broker
 
 NewBroker = Callable[..., Any]
 

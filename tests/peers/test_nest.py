@@ -21,12 +21,6 @@ from tests.peers.nest import (
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
-
-def later(*transports: str) -> list[Any]:
-    """Peers whose transport is not there yet: shown to work with the soak, not in every run."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in transports]
-
-
 FIXTURES = {
     "redis": "redis_broker",
     "nats": "nats_broker",
@@ -85,7 +79,7 @@ async def test_a_nest_client_reports_values_errors_and_timeouts() -> None:
 
 @pytest.mark.broker
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("transport", ["tcp", *later(*FIXTURES)])
+@pytest.mark.parametrize("transport", ["tcp", *FIXTURES])
 async def test_a_nest_client_calls_a_nest_server(
     transport: str, version: int, unique: str, request: pytest.FixtureRequest
 ) -> None:
@@ -140,7 +134,6 @@ async def exercise(client: NestClient, transport: str, version: int, unique: str
     assert recorded["data"] == {"run": unique, "name": "Zoë"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_nest_client_calls_a_nest_server_by_grpc(version: int) -> None:
     require_nest(version)
@@ -218,7 +211,7 @@ async def get(
 
 
 @pytest.mark.broker
-@pytest.mark.parametrize("transport", ["tcp", *later("grpc", "redis", "nats", "mqtt", "rmq")])
+@pytest.mark.parametrize("transport", ["tcp", "grpc", "redis", "nats", "mqtt", "rmq"])
 async def test_nest_peers_speak_tls(
     transport: str, unique: str, request: pytest.FixtureRequest
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,30 @@ def _message(status: int, reason: str, payload: Any) -> str:
         except ValueError:
             reason = ""
     return f"{status} {reason}".rstrip()
+
+
+def unpacked(content: bytes, encoding: str, limit: int) -> bytes | None:
+    """A body unpacked, None when it then has more than `limit` bytes.
+
+    Packing is not asked for, but some services pack whatever they are asked.
+
+    Raises:
+        ProtocolError: it is packed in a way that nobody can be sure of.
+    """
+    if not content:
+        return content
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ProtocolError(f"the answer is packed as {encoding}, which nobody asked for")
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
+    try:
+        text = unpack.decompress(content, limit + 1)
+    except zlib.error as error:
+        raise ProtocolError(f"the answer is not {encoding}: {error}") from error
+    if len(text) > limit:
+        return None
+    if not unpack.eof:
+        raise ProtocolError(f"the answer ends in the middle of its {encoding}")
+    return text
 
 
 def retry_after(value: str | None, date: str | None) -> float | None:

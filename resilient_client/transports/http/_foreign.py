@@ -1,102 +1,33 @@
-"""Clients that are not ours: any object with httpx's `AsyncClient` API, and what they raise.
-
-Their exceptions are told apart by the names of their classes, so that httpx, httpx2 and whatever
-comes with the same API need not be imported.
-"""
+"""Clients that are not ours: any object with httpx's `AsyncClient` API."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.errors import (
-    ConfigurationError,
-    ConnectError,
-    ConnectionLost,
-    Overloaded,
-    PayloadError,
-    ProtocolError,
-    RemoteError,
-    ReplyTimeout,
-    ResilientClientError,
-)
+from resilient_client.clock import call_later
+from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError
+from resilient_client.transports.http._errors import map_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from resilient_client.clock import Clock
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports.http._items import Answer
+    from resilient_client.transports.http._requests import HttpRequest
 
-# What each class of httpx's exceptions says about the request. A class of a newer version is taken
-# for the nearest of its bases that is here; a test finds it.
-NEVER_SENT: dict[str, type[ResilientClientError]] = {
-    "ConnectError": ConnectError,
-    "ConnectTimeout": ConnectError,
-    "ProxyError": ConnectError,  # the proxy refused to connect
-    "PoolTimeout": Overloaded,
-    "UnsupportedProtocol": ConfigurationError,
-    "InvalidURL": ConfigurationError,
-    "LocalProtocolError": PayloadError,  # the request broke the rules and stayed here
-    "CookieConflict": ConfigurationError,
-    "RequestNotRead": PayloadError,
-}
-SENT: dict[str, type[ResilientClientError]] = {
-    "ReadTimeout": ReplyTimeout,
-    "WriteTimeout": ReplyTimeout,
-    "TimeoutException": ReplyTimeout,
-    "ReadError": ConnectionLost,
-    "WriteError": ConnectionLost,
-    "CloseError": ConnectionLost,
-    "NetworkError": ConnectionLost,
-    "RemoteProtocolError": ConnectionLost,  # most often a connection that was cut
-    "ProtocolError": ProtocolError,
-    "DecodingError": ProtocolError,
-    "TooManyRedirects": ProtocolError,
-    "TransportError": ConnectionLost,
-    "RequestError": ConnectionLost,
-    "HTTPStatusError": RemoteError,  # a hook of the user's called raise_for_status()
-    "HTTPError": ConnectionLost,
-    "StreamConsumed": ConnectionLost,
-    "StreamClosed": ConnectionLost,
-    "ResponseNotRead": ConnectionLost,
-    "StreamError": ConnectionLost,
-}
-
-
-def map_error(error: Exception) -> ResilientClientError | None:
-    """Our error for one of a client's, None when it is not one of those at all."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY" in str(cause):
-            return ConfigurationError(
-                "the server's certificate is not trusted",
-                hint="give the client an ssl.SSLContext that knows its authority",
-            )
-        cause = cause.__cause__ or cause.__context__
-    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    for cls in type(error).__mro__:
-        if cls.__module__ == "builtins":
-            break
-        if cls.__name__ in NEVER_SENT:
-            return NEVER_SENT[cls.__name__](text, sent=False)
-        if cls.__name__ == "HTTPStatusError":
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            return RemoteError(text, status=status)
-        if cls.__name__ in SENT:
-            return SENT[cls.__name__](text, sent=True)
-    if isinstance(error, RuntimeError) and "closed" in str(error):
-        return ConnectError(str(error), hint="the client given as client= has been closed")
-    if isinstance(error, OSError):
-        return ConnectionLost(text)
-    return None
+_LEFT_ALONE = 30.0
+"""Seconds that a request nobody waits for any more may go on in the background."""
 
 
 def cancels_safely(client: Any) -> bool:
     """Whether a request of this client may be cancelled at any moment.
 
-    httpx's own pool (httpcore 1.0.9) loses a connection's place for ever when that happens.
+    httpx's own pool (httpcore 1.0.9) loses a place for ever when that happens before the request is
+    on its way.
     """
     root = next((c.__module__.partition(".")[0] for c in type(client).__mro__[-2:-1]), "")
     if root != "httpx":
@@ -108,19 +39,184 @@ def cancels_safely(client: Any) -> bool:
     )
 
 
-class ForeignAnswer:
-    """A response of such a client, read ahead by a task of its own.
+class _Progress:
+    """How far a request has come, as httpcore tells it (the extension `trace`).
 
-    Reading can so be given up at any moment without cancelling the client in the middle of it.
+    Attributes:
+        told: whether this client tells at all.
+        sent: whether anything was written.
     """
 
+    __slots__ = ("_abandoned", "_answering", "sent", "told")
+
+    def __init__(self) -> None:
+        self.told = self.sent = False
+        self._answering = self._abandoned = False
+
+    async def __call__(self, event: str, info: Any) -> None:
+        self.told = True
+        if event.endswith("send_request_headers.started"):
+            if self._abandoned:
+                raise ConnectError("nobody waits for this request any more")
+            self.sent = True
+        elif event.endswith("receive_response_headers.started"):
+            self._answering = True
+
+    def leave(self, task: asyncio.Task[Any], *, cancels: bool) -> None:
+        """Nobody waits: stop it where that does the pool no harm, or before it is written."""
+        self._abandoned = True
+        if cancels or self._answering:
+            task.cancel()
+        else:  # it ends by itself; the last resort costs the pool a place
+            timer = asyncio.get_running_loop().call_later(_LEFT_ALONE, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
+
+
+class ForeignClient:
+    """Asks through somebody's client, each request in a task of its own.
+
+    So whoever leaves does not disturb that client's pool, and the deadline is ours.
+
+    Args:
+        patience: seconds to wait for a free connection of its pool.
+        owned: whether it is closed with the transport.
+    """
+
+    connects = False
+
+    def __init__(
+        self, client: Any, origin: str, *, clock: Clock, patience: float, owned: bool
+    ) -> None:
+        self._client = client
+        self._origin = origin
+        self._clock = clock
+        self._patience = patience
+        self._owned = owned
+        self._cancels = cancels_safely(client)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._waiting: set[asyncio.Future[bool]] = set()
+
+    async def ask(
+        self,
+        call: Call,
+        request: HttpRequest,
+        headers: list[tuple[bytes, bytes]],
+        finish: Callable[[Call, HttpRequest, Answer], Awaitable[Reply]],
+    ) -> Reply:
+        """Send the request, and let `finish` make a reply of the answer."""
+        loop = asyncio.get_running_loop()
+        progress = _Progress()
+        task = loop.create_task(self._send(call, request, headers, finish, progress))
+        self._tasks.add(task)
+        waiter: asyncio.Future[bool] = loop.create_future()
+
+        def over(finished: bool) -> None:  # noqa: FBT001
+            if not waiter.done():
+                waiter.set_result(finished)
+
+        def ended(_: object) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # looked at, also when nobody waits any more
+            over(True)
+
+        task.add_done_callback(ended)
+        self._waiting.add(waiter)
+        timer = None
+        if call.attempt_deadline < inf:
+            left = call.attempt_deadline - self._clock.now()
+            timer = call_later(self._clock, left, lambda: over(False))
+        try:
+            if not await waiter:
+                call.sent = call.sent or progress.sent or not progress.told
+                raise call.expired(sent=progress.sent or not progress.told)
+        except BaseException:
+            progress.leave(task, cancels=self._cancels)
+            raise
+        finally:
+            self._waiting.discard(waiter)
+            if timer is not None:
+                timer.cancel()
+        if task.cancelled():
+            raise ConnectionLost("the client was closed")
+        return task.result()
+
+    async def _send(
+        self,
+        call: Call,
+        request: HttpRequest,
+        headers: list[tuple[bytes, bytes]],
+        finish: Callable[[Call, HttpRequest, Answer], Awaitable[Reply]],
+        progress: _Progress,
+    ) -> Reply:
+        now = self._clock.now()
+        # a little before our own deadline, so that it is this library that says what happened
+        connect = max(0.001, min(self._patience, call.connect_deadline - now - 0.02))
+        read = None
+        if call.attempt_deadline < inf and call.kind != "stream":
+            read = max(0.001, call.attempt_deadline - now) + 0.05
+        try:
+            outgoing = self._client.build_request(
+                request.method,
+                self._origin + request.target,
+                content=request.content,
+                headers=headers,
+                timeout=(connect, read, read, connect),
+                extensions={"trace": progress},
+            )
+            response = await self._client.send(outgoing, stream=True, follow_redirects=False)
+            call.sent = True
+            return await finish(call, request, ForeignAnswer(response, self._clock))
+        except ResilientClientError:
+            raise
+        except Exception as error:
+            mapped = map_error(error)
+            if mapped is None:
+                call.sent = True
+                raise
+            if mapped.sent:
+                call.sent = True
+            raise mapped from error
+
+    async def connect(self, deadline: float) -> None:
+        """Nothing is known of such a client before the first call."""
+
+    def forget_loop(self) -> None:
+        """The loop of the tasks has closed."""
+        self._tasks.clear()
+        self._waiting.clear()
+
+    async def aclose(self) -> None:
+        """Fail what is in progress; the client itself is closed only when it is ours."""
+        for waiter in tuple(self._waiting):
+            if not waiter.done():
+                waiter.set_exception(ConnectionLost("the client was closed"))
+        tasks = tuple(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        if self._owned:
+            await self._client.aclose()
+
+
+class ForeignAnswer:
+    """See `_items.Answer`; a stream is read ahead by a task of its own.
+
+    Waiting for a part of it can so be given up without cancelling the client in the middle.
+    """
+
+    __slots__ = (
+        "_changed", "_chunks", "_clock", "_ended", "_error", "_response", "_room", "_task",
+        "headers", "reason", "status",
+    )  # fmt: skip
     _AHEAD = 16  # chunks
 
     def __init__(self, response: Any, clock: Clock) -> None:
-        self._clock = clock
         self.status: int = response.status_code
         self.reason: str = response.reason_phrase
         self.headers = response.headers
+        self._clock = clock
         self._response = response
         self._chunks: deque[bytes] = deque()
         self._ended = False
@@ -129,29 +225,23 @@ class ForeignAnswer:
         self._room = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def read(self, limit: int, too_large: Callable[[], Exception]) -> bytes:
-        """The whole body; run where it may be left alone."""
+    async def read(self, limit: int) -> bytes | None:
         chunks = []
         size = 0
         try:
-            async for chunk in self._iterate():
+            async for chunk in self._response.aiter_raw():
                 size += len(chunk)
                 if size > limit:
-                    raise too_large()
+                    return None
                 chunks.append(chunk)
         finally:
             await self._response.aclose()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _iterate(self) -> Any:
-        encoded = self.headers.get("content-encoding", "identity") != "identity"
-        return self._response.aiter_bytes() if encoded else self._response.aiter_raw()
-
     async def chunk(self, deadline: float) -> bytes:
-        """The next part of the body, empty at its end; `TimeoutError` when it has not come."""
-        left = None if deadline == inf else deadline - self._clock.now()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._pump())
+        left = None if deadline == inf else deadline - self._clock.now()
         async with asyncio.timeout(left):
             while not self._chunks:
                 if self._error is not None:
@@ -165,7 +255,7 @@ class ForeignAnswer:
 
     async def _pump(self) -> None:
         try:
-            async for chunk in self._iterate():
+            async for chunk in self._response.aiter_raw():
                 if chunk:
                     self._chunks.append(chunk)
                     self._changed.set()
@@ -176,14 +266,15 @@ class ForeignAnswer:
             self._error = map_error(error)
             if self._error is None:
                 self._error = ConnectionLost(f"{type(error).__name__}: {error}")
-                self._error.__cause__ = error
+            self._error.__cause__ = error
         finally:
             self._ended = True
             self._changed.set()
 
-    async def aclose(self) -> None:
-        """Close the response: the server learns that nobody reads it."""
+    async def aclose(self, *, at_end: bool = False) -> None:
         if self._task is not None:
+            if at_end:
+                await asyncio.wait({self._task}, timeout=0.05)
             self._task.cancel()
             await asyncio.wait({self._task})
         await self._response.aclose()

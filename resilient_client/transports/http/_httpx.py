@@ -1,22 +1,30 @@
-"""httpx: the client that requests go through, with a pool of our own under it.
+"""The client that is used when none is given: httpx's, with a pool of our own under it.
 
 The one module that imports httpx, loaded with the first client that is not given another.
 """
 
 from __future__ import annotations
 
+import ssl
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from resilient_client.transports.http._http1 import Pool
+from resilient_client.errors import ResilientClientError
+from resilient_client.transports.http._errors import map_error
+from resilient_client.transports.http._pool import Pool
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from resilient_client.message import Call
-    from resilient_client.transports.http._http1 import Connection
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports.http._connection import Connection
+    from resilient_client.transports.http._items import Answer
+    from resilient_client.transports.http._requests import HttpRequest
+
+_END_OF_BODY = 0.05
+"""Seconds to wait for the end of a body that holds nothing more, to keep its connection."""
 
 
 class _Body(httpx.AsyncByteStream):
@@ -49,7 +57,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         pool = self._pool
         call: Call = request.extensions["call"]
         content: bytes = request.extensions["content"]
-        connection = await pool.acquire(call.connect_deadline)
+        connection = await pool.acquire(call.connect_deadline, call)
         try:
             sent, call.sent = call.sent, True
             try:
@@ -65,11 +73,10 @@ class PoolTransport(httpx.AsyncBaseTransport):
             pool.deadlines.discard(connection)
             pool.release(connection)
             raise
-        body = _Body(pool, connection)
         return httpx.Response(
             head.status_code,
             headers=head.headers.raw_items(),
-            stream=body,
+            stream=_Body(pool, connection),
             extensions={"reason_phrase": head.reason, "connection": connection},
         )
 
@@ -93,32 +100,103 @@ class _PooledClient(httpx.AsyncClient):
         raise NotImplementedError
 
 
-parse_url = httpx.URL
+class OwnClient:
+    """Asks through httpx over our own pool, in the caller's own task: no redirects, no proxies."""
+
+    connects = True
+
+    def __init__(self, origin: str, pool: Pool) -> None:
+        self._origin = origin
+        self._pool = pool
+        self._client = _PooledClient(transport=PoolTransport(pool), trust_env=False)
+        self._url = lru_cache(maxsize=1024)(httpx.URL)
+
+    async def ask(
+        self,
+        call: Call,
+        request: HttpRequest,
+        headers: list[tuple[bytes, bytes]],
+        finish: Callable[[Call, HttpRequest, Answer], Awaitable[Reply]],
+    ) -> Reply:
+        """Send the request, and let `finish` make a reply of the answer."""
+        content = request.content
+        try:
+            response = await self._client.send(
+                httpx.Request(
+                    request.method,
+                    self._url(self._origin + request.target),
+                    headers=headers,
+                    content=content,
+                    extensions={"call": call, "content": content or b""},
+                ),
+                stream=True,
+            )
+            return await finish(call, request, _OwnAnswer(response, self._pool))
+        except ResilientClientError:
+            raise
+        except TimeoutError:
+            raise call.expired(sent=True) from None
+        except Exception as error:
+            mapped = map_error(error)
+            if mapped is None:
+                raise
+            raise mapped from error
+
+    async def connect(self, deadline: float) -> None:
+        """Have a connection for the first call."""
+        await self._pool.warm(deadline)
+
+    def forget_loop(self) -> None:
+        """The loop of the connections has closed."""
+        self._pool.forget()
+
+    async def aclose(self) -> None:
+        """Fail what is in progress, and close."""
+        await self._pool.aclose()
+        await self._client.aclose()
 
 
-def pooled_client(pool: Pool) -> httpx.AsyncClient:
-    """An `AsyncClient` over our pool: no redirects, no environment, no cookies kept."""
-    return _PooledClient(transport=PoolTransport(pool), trust_env=False)
+class _OwnAnswer:
+    """See `_items.Answer`."""
+
+    __slots__ = ("_connection", "_pool", "_response", "headers", "reason", "status")
+
+    def __init__(self, response: httpx.Response, pool: Pool) -> None:
+        self.status = response.status_code
+        self.reason = response.reason_phrase
+        self.headers = response.headers
+        self._response = response
+        self._connection: Connection = response.extensions["connection"]
+        self._pool = pool
+
+    async def read(self, limit: int) -> bytes | None:
+        chunks = []
+        size = 0
+        connection = self._connection
+        try:
+            while chunk := await connection.chunk():
+                size += len(chunk)
+                if size > limit:
+                    return None
+                chunks.append(chunk)
+        finally:
+            await self._response.aclose()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def chunk(self, deadline: float) -> bytes:
+        self._pool.deadlines.discard(self._connection)  # that of the call as a whole
+        return await self._connection.chunk(deadline)
+
+    async def aclose(self, *, at_end: bool = False) -> None:
+        if at_end and not self._connection.complete:
+            await self._connection.finish(_END_OF_BODY)
+        await self._response.aclose()
 
 
-def environment_client(tls: ssl.SSLContext | None, limit: int) -> httpx.AsyncClient:
+def environment_client(tls: ssl.SSLContext | None, limit: int) -> Any:
     """An `AsyncClient` that obeys the environment's proxies, over httpx's own pool."""
-    limits = httpx.Limits(max_connections=limit, keepalive_expiry=4.0)
-    return httpx.AsyncClient(trust_env=True, verify=True if tls is None else tls, limits=limits)
-
-
-def request(
-    method: str,
-    url: Any,
-    headers: list[tuple[bytes, bytes]],
-    content: bytes | None,
-    call: Call,
-) -> httpx.Request:
-    """A request with nothing added but what HTTP demands."""
-    return httpx.Request(
-        method,
-        url,
-        headers=headers,
-        content=content,
-        extensions={"call": call, "content": content or b""},
+    return httpx.AsyncClient(
+        trust_env=True,
+        verify=ssl.create_default_context() if tls is None else tls,
+        limits=httpx.Limits(max_connections=limit, keepalive_expiry=4.0),
     )

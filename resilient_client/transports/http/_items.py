@@ -15,8 +15,6 @@ from resilient_client.transports.http._events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from resilient_client.codecs import Codec
     from resilient_client.errors import ResilientClientError
     from resilient_client.message import Call
@@ -29,14 +27,14 @@ class Answer(Protocol):
     reason: str
     headers: Any
 
-    async def read(self, limit: int, too_large: Callable[[], Exception]) -> bytes:
-        """The whole body, at most `limit` bytes of it; closes."""
+    async def read(self, limit: int) -> bytes | None:
+        """The whole body, None when it has more than `limit` bytes; closes."""
 
     async def chunk(self, deadline: float) -> bytes:
         """The next part, empty at the end; `TimeoutError` when it has not come by then."""
 
-    async def aclose(self) -> None:
-        """Done with it."""
+    async def aclose(self, *, at_end: bool = False) -> None:
+        """Done with it; `at_end` when nothing more can be in it."""
 
 
 def stream_reader(media: str, limit: int) -> EventReader | JsonLinesReader | None:
@@ -88,7 +86,7 @@ class HttpItems:
             await self._fill(deadline)
             if not self._ready:
                 error, self._error = self._error, None
-                await self.aclose()
+                await self._answer.aclose(at_end=True)
                 if error is not None:
                     raise error
                 raise StopAsyncIteration

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import typing
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import unquote
 
-from resilient_client.errors import PayloadError
+from resilient_client.errors import ConfigurationError
 from resilient_client.patterns import lookup_route
-from resilient_client.transports.http._requests import rest_template
+from resilient_client.transports.http._requests import Template, rest_template
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from resilient_client.codecs import Codec
     from resilient_client.transports._base import App
-
-_MAX_QUERY = 1000  # fields
 
 
 class Found(NamedTuple):
@@ -66,7 +61,7 @@ class Router:
         if not app.handles(route) and not app.receivers(route):
             route = lookup_route(route) or route
         handled = app.handles(route)
-        if handled or app.receivers(route):
+        if (handled or app.receivers(route)) and _rest(route) is None:
             if method == "POST":
                 return Found(route, event or not handled, None)
             return [*(found or ()), "POST"]
@@ -82,7 +77,7 @@ class Router:
         self._known = len(subscriptions)
         templates = {}
         for each in subscriptions:
-            template = rest_template(each.route)
+            template = _rest(each.route)
             if template is not None:
                 templates[each.route, each.is_event] = _Template(
                     template.method, _segments(template), each.route, each.is_event
@@ -115,7 +110,15 @@ class Router:
         return sorted(allowed) if allowed else None
 
 
-def _segments(template: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _rest(route: str) -> Template | None:
+    """The REST pattern this is, if it is one; a broken one means something on another transport."""
+    try:
+        return rest_template(route)
+    except ConfigurationError:
+        return None
+
+
+def _segments(template: Template) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """A template's path, by segment: a literal, then names and literals in turns."""
     pieces: list[list[str]] = [[""]]
     names: list[list[str]] = [[]]
@@ -161,21 +164,21 @@ def _match(
 
 def path_segments(scope: Mapping[str, Any], base: str) -> list[str] | None:
     """The decoded segments of the path below where the application stands; None when outside it."""
-    root = scope.get("root_path", "")
-    path = scope["path"]
     raw = scope.get("raw_path")
     if raw:
-        decoded = [unquote(part) for part in raw.decode("latin-1").split("/")]
+        segments = [unquote(part) for part in raw.decode("latin-1").split("/")]
     else:
-        decoded = path.split("/")
-    inside = _below(decoded, root) if root else decoded
-    if inside is None:  # servers that leave the root out of the path
-        inside = decoded
-    if base:
-        inside = _below(inside, base)
-        if inside is None:
-            return None
-    return inside[1:]
+        segments = scope["path"].split("/")
+    root = scope.get("root_path", "")
+    # what a proxy took off is in root_path but not in the path, what a framework mounts at in both
+    mount = root.removeprefix(scope.get("app_root_path", ""))
+    for above in (root, mount):
+        inside = _below(segments, above)
+        if inside is not None:
+            segments = inside
+            break
+    below = _below(segments, base)
+    return None if below is None else below[1:]
 
 
 def _below(segments: list[str], root: str) -> list[str] | None:
@@ -183,89 +186,3 @@ def _below(segments: list[str], root: str) -> list[str] | None:
     if segments[: len(above)] != above:
         return None
     return ["", *segments[len(above) :]]
-
-
-class Fields(NamedTuple):
-    """A payload put together from path, query and body; all but the body is text."""
-
-    values: dict[str, Any]
-
-
-class FieldsCodec:
-    """Decodes `Fields`: text is taken for a number or bool where one is due."""
-
-    __slots__ = ("_codec", "convert", "encode")
-
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
-        self.encode = codec.encode
-        self.convert = codec.convert
-
-    def decode(self, body: Any, type: Any = Any) -> Any:  # noqa: A002
-        """See `Codec.decode`."""
-        if not isinstance(body, Fields):
-            return self._codec.decode(body, type)
-        values = body.values
-        for name in _lists(type):
-            if name in values and not isinstance(values[name], list):
-                values = {**values, name: [values[name]]}
-        return self._codec.convert(values, type, strict=False)
-
-
-def _lists(hint: Any) -> frozenset[str]:
-    try:
-        return _cached_lists(hint)
-    except TypeError:  # a hint that cannot be hashed
-        return frozenset()
-
-
-@lru_cache(maxsize=256)
-def _cached_lists(hint: Any) -> frozenset[str]:
-    """The names of a type's fields that hold several values: one `tag=a` is a list of one."""
-    if not isinstance(hint, type):
-        return frozenset()
-    try:
-        hints = typing.get_type_hints(hint)
-    except (NameError, TypeError):
-        return frozenset()
-    return frozenset(name for name, each in hints.items() if _several(each))
-
-
-def _several(hint: Any) -> bool:
-    origin = typing.get_origin(hint) or hint
-    if isinstance(origin, type):
-        return issubclass(origin, list | tuple | set | frozenset)
-    return any(_several(each) for each in typing.get_args(hint))
-
-
-def fields(parameters: Mapping[str, str], query: bytes, body: bytes, codec: Codec) -> Any:
-    """The payload of a REST request: the body's object, the query, the path; the later wins.
-
-    Raises:
-        PayloadError: the body is no object but has to be put together with the others.
-    """
-    if not parameters and not query:
-        return body or b"null"
-    values: dict[str, Any] = {}
-    if body:
-        plain = codec.decode(body)
-        if isinstance(plain, dict):
-            values.update(plain)
-        elif plain is not None:
-            raise PayloadError("the body is no JSON object: path and query cannot be added to it")
-    text = query.decode("latin-1")
-    try:
-        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MAX_QUERY)
-    except ValueError as error:
-        raise PayloadError(f"the query has more than {_MAX_QUERY} fields") from error
-    told: dict[str, Any] = {}
-    for name, value in pairs:
-        if name not in told:
-            told[name] = value
-        elif isinstance(told[name], list):
-            told[name].append(value)
-        else:
-            told[name] = [told[name], value]
-    values.update(told)
-    values.update(parameters)
-    return Fields(values)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports.http._requests import rest_template
 from resilient_client.transports.http.asgi import asgi_app
 
 if TYPE_CHECKING:
-    from resilient_client.transports._base import App, Target
+    from resilient_client.transports._base import App, Subscription, Target
 
 _CLOSING = 1.0  # seconds that connections get to close by themselves
 
@@ -55,6 +56,10 @@ class ServerListener:
         )
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse a REST pattern that is none, when it is registered."""
+        rest_template(handler.route)
 
     async def start(self) -> None:
         """See `ServerListener.start`."""

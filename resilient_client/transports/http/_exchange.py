@@ -1,0 +1,304 @@
+"""One request to our server and its response."""
+
+from __future__ import annotations
+
+import asyncio
+from math import ceil, inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import (
+    CORRELATION_HEADER,
+    PEER_HEADER,
+    correlation_id,
+    valid_correlation_id,
+)
+from resilient_client.errors import (
+    DEADLINE_EXCEEDED_CODE,
+    INTERNAL_SERVER_ERROR,
+    InvalidPayloadError,
+    PayloadError,
+    RemoteError,
+    Throttled,
+    wire_error,
+)
+from resilient_client.message import NO_VALUE, Message
+from resilient_client.transports.http._answers import is_json
+from resilient_client.transports.http._events import END, error_event, value_event
+from resilient_client.transports.http._fields import FieldsCodec, fields
+from resilient_client.transports.http._responses import (
+    Disconnected,
+    Refused,
+    extra_headers,
+    nowhere,
+    refused,
+    request_headers,
+    status_of,
+    too_large,
+)
+from resilient_client.transports.http._routing import Found, Router, path_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+
+    from resilient_client.message import Items, Reply
+    from resilient_client.transports._base import App, Slots
+
+    Scope = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+    Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_JSON = (b"content-type", b"application/json")
+_CORRELATION = CORRELATION_HEADER.encode()
+_OURS = (PEER_HEADER.encode(), b"1")
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect the values
+]
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_answered", "_app", "_correlation", "_done", "_receive", "_resumed", "_scope", "_send",
+        "_started", "_streaming",
+    )  # fmt: skip
+
+    def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app = app
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._correlation: str | None = None
+        self._streaming = False
+        self._started = False
+        self._answered = False
+        self._resumed: asyncio.Future[None] | None = None
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # ------------------------------------------------------------------------------ the request
+
+    async def serve(self, router: Router, codec: FieldsCodec, base: str, max_size: int) -> None:
+        """Answer it.
+
+        Raises:
+            Refused: it is not for a handler.
+            Disconnected: there is nobody to answer.
+        """
+        received = self._app.clock.now()
+        scope = self._scope
+        method: str = scope["method"]
+        headers = request_headers(scope["headers"])
+        self._correlation = headers.get(CORRELATION_HEADER)
+        accept = headers.get("accept", "*/*").lower()
+        # "application/json, */*" comes from clients that would not know what to do with a stream
+        self._streaming = "text/event-stream" in accept or (
+            "*/*" in accept and "application/json" not in accept
+        )
+        event = (
+            method not in ("GET", "HEAD", "OPTIONS")
+            and "respond-async" in headers.get("prefer", "").lower()
+        )
+        segments = path_segments(scope, base)
+        found = [] if segments is None else router.find(method, segments, event=event)
+        if not isinstance(found, Found) and not (event and segments is not None and not found):
+            raise nowhere(method, found)
+        body = await self._body(headers, max_size)
+        if not isinstance(found, Found):  # an event that nobody hears
+            return await self._respond(202, b"", [(b"x-receivers", b"0")])
+        payload: Any = body or b"null"
+        if found.parameters is not None:
+            try:
+                query = scope.get("query_string", b"")
+                payload = fields(found.parameters, query, body, self._app.codec)
+            except PayloadError as error:
+                return await self._error(InvalidPayloadError(error.args[0]))
+        message = Message(
+            found.route,
+            payload,
+            headers,
+            None if found.event else True,
+            received=received,
+            raw=scope,
+            codec=None if found.parameters is None else codec,
+        )
+        slots = self._app.slots(self._pause, self._resume)
+        try:
+            await (self._hand_over if found.event else self._ask)(message, slots)
+        finally:
+            slots.close()
+        return None
+
+    async def _body(self, headers: dict[str, str], max_size: int) -> bytes:
+        told = headers.get("content-length", "")
+        if told.isascii() and told.isdigit() and (len(told) > 15 or int(told) > max_size):
+            raise too_large(max_size)
+        chunks: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > max_size:
+                raise too_large(max_size)
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        if size and not is_json(headers.get("content-type", "application/json")):
+            raise refused(415, "The body is JSON, and its content-type says so")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _hand_over(self, message: Message, slots: Slots) -> None:
+        """An event: accepted once it runs."""
+        self._app.accept(message, None, slots, "http")
+        if self._resumed is not None:
+            left = asyncio.ensure_future(self._left())
+            try:
+                await asyncio.wait({left, self._resumed}, return_when=asyncio.FIRST_COMPLETED)
+                if not self._resumed.done():
+                    return
+            finally:
+                if not self._resumed.done():
+                    slots.drop()
+                await _end(left)
+        count = self._app.receivers(message.route)
+        await self._respond(202, b"", [(b"x-receivers", b"%d" % count)])
+
+    def _pause(self) -> None:
+        self._resumed = asyncio.get_running_loop().create_future()
+
+    def _resume(self) -> None:
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+
+    async def _ask(self, message: Message, slots: Slots) -> None:
+        """A request: its handler runs in a task of its own, and is cancelled when nobody waits."""
+        job: Any = self._app.accept(message, self._answer, slots, "http")
+        await asyncio.sleep(0)
+        if not self._done.done():  # it does not answer at once: look out for the caller
+            if job is not None:
+                job.task.add_done_callback(self._finish)
+            left = asyncio.ensure_future(self._left())
+            try:
+                await asyncio.wait({left, self._done}, return_when=asyncio.FIRST_COMPLETED)
+                if not self._done.done():
+                    return
+            finally:
+                await _end(left)
+        if not self._answered:
+            await self._give_up(job)
+
+    def _finish(self, _: object = None) -> None:
+        if not self._done.done():
+            self._done.set_result(None)
+
+    async def _left(self) -> None:
+        """Return when the caller has disconnected."""
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+
+    # ----------------------------------------------------------------------------- the response
+
+    async def _answer(self, reply: Reply) -> None:
+        """Put a handler's reply on the wire; runs in the handler's task."""
+        if not valid_correlation_id(self._correlation):
+            self._correlation = correlation_id.get()
+        try:
+            if reply.error is not None:
+                await self._error(reply.error)
+            elif reply.items is not None:
+                await self._items(reply.items)
+            elif reply.body is NO_VALUE:
+                await self._respond(204, b"", extra_headers(reply.headers))
+            else:
+                await self._respond(200, reply.body, [_JSON, *extra_headers(reply.headers)])
+        finally:
+            self._finish()
+
+    async def _items(self, items: Items) -> None:
+        """A stream to whoever can read one, its first value to anybody else."""
+        first: Any = None
+        try:
+            first = await items.receive(inf)
+        except RemoteError as error:  # nothing has been sent: it can be told in the usual way
+            return await self._error(error)
+        except StopAsyncIteration:
+            if not self._streaming:
+                return await self._respond(204, b"", ())
+        else:
+            if not self._streaming:
+                return await self._respond(200, first, [_JSON])
+        await self._start(200, _EVENTS)
+        try:
+            while first is not None:
+                await self._more(value_event(first))
+                first = await items.receive(inf)
+            await self._last(END)
+        except StopAsyncIteration:
+            await self._last(END)
+        except RemoteError as error:
+            await self._last(error_event(self._app.codec.encode(wire_error(error))))
+        return None
+
+    async def _give_up(self, job: Any) -> None:
+        """The handler ended without an answer: its time is up, or the server's."""
+        if job is not None and job.expired:
+            error = RemoteError("Deadline exceeded", code=DEADLINE_EXCEEDED_CODE, status=504)
+        elif job is not None and job.cancelled:
+            error = RemoteError("The server was stopped", status=503)
+        else:
+            error = RemoteError(INTERNAL_SERVER_ERROR)
+        if self._started:
+            await self._last(error_event(self._app.codec.encode(wire_error(error))))
+        else:
+            await self._error(error)
+
+    async def _error(self, error: RemoteError) -> None:
+        headers = []
+        if isinstance(error, Throttled):
+            wait = 1 if error.retry_after is None else max(1, ceil(error.retry_after))
+            headers.append((b"retry-after", b"%d" % wait))
+        await self._json(status_of(error), wire_error(error), headers)
+
+    async def refuse(self, refusal: Refused) -> None:
+        """Answer without a handler."""
+        if refusal.payload is NO_VALUE:
+            await self._respond(refusal.status, b"", refusal.headers)
+        else:
+            await self._json(refusal.status, refusal.payload, refusal.headers)
+
+    async def _json(
+        self, status: int, payload: Any, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        await self._respond(status, self._app.codec.encode(payload), [_JSON, *headers])
+
+    async def _respond(
+        self, status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]]
+    ) -> None:
+        length = () if status == 204 else ((b"content-length", b"%d" % len(body)),)
+        await self._start(status, [*headers, *length])
+        await self._last(b"" if self._scope["method"] == "HEAD" else body)
+
+    async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        own = [*headers, _OURS]
+        known = self._correlation
+        if known is not None and valid_correlation_id(known):
+            own.append((_CORRELATION, known.encode()))
+        self._started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": own})
+
+    async def _more(self, data: bytes) -> None:
+        """Part of a body; waits while the caller does not read."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def _last(self, data: bytes) -> None:
+        self._answered = True
+        await self._send({"type": "http.response.body", "body": data})
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task})
