@@ -33,7 +33,7 @@ transaction.state.log.num.partitions=4
 share.coordinator.state.topic.num.partitions=1
 num.partitions=3
 group.initial.rebalance.delay.ms=0
-broker.session.timeout.ms=2000
+broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 log.cleaner.enable=false
 """

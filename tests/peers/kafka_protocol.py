@@ -60,7 +60,7 @@ def _ask(host: str, port: int, key: int, version: int, body: bytes, timeout: flo
 
 
 def coordinator_ready(host: str, port: int) -> bool:
-    answer = _ask(host, port, FIND_COORDINATOR, 0, _text("ready"), 2.0)
+    answer = _ask(host, port, FIND_COORDINATOR, 0, _text("ready"), 5.0)
     return answer.take("h") == NONE
 
 
