@@ -21,6 +21,7 @@ export async function openProxy(nest, given) {
     for (const pattern of patterns) client.subscribeToResponseOf(pattern);
   }
   if (given.connect !== false && (transport === 'kafka' || given.connect)) await client.connect();
+  if (transport === 'kafka' && given.connect !== false) await untilAssigned(client, given.patterns ?? []);
 
   const call = (method) => (pattern, data, metadata, record) => {
     const payload = metadata || record ? from(withMetadata[transport](nest, data, metadata ?? {}, record)) : null;
@@ -29,6 +30,16 @@ export async function openProxy(nest, given) {
     return payload ? payload.pipe(mergeMap(dispatch)) : dispatch(data);
   };
   return { send: call('send'), emit: call('emit'), connect: () => client.connect(), close: () => client.close() };
+}
+
+// A Nest client on Kafka says it is connected before its group has given it partitions to be answered on.
+async function untilAssigned(client, patterns) {
+  for (let tries = 0; tries < 600; tries += 1) {
+    const assigned = client.getConsumerAssignments();
+    if (patterns.every((pattern) => assigned[`${pattern}.reply`] !== undefined)) return;
+    await new Promise((resolve) => setTimeout(resolve, 100));
+  }
+  throw new Error(`no partitions for the replies of ${patterns}`);
 }
 
 // Patterns are "Sum" or "Math/Sum"; `record` may hold {requests: [...], interval, deadline}.
