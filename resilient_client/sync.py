@@ -356,13 +356,14 @@ async def _some(stream: Stream[T], values: deque[T]) -> BaseException | None:
 
 def _wait_for(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001  (the public one raises: slower)
+        here = background_loop()
+        running = asyncio._get_running_loop()  # noqa: SLF001  (the public one raises, and is slower)
+        if running is not None and running is not here.loop:
             _warn()
-        loop = background_loop()
     except BaseException:  # a warning made an error; no thread can be started any more
         coroutine.close()
         raise
-    return loop.run(coroutine)
+    return here.run(coroutine)
 
 
 def _warn() -> None:

@@ -258,8 +258,8 @@ def test_a_stream_is_a_context_manager(served: Served, client: SyncClientProxy) 
 def test_a_silent_stream_ends_by_its_idle_timeout(client: SyncClientProxy) -> None:
     start = time.monotonic()
     with pytest.raises((ReplyTimeout, DeadlineExceeded)):
-        list(client.stream("wait", 5, idle_timeout=0.1))
-    assert time.monotonic() - start < 2
+        list(client.stream("wait", 100, idle_timeout=0.1))
+    assert time.monotonic() - start < 30
 
 
 # ------------------------------------------------------------------- threads and their contexts
@@ -318,7 +318,7 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
     def front(payload: Any) -> str:
         outcome.append(current_context() is not None)
         try:
-            inner.send("wait", 5, timeout=8)
+            inner.send("wait", 100, timeout=60)
         except DeadlineExceeded as error:
             outcome.append(error)
         return "done"
@@ -327,16 +327,14 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
         async with server, ClientProxy("memory://front", policies=(), telemetry=False) as outer:
             with pytest.raises(DeadlineExceeded):
                 await outer.send(
-                    "front", timeout=0.3, headers={"x-correlation-id": "through-and-through"}
+                    "front", timeout=1.5, headers={"x-correlation-id": "through-and-through"}
                 )
-            for _ in range(200):
-                if len(outcome) == 2:
-                    break
+            while len(outcome) < 2:
                 await asyncio.sleep(0.01)
 
     start = time.monotonic()
     asyncio.run(main())
-    assert time.monotonic() - start < 4
+    assert time.monotonic() - start < 30
     assert outcome[0] is True
     assert isinstance(outcome[1], DeadlineExceeded)
     assert served.contexts[0].correlation_id == "through-and-through"
@@ -435,12 +433,10 @@ def test_a_call_on_the_shared_loop_itself_is_refused_instead_of_waiting_for_itse
     caught: list[BaseException] = []
 
     async def headers() -> dict[str, str]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                other.send("sum", [1])
-            except ConfigurationError as error:
-                caught.append(error)
+        try:
+            other.send("sum", [1])
+        except ConfigurationError as error:
+            caught.append(error)
         return {}
 
     with tcp_client(served, headers=headers) as client:
@@ -578,8 +574,8 @@ async def test_a_server_in_the_blocked_loop_cannot_answer_and_the_deadline_ends_
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises(DeadlineExceeded):
-                client.send("x", timeout=0.2)
-            assert time.monotonic() - start < 5
+                client.send("x", timeout=1.5)
+            assert time.monotonic() - start < 30
             client.close()
         await asyncio.sleep(0.05)
 
