@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 from resilient_client.errors import Outcome
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import attempt_outcome, description, status_code
-from resilient_client.telemetry._otel import (
-    SpanKind,
-    Status,
-    StatusCode,
-    get_current,
-    set_span_in_context,
-)
+from resilient_client.telemetry._otel import SpanKind, Status, StatusCode, get_current
 
 if TYPE_CHECKING:
     from resilient_client.message import Call
@@ -55,17 +49,10 @@ class CallRecord:
             else:
                 self.explicit = True
             self.context = parent
-            if not spanned:  # its only attempt has a span
-                return
-            self.span = recorder.tracer.start_span(
-                method.span_name,
-                parent,
-                method.kind,
-                method.attributes,
-                record_exception=False,
-                set_status_on_exception=False,
-            )
-            self.context = set_span_in_context(self.span, parent)
+            if spanned:  # else its only attempt has a span
+                self.span, self.context = recorder.begin_span(
+                    method.span_name, parent, method.kind, method.attributes
+                )
 
     def complete(self, outcome: Outcome, error: BaseException | None) -> None:
         """A stream has come to its end; see `Reply.on_complete`."""
@@ -82,11 +69,17 @@ class CallRecord:
         if self._ended:
             return
         self._ended = True
-        if self.open is not None:
-            self.open.end(error)
+        self.recorder.active[self.method.system] -= 1
+        try:
+            if self.open is not None:
+                self.open.end(error)
+            self._end(error)
+        except Exception as failure:  # noqa: BLE001  (of the application's processors)
+            self.recorder.failed(failure)
+
+    def _end(self, error: BaseException | None) -> None:
         recorder, method, call, context = self.recorder, self.method, self._call, self.context
         kind = recorder.errors.of(error) if isinstance(error, Exception) else None
-        recorder.active[method.system] -= 1
         instruments = recorder.instruments
         if instruments is not None:
             labels = method.labels_of(kind)
@@ -147,18 +140,10 @@ class AttemptRecord:
             )
 
     def _begin(self, name: str, kind: SpanKind, attributes: Labels, wall: int | None) -> None:
-        tracer, outer = self.parent.recorder.tracer, self.parent.context
-        assert tracer is not None and outer is not None  # noqa: S101, PT018
-        self.span = tracer.start_span(
-            name,
-            outer,
-            kind,
-            attributes,
-            start_time=wall,
-            record_exception=False,
-            set_status_on_exception=False,
+        assert self.parent.context is not None  # noqa: S101
+        self.span, self.context = self.parent.recorder.begin_span(
+            name, self.parent.context, kind, attributes, start_time=wall
         )
-        self.context = set_span_in_context(self.span, outer)
 
     def delayed(self, seconds: float) -> None:
         """It began that long after the one before had ended."""
@@ -172,6 +157,12 @@ class AttemptRecord:
         if self._ended:
             return
         self._ended = True
+        try:
+            self._end(error, at, wall)
+        except Exception as failure:  # noqa: BLE001  (of the application's processors)
+            self.parent.recorder.failed(failure)
+
+    def _end(self, error: BaseException | None, at: float | None, wall: int | None) -> None:
         recorder = self.parent.recorder
         kind = recorder.errors.of(error) if isinstance(error, Exception) else None
         if recorder.instruments is not None:

@@ -191,7 +191,7 @@ class ClientTelemetry(Recorder):
             method = http_method(record.method, verb, template, address)
             url = names.without_values(url)
             attempt = HttpAttempt(record, call, method, url, self.now())
-        if call.failures:
+        if call.failures and call.attempt > 1:
             attempt.delayed(max(0.0, call.attempt_started - call.failures[-1][3]))
         call.span = attempt
         try:

@@ -8,15 +8,7 @@ from resilient_client.errors import Outcome, RemoteError
 from resilient_client.message import Reply
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import error_type, status_code
-from resilient_client.telemetry._otel import (
-    Link,
-    SpanKind,
-    Status,
-    StatusCode,
-    attach,
-    detach,
-    set_span_in_context,
-)
+from resilient_client.telemetry._otel import Link, SpanKind, Status, StatusCode, attach, detach
 
 if TYPE_CHECKING:
     from resilient_client.message import Items, Message
@@ -57,24 +49,14 @@ class HandlingRecord:
         self._message = message
         self._started = recorder.now()
         self._ended = False
-        self._span: Span | None = None
         self.items = 0
-        self.context = parent
         recorder.active[method.system] = recorder.active.get(method.system, 0) + 1
         if recorder.instruments is not None and message.received:
             waited = max(0.0, self._started - message.received)
             recorder.instruments.queue.record(waited, {names.RPC_SYSTEM_NAME: method.system})
-        if recorder.tracer is not None:
-            self._span = recorder.tracer.start_span(
-                method.span_name,
-                parent,
-                method.kind,
-                method.attributes,
-                links,
-                record_exception=False,
-                set_status_on_exception=False,
-            )
-            self.context = set_span_in_context(self._span, parent)
+        self._span, self.context = recorder.begin_span(
+            method.span_name, parent, method.kind, method.attributes, links
+        )
 
     def describe(self, correlation_id: str, attempt: int) -> None:
         """Say which work it belongs to."""
@@ -123,14 +105,21 @@ class HandlingRecord:
         if self._ended:
             return
         self._ended = True
-        recorder, method, span = self._recorder, self._method, self._span
-        recorder.active[method.system] -= 1
+        recorder = self._recorder
+        recorder.active[self._method.system] -= 1
         if kind is not None:
             kind = recorder.errors.bounded(kind)
-        if recorder.instruments is not None:
-            self._measure(recorder.instruments, kind, status)
-        if span is None:
-            return
+        try:
+            if recorder.instruments is not None:
+                self._measure(recorder.instruments, kind, status)
+            if self._span is not None:
+                self._close(self._span, kind, status, cancelled=cancelled)
+        except Exception as failure:  # noqa: BLE001  (of the application's processors)
+            recorder.failed(failure)
+
+    def _close(
+        self, span: Span, kind: str | None, status: int | str | None, *, cancelled: bool
+    ) -> None:
         if span.is_recording():
             if self.items:
                 span.set_attribute(names.STREAM_MESSAGES, self.items)

@@ -63,13 +63,8 @@ class HttpAttempt(AttemptRecord):
                 attributes[names.CORRELATION_ID] = call.headers[CORRELATION_HEADER]
             self._begin(method.span_name, method.kind, attributes, None)
 
-    def end(
-        self, error: BaseException | None, at: float | None = None, wall: int | None = None
-    ) -> None:
-        """See `AttemptRecord.end`: an error is what the status or the network says it is."""
-        if self._ended:
-            return
-        self._ended = True
+    def _end(self, error: BaseException | None, at: float | None, wall: int | None) -> None:
+        """An error is what the status or the network says it is."""
         recorder, method, status = self.parent.recorder, self._method, self._call.status
         kind = None
         if isinstance(status, int) and status >= 400:

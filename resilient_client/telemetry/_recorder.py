@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from resilient_client import __version__
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import ErrorTypes
 from resilient_client.telemetry._metrics import instruments_of
-from resilient_client.telemetry._otel import SpanKind, tracer_of
+from resilient_client.telemetry._otel import SpanKind, set_span_in_context, tracer_of
 from resilient_client.telemetry._propagation import Propagation
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
     from resilient_client.telemetry import Telemetry
     from resilient_client.telemetry._metrics import Cell, Instruments, Labels
-    from resilient_client.telemetry._otel import Tracer
+    from resilient_client.telemetry._otel import Context, Link, Span, Tracer
+
+log = logging.getLogger("resilient_client.telemetry")
 
 PROBE_EVERY = 1.0
 """Seconds between two looks whether the application has set a provider up."""
@@ -46,6 +49,7 @@ class Recorder:
         self.errors = ErrorTypes()
         self.propagation = Propagation(settings)
         self.active: dict[str, int] = {}
+        self._told = False
         self._settings = settings
 
     def probe(self, now: float) -> bool:
@@ -66,6 +70,44 @@ class Recorder:
 
     def started(self) -> None:
         """From now on something is recorded."""
+
+    def begin_span(
+        self,
+        name: str,
+        parent: Context,
+        kind: SpanKind,
+        attributes: Labels,
+        links: list[Link] | None = None,
+        start_time: int | None = None,
+    ) -> tuple[Span | None, Context]:
+        """A span and the context with it; without a tracer, or if it fails, only the parent's.
+
+        Exceptions are not recorded by it: the conventions want them in logs, and an error that is
+        recorded on every span it passes costs more than all the rest.
+        """
+        if self.tracer is None:
+            return None, parent
+        try:
+            span = self.tracer.start_span(
+                name,
+                parent,
+                kind,
+                attributes,
+                links,
+                start_time,
+                record_exception=False,
+                set_status_on_exception=False,
+            )
+        except Exception as error:  # noqa: BLE001  (of the application's sampler or processors)
+            self.failed(error)
+            return None, parent
+        return span, set_span_in_context(span, parent)
+
+    def failed(self, error: Exception) -> None:
+        """Something of the application's SDK has failed: never a reason for a call to fail."""
+        level = logging.DEBUG if self._told else logging.WARNING
+        self._told = True
+        log.log(level, "telemetry failed (told once)", exc_info=error)
 
     def gauges(self, seen: set[int]) -> Iterable[tuple[str, float, Labels]]:
         """See `_metrics.Observed`."""

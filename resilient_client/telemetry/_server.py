@@ -171,11 +171,11 @@ class ServerTelemetry(Recorder):
         if self.instruments is not None:
             labels: Labels = {names.RPC_SYSTEM_NAME: system, names.REASON: reason}
             self.instruments.cell("resilient_server.rejections", labels).value += 1
-        if self.tracer is None or reason != "no_handler":
+        if reason != "no_handler":
             return
         is_event = message.id is None
         parent, links = self._parent(message.headers, link=is_event)
-        span = self.tracer.start_span(
+        span, _ = self.begin_span(
             system,
             parent,
             SpanKind.CONSUMER if is_event else SpanKind.SERVER,
@@ -187,8 +187,13 @@ class ServerTelemetry(Recorder):
             },
             links,
         )
-        span.set_status(Status(StatusCode.ERROR))
-        span.end()
+        if span is None:
+            return
+        try:
+            span.set_status(Status(StatusCode.ERROR))
+            span.end()
+        except Exception as failure:  # noqa: BLE001  (of the application's processors)
+            self.failed(failure)
 
     def gauges(self, seen: set[int]) -> Iterable[tuple[str, float, Labels]]:
         """See `_metrics.Observed`."""

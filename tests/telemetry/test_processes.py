@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import textwrap
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from opentelemetry import trace
 
-from resilient_client import ClientProxy, Server
+from resilient_client import ClientProxy, NoHandlerError, Server
 from resilient_client.events import ConnectionChanged
 from tests.peers.brokers import require_peer
 from tests.peers.nest import NestServer, nest_missing
@@ -308,3 +309,51 @@ async def test_a_handlers_task_does_not_inherit_what_its_connection_was_made_in(
     assert first.parent is None
     assert second.parent is not None
     assert second.parent.is_remote
+
+
+class Broken:
+    """An SDK of an application's that fails wherever it can."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def get_tracer(self, *_: Any, **__: Any) -> Any:
+        return self
+
+    def start_span(self, *given: Any, **more: Any) -> Any:
+        if self.where == "start":
+            raise RuntimeError("no span")
+        more.pop("record_exception"), more.pop("set_status_on_exception")
+        span = Recorded().tracers.get_tracer("x").start_span(*given, **more)
+        if self.where == "end":
+            span.end = self._fail  # type: ignore[method-assign]
+        return span
+
+    def _fail(self, *_: Any) -> None:
+        raise RuntimeError("no end")
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+async def test_an_sdk_that_fails_fails_no_call_and_is_told_of_once(
+    where: str, recorded: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = recorded.but(tracer_provider=Broken(where), attempt_spans="always")
+    server = Server("memory://broken", telemetry=settings)
+
+    @server.message_pattern("count")
+    async def count(n: int) -> AsyncIterator[int]:
+        for i in range(n):
+            yield i
+
+    @server.event_pattern("happened")
+    async def happened() -> None: ...
+
+    async with server, ClientProxy("memory://broken", telemetry=settings) as client:
+        assert await client.send("count", 3) == 0
+        assert [i async for i in client.stream("count", 3)] == [0, 1, 2]
+        await client.emit("happened")
+        with pytest.raises(NoHandlerError):
+            await client.send("nobody")
+        await asyncio.sleep(0.05)
+    assert recorded.value("rpc.client.call.duration") == 3
+    assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 2  # client, server
