@@ -16,7 +16,17 @@ export async function createTopics(nest, client, names, numPartitions = 1) {
     const there = new Set(await admin.listTopics());
     const topics = names.filter((name) => !there.has(name)).map((topic) => ({ topic, numPartitions }));
     if (!topics.length) return;
-    await admin.createTopics({ topics, waitForLeaders: false });
+    for (let tries = 1; ; tries += 1) {
+      try {
+        await admin.createTopics({ topics, waitForLeaders: false });
+        break;
+      } catch (error) {
+        // A busy machine's only broker counts as gone for a moment, which is said as "replication factor".
+        const passing = error.errors?.some(({ type }) => type === 'INVALID_REPLICATION_FACTOR');
+        if (!passing || tries === 30) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 500));
+      }
+    }
     // Its own wait for leaders throws on a KRaft broker that is a moment behind.
     for (let tries = 0; tries < 100; tries += 1) {
       const found = await admin.fetchTopicMetadata({ topics: names }).catch(() => ({ topics: [] }));
