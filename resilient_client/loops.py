@@ -85,7 +85,10 @@ class _DaemonThreads(ThreadPoolExecutor):
                 except BaseException as error:  # noqa: BLE001  (whoever awaits it gets it)
                     future.set_exception(error)
 
-        threading.Thread(target=work, name="resilient_client work", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="resilient_client work", daemon=True).start()
+        except RuntimeError:  # Python 3.12 starts none once the process is ending
+            work()
         return future
 
 
@@ -105,7 +108,11 @@ class BackgroundLoop:
             name="resilient_client loop",
             daemon=True,
         )
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # see above
+            self.loop.close()
+            raise
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)

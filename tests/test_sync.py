@@ -797,6 +797,7 @@ for _ in range(4):
 time.sleep(0.2)
 """,
     "a call in a thread that the interpreter waits for": """
+client.ping()
 threading.Thread(target=client.send, args=('wait', 0.3)).start()
 """,
     "a service that is down": """
@@ -813,7 +814,8 @@ atexit.register(lambda: os.write(1, b'%d' % client.send('sum', [40, 2])))
     "a first call from an atexit function": """
 atexit.register(lambda: os.write(1, b'%d' % client.send('sum', [40, 2])))
 """,
-    "a first call by name from an atexit function": """
+    "a call by name from an atexit function": """
+client.ping()
 url = sys.argv[1].replace('127.0.0.1', 'localhost')
 client = SyncClientProxy(url, policies=(), telemetry=False)
 atexit.register(lambda: os.write(1, b'%d' % client.send('sum', [40, 2])))
@@ -859,7 +861,7 @@ ON_ASYNCIO_TOO = (
     "a stream that is still open",
     "calls without end in daemon threads",
     "a service that is down",
-    "a first call by name from an atexit function",
+    "a call by name from an atexit function",
     "a name server that is silent",
     "a child that is forked and exits",
 )
@@ -870,6 +872,8 @@ ON_ASYNCIO_TOO = (
     [*((ending, "uvloop") for ending in ENDINGS), *((each, "asyncio") for each in ON_ASYNCIO_TOO)],
 )
 def test_the_interpreter_ends_at_once_and_in_silence_with(ending: str, loop: str) -> None:
+    if ending.startswith("a first call from an atexit") and sys.version_info[:2] == (3, 12):
+        pytest.skip("Python 3.12 starts no thread any more by then")
     script = PREFACE + textwrap.dedent(ENDINGS[ending])
     if loop == "asyncio":
         script = "import sys; sys.modules['uvloop'] = None" + script
