@@ -18,7 +18,7 @@ from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
     from types import TracebackType
 
     from resilient_client.clock import Clock
@@ -315,7 +315,7 @@ class Server(Router):
         return self._asgi
 
     @contextlib.asynccontextmanager
-    async def _unless_started(self) -> AsyncIterator[None]:
+    async def _unless_started(self) -> AsyncGenerator[None]:
         """The server's life as that of an ASGI application, when nobody else started it."""
         if self._started:
             yield

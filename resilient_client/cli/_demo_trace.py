@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from resilient_client.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from resilient_client.telemetry._otel import SpanContext
 
 KEPT = 5000  # spans: the demo asks for those of one trace at its end
 
@@ -17,7 +20,7 @@ class Spans(SpanProcessor):
 
     def __init__(self, service: str) -> None:
         self.service = service
-        self._spans: dict[int, ReadableSpan] = {}
+        self._spans: dict[int, dict[str, Any]] = {}
         provider = TracerProvider(
             resource=Resource.create({"service.name": service}), shutdown_on_exit=False
         )
@@ -26,29 +29,29 @@ class Spans(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Keep it."""
-        self._spans[span.context.span_id] = span
+        context = span.context
+        if context is None:  # as the SDK's types allow
+            return
+        self._spans[context.span_id] = self._plain(span, context)
         while len(self._spans) > KEPT:
             del self._spans[next(iter(self._spans))]
 
     def of(self, trace_id: str) -> list[dict[str, Any]]:
         """The spans of one trace, as plain values."""
-        return [
-            self._plain(span)
-            for span in self._spans.values()
-            if f"{span.context.trace_id:032x}" == trace_id
-        ]
+        return [span for span in self._spans.values() if span["trace"] == trace_id]
 
     def traces(self) -> dict[str, list[dict[str, Any]]]:
         """All traces."""
         found: dict[str, list[dict[str, Any]]] = {}
         for span in self._spans.values():
-            found.setdefault(f"{span.context.trace_id:032x}", []).append(self._plain(span))
+            found.setdefault(span["trace"], []).append(span)
         return found
 
-    def _plain(self, span: ReadableSpan) -> dict[str, Any]:
+    def _plain(self, span: ReadableSpan, context: SpanContext) -> dict[str, Any]:
         error = (span.attributes or {}).get("error.type")
         return {
-            "id": f"{span.context.span_id:016x}",
+            "trace": f"{context.trace_id:032x}",
+            "id": f"{context.span_id:016x}",
             "parent": None if span.parent is None else f"{span.parent.span_id:016x}",
             "name": span.name,
             "kind": span.kind.name,

@@ -37,6 +37,7 @@ def run(code: str, *options: str) -> str:
 def test_turned_off_it_does_not_even_load_opentelemetry() -> None:
     run("""
         import asyncio, sys
+        sys.modules["redis"] = None  # where it is installed, pybreaker loads it and it the SDK
         from resilient_client import ClientProxy, Server, Telemetry
 
         async def main():

@@ -83,15 +83,15 @@ class Connection(asyncio.Protocol):
                 event = self._h11.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED:
                     break
-                if type(event) is h11.Data:
+                if isinstance(event, h11.Data):
                     self._chunks.append(bytes(event.data))
                     self._size += len(event.data)
-                elif type(event) is h11.Response:
+                elif isinstance(event, h11.Response):
                     self._head = event
-                elif type(event) is h11.EndOfMessage:
+                elif isinstance(event, h11.EndOfMessage):
                     self.complete = True
                     break
-                elif type(event) is h11.InformationalResponse:
+                elif isinstance(event, h11.InformationalResponse):
                     self._informational += 1
                     if self._informational > _MAX_INFORMATIONAL:
                         raise h11.RemoteProtocolError("too many informational responses")
