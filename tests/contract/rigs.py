@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from resilient_client import ClientProxy
+from tests.peers.brokers import BROKERS, require_broker
 from tests.peers.process import Peer
 from tests.peers.proxy import TcpProxy
 
@@ -144,6 +145,49 @@ async def tcp(loop: str) -> AsyncIterator[Rig]:
 async def http(loop: str) -> AsyncIterator[Rig]:
     async with _direct("http", loop, tells_loss=True) as rig:
         yield rig
+
+
+_brokers: dict[str, Peer] = {}
+
+
+def stop_brokers() -> None:
+    """At the end of the run."""
+    while _brokers:
+        _brokers.popitem()[1].stop()
+
+
+@asynccontextmanager
+async def _brokered(
+    scheme: str,
+    loop: str,
+    name: str,
+    *,
+    query: str = "",
+    service_options: dict[str, Any] | None = None,
+    **about: Any,
+) -> AsyncIterator[Rig]:
+    """A broker of this suite's own, started once: it is what is killed.
+
+    The proxy stands between the client and the broker; the service talks to the broker directly.
+
+    Args:
+        name: of the broker in `BROKERS`.
+        query: of both ends' URLs, such as "?queue=faults".
+        service_options: of the server alone.
+    """
+    require_broker(name)
+    broker = _brokers.get(name)
+    if broker is None:
+        broker = _brokers[name] = BROKERS[name]()
+        await broker.start_async()
+    service = Service(f"{scheme}://127.0.0.1:{broker.port}{query}", service_options or {}, loop)
+    try:
+        await service.start_async()
+        async with TcpProxy(broker.port) as proxy:
+            url = f"{scheme}://127.0.0.1:{proxy.port}{query}"
+            yield Rig(scheme, url, service, broker, proxy, **about)
+    finally:
+        service.stop()
 
 
 RIGS: dict[str, Callable[[str], Any]] = {
