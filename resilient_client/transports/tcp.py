@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import ssl
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ from resilient_client.transports._packets import (
     request_packet,
 )
 from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports._stream import Stream, dial
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,31 +43,18 @@ INCOMPLETE_TIMEOUT = 30.0
 """Seconds of silence in the middle of a frame before the connection is dropped, as in Nest."""
 MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
-_GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
 _CANCEL_JSON = pattern_json(CANCEL_ROUTE)
 _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
 
-class _Stream(asyncio.BufferedProtocol):
+class _Stream(Stream):
     """One connection: frames in, frames out."""
 
-    transport: asyncio.Transport
-
     def __init__(self, max_size: int) -> None:
-        self.loop = asyncio.get_running_loop()
+        super().__init__()
         self.reader = FrameReader(max_size)
         self.get_buffer = self.reader.get_buffer  # type: ignore[method-assign]
-        self.closed = False
-        self._queue: list[bytes] = []
-        self._flushing = False
-        self._writable: asyncio.Future[None] | None = None
         self._incomplete: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
@@ -96,53 +82,10 @@ class _Stream(asyncio.BufferedProtocol):
         """What arrives cannot be read: close."""
         raise NotImplementedError
 
-    def send(self, data: bytes) -> None:
-        """Write: the first frame of a loop turn at once, then in groups.
-
-        One write per turn would make the two ends take turns; one per frame costs a system call
-        each.
-        """
-        if self._flushing:
-            self._queue.append(data)
-            if len(self._queue) >= _GROUP:
-                self.transport.write(b"".join(self._queue))
-                self._queue.clear()
-        else:
-            self.transport.write(data)
-            self._flushing = True
-            self.loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        if self._queue and not self.closed:
-            self.transport.write(b"".join(self._queue))
-        self._queue.clear()
-
-    def pause_writing(self) -> None:
-        self._writable = self.loop.create_future()
-
-    def resume_writing(self) -> None:
-        writable, self._writable = self._writable, None
-        if writable is not None and not writable.done():
-            writable.set_result(None)
-
-    @property
-    def congested(self) -> bool:
-        """The peer does not read as fast as we write."""
-        return self._writable is not None
-
-    async def drained(self) -> None:
-        """Wait until the peer has read enough for more to be written."""
-        if self._writable is not None:
-            await asyncio.shield(self._writable)
-        if self.closed:
-            raise ConnectionLost("the connection was closed")
-
     def connection_lost(self, exc: Exception | None) -> None:
-        self.closed = True
         if self._incomplete is not None:
             self._incomplete.cancel()
-        self.resume_writing()
+        super().connection_lost(exc)
 
 
 class _ClientStream(_Stream):
@@ -209,28 +152,17 @@ class ClientTransport(BaseTransport):
         return self._link.status
 
     async def _dial(self) -> _ClientStream:
-        host, port = self._target.host, self._target.port(DEFAULT_PORT)
-        try:
-            _, stream = await asyncio.get_running_loop().create_connection(
-                lambda: _ClientStream(
-                    self._max_size,
-                    PendingReplies(self._clock, self._tally),
-                    self._received,
-                    self._link.lost,
-                ),
-                host,
-                port,
-                ssl=self._tls,
-                server_hostname=host if self._tls else None,
-            )
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigurationError(
-                f"the certificate of {self.endpoint} is not trusted: {error.verify_message}",
-                hint="give tls= an ssl.SSLContext that knows its authority",
-            ) from error
-        except OSError as error:
-            raise ConnectError(f"{self.endpoint}: {_reason(error)}") from error
-        return stream
+        return await dial(
+            lambda: _ClientStream(
+                self._max_size,
+                PendingReplies(self._clock, self._tally),
+                self._received,
+                self._link.lost,
+            ),
+            self._target,
+            DEFAULT_PORT,
+            self._tls,
+        )
 
     def _received(self, stream: _ClientStream, text: bytes) -> None:
         response = read_response(text)
@@ -305,27 +237,7 @@ class ClientTransport(BaseTransport):
         stream = await self._link.aclose()
         if stream is not None:
             stream.replies.fail_all(lambda: ConnectionLost("the client was closed"))
-            await _closed(stream)
-
-
-def _reason(error: OSError) -> str:
-    """The system's own words; asyncio's name the address once more."""
-    if error.errno is None or isinstance(error, socket.gaierror):
-        return str(error)
-    return os.strerror(error.errno)
-
-
-async def _closed(stream: _Stream) -> None:
-    """Close, giving what is written a moment to leave."""
-    stream._flush()  # noqa: SLF001
-    stream.transport.close()
-    try:
-        async with asyncio.timeout(1.0):
-            while not stream.closed:  # noqa: ASYNC110  (connection_lost is the only signal)
-                await asyncio.sleep(0.001)
-    except TimeoutError:
-        stream.transport.abort()
-        await asyncio.sleep(0)
+            await stream.close()
 
 
 class _ServerStream(_Stream):
@@ -484,4 +396,4 @@ class ServerListener:
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         await self.stop()
-        await asyncio.gather(*(_closed(stream) for stream in tuple(self.streams)))
+        await asyncio.gather(*(stream.close() for stream in tuple(self.streams)))

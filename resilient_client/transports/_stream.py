@@ -1,0 +1,138 @@
+"""A socket of our own: grouped writes, backpressure, and words for what goes wrong at dialling."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, TypeVar
+
+from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.transports._base import Target
+
+_GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
+
+
+class Stream(asyncio.BufferedProtocol):
+    """One connection, as its protocol sees it; a subclass reads.
+
+    Attributes:
+        closed: the connection has ended.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.closed = False
+        self._queue: list[bytes] = []
+        self._flushing = False
+        self._writable: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def send(self, data: bytes) -> None:
+        """Write: the first frame of a loop turn at once, then in groups.
+
+        One write per turn would make the two ends take turns; one per frame costs a system call
+        each.
+        """
+        if self._flushing:
+            self._queue.append(data)
+            if len(self._queue) >= _GROUP:
+                self.transport.write(b"".join(self._queue))
+                self._queue.clear()
+        else:
+            self.transport.write(data)
+            self._flushing = True
+            self.loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what waits for its group."""
+        self._flushing = False
+        if self._queue and not self.closed:
+            self.transport.write(b"".join(self._queue))
+        self._queue.clear()
+
+    def pause_writing(self) -> None:
+        self._writable = self.loop.create_future()
+
+    def resume_writing(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    @property
+    def congested(self) -> bool:
+        """The peer does not read as fast as we write."""
+        return self._writable is not None
+
+    async def drained(self) -> None:
+        """Wait until the peer has read enough for more to be written."""
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+        if self.closed:
+            raise ConnectionLost("the connection was closed")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self.resume_writing()
+
+    async def close(self) -> None:
+        """Close, giving what is written a moment to leave."""
+        self.flush()
+        self.transport.close()
+        try:
+            async with asyncio.timeout(1.0):
+                while not self.closed:  # noqa: ASYNC110  (connection_lost is the only signal)
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            self.transport.abort()
+            await asyncio.sleep(0)
+
+
+S = TypeVar("S", bound=Stream)
+
+
+async def dial(
+    make: Callable[[], S], target: Target, default_port: int, tls: ssl.SSLContext | None
+) -> S:
+    """Connect.
+
+    Raises:
+        ConnectError: nobody is there.
+        ConfigurationError: the peer's certificate is not trusted.
+    """
+    host = target.host
+    try:
+        _, stream = await asyncio.get_running_loop().create_connection(
+            make,
+            host,
+            target.port(default_port),
+            ssl=tls,
+            server_hostname=host if tls else None,
+        )
+    except ssl.SSLCertVerificationError as error:
+        raise ConfigurationError(
+            f"the certificate of {target} is not trusted: {error.verify_message}",
+            hint="give tls= an ssl.SSLContext that knows its authority",
+        ) from error
+    except OSError as error:
+        raise ConnectError(f"{target}: {_reason(error)}") from error
+    return stream
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words; asyncio's name the address once more."""
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error)
+    return os.strerror(error.errno)
