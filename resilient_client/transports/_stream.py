@@ -13,6 +13,8 @@ from resilient_client.errors import ConfigurationError, ConnectError, Connection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resilient_client.clock import Clock
+    from resilient_client.message import Call
     from resilient_client.transports._base import Target
 
 _GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
@@ -100,6 +102,23 @@ class Stream(asyncio.BufferedProtocol):
             await asyncio.sleep(0)
 
 
+async def uncongested(stream: Stream, call: Call, clock: Clock) -> None:
+    """Wait until the peer has read enough for this call to be written.
+
+    Raises:
+        ConnectError: the connection ended meanwhile.
+        DeadlineExceeded, ReplyTimeout: the call's time ran out.
+    """
+    left = call.attempt_deadline - clock.now()
+    try:
+        async with asyncio.timeout(left if left < float("inf") else None):
+            await stream.drained()
+    except ConnectionLost as error:
+        raise ConnectError(error.args[0]) from None
+    except TimeoutError:
+        raise call.expired(sent=False) from None
+
+
 S = TypeVar("S", bound=Stream)
 
 
@@ -121,14 +140,19 @@ async def dial(
             ssl=tls,
             server_hostname=host if tls else None,
         )
-    except ssl.SSLCertVerificationError as error:
-        raise ConfigurationError(
+    except OSError as error:
+        raise not_connected(target, error) from error
+    return stream
+
+
+def not_connected(target: Target, error: OSError) -> ConfigurationError | ConnectError:
+    """What an error of the system or of TLS means for whoever wanted a connection."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return ConfigurationError(
             f"the certificate of {target} is not trusted: {error.verify_message}",
             hint="give tls= an ssl.SSLContext that knows its authority",
-        ) from error
-    except OSError as error:
-        raise ConnectError(f"{target}: {_reason(error)}") from error
-    return stream
+        )
+    return ConnectError(f"{target}: {_reason(error)}")
 
 
 def _reason(error: OSError) -> str:

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER
-from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
+from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError
 from resilient_client.message import Message, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
@@ -27,7 +27,7 @@ from resilient_client.transports._packets import (
     request_packet,
 )
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._stream import Stream, dial
+from resilient_client.transports._stream import Stream, dial, uncongested
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +178,7 @@ class ClientTransport(BaseTransport):
         """See `Transport.request`."""
         stream = self._link.current or await self._link.get(call.connect_deadline)
         if stream.congested:
-            await self._uncongested(stream, call)
+            await uncongested(stream, call, self._clock)
         key = str(next(self._ids))
         if not stream.ours:
             call.metadata[PEER_HEADER] = "1"
@@ -205,21 +205,11 @@ class ClientTransport(BaseTransport):
         if stream.ours and not stream.closed:
             stream.send(frame(event_packet(_CANCEL_JSON, b'"%b"' % key.encode())))
 
-    async def _uncongested(self, stream: _ClientStream, call: Call) -> None:
-        left = call.attempt_deadline - self._clock.now()
-        try:
-            async with asyncio.timeout(left if left < float("inf") else None):
-                await stream.drained()
-        except ConnectionLost as error:
-            raise ConnectError(error.args[0]) from None
-        except TimeoutError:
-            raise call.expired(sent=False) from None
-
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
         stream = self._link.current or await self._link.get(call.connect_deadline)
         if stream.congested:
-            await self._uncongested(stream, call)
+            await uncongested(stream, call, self._clock)
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
         return Receipt("written")
