@@ -53,6 +53,21 @@ def tcp(request: pytest.FixtureRequest, unique: str) -> Meeting:
     return Meeting("tcp", "tcp://127.0.0.1:{port}", None, f"{unique}.", port)
 
 
+def amqp(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    url = request.getfixturevalue("rabbitmq_broker").url
+    options = {"queue": unique, "durable": False}
+    return Meeting(
+        "rmq",
+        url,
+        url,
+        f"{unique}.",
+        client_options=options,
+        server_options=options,
+        nest={"queue": unique},
+    )
+
+
 NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
     "tcp": tcp,
+    "amqp": amqp,
 }

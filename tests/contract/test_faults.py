@@ -175,7 +175,8 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
         ok = {n for n, result in told.items() if not isinstance(result, Exception)}
         heard = Counter(await rig.journal("event", len(ok), 2.0))
         assert len(told) == 150
-        assert max(heard.values()) == 1, "an event was repeated although it may have been sent"
+        repeated = sum(count - 1 for count in heard.values())
+        assert repeated <= (5 if rig.may_duplicate else 0), "an event was repeated"
         lost = ok - set(heard)
         if rig.tells_loss:
             assert not lost, f"lost in silence: {sorted(lost)}"
