@@ -37,14 +37,10 @@ SLACK = 1.0  # seconds beyond what is promised, for a machine that is busy with 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 
-ARRANGEMENTS = [
-    pytest.param(loop, scheme, id=f"{scheme}-{loop}", marks=marks)
+ARRANGEMENTS = [  # F11: the same suite under uvloop
+    pytest.param(loop, scheme, id=f"{scheme}-{loop}")
     for scheme in sorted(RIGS)
-    for loop, marks in (
-        ("asyncio", ()),
-        # F11: the same suite under uvloop; over HTTP with the soak
-        ("uvloop", () if scheme == "tcp" else (pytest.mark.slow,)),
-    )
+    for loop in ("asyncio", "uvloop")
 ]
 
 
