@@ -548,7 +548,7 @@ class Dispatcher:
                 job.slots.release(job)
 
     async def _all(
-        self, job: Job, message: Message, handlers: list[Handler], context: Context
+        self, job: Job, message: Message, handlers: Sequence[Handler], context: Context
     ) -> RemoteError | None:
         """Run every handler of an event side by side; the first error, if any, for the ack."""
         if len(handlers) == 1:
