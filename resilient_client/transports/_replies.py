@@ -48,6 +48,10 @@ class PendingReplies:
     def __len__(self) -> int:
         return len(self._table)
 
+    def routes(self) -> set[str]:
+        """The routes whose replies are waited for."""
+        return {entry.call.route for entry in self._table.values()}
+
     def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
         """A future for the one reply; register before writing, `forget` when done waiting."""
         new = self._new_future
@@ -157,8 +161,8 @@ class ItemStream:
     ever.
     """
 
-    __slots__ = ("_buffer", "_call", "_ended", "_error", "_key", "_on_leave", "_size", "_table",
-                 "_waiter")  # fmt: skip
+    __slots__ = ("_buffer", "_ended", "_error", "_key", "_on_leave", "_size", "_table", "_waiter",
+                 "call")  # fmt: skip
 
     def __init__(
         self,
@@ -169,7 +173,7 @@ class ItemStream:
     ) -> None:
         self._table = table
         self._key = key
-        self._call = call
+        self.call = call
         self._on_leave = on_leave
         self._buffer: deque[Any] = deque()
         self._size = 0
@@ -207,7 +211,7 @@ class ItemStream:
 
     async def opened(self) -> Reply:
         """Wait for the first value, the end or an error, by the call's `attempt_deadline`."""
-        call = self._call
+        call = self.call
         try:
             if not self._buffer and not self._ended and not await self._wait(call.attempt_deadline):
                 raise call.expired(sent=True)

@@ -67,7 +67,13 @@ def amqp(request: pytest.FixtureRequest, unique: str) -> Meeting:
     )
 
 
+def redis(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    url = request.getfixturevalue("redis_broker").url
+    return Meeting("redis", url, url, f"{unique}.")
+
+
 NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
     "tcp": tcp,
     "amqp": amqp,
+    "redis": redis,
 }

@@ -204,8 +204,26 @@ async def amqp(loop: str) -> AsyncIterator[Rig]:
         yield rig
 
 
+@asynccontextmanager
+async def redis(loop: str) -> AsyncIterator[Rig]:
+    async with _brokered("redis", loop, "redis", detects_freeze=4.0) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def redis_stream(loop: str) -> AsyncIterator[Rig]:
+    """Durable events; a stream for each test, so that none sees what another left."""
+    query = f"?stream=faults-{next(_numbers)}"
+    async with _brokered(
+        "redis", loop, "redis", query=query, tells_loss=True, detects_freeze=4.0
+    ) as rig:
+        yield rig
+
+
 RIGS: dict[str, Callable[[str], Any]] = {
     "tcp": tcp,
     "http": http,
     "amqp": amqp,
+    "redis": redis,
+    "redis_stream": redis_stream,
 }
