@@ -50,7 +50,8 @@ class PendingReplies:
 
     def routes(self) -> set[str]:
         """The routes whose replies are waited for."""
-        return {entry.call.route for entry in self._table.values()}
+        entries = self._table.values()
+        return {(e.call if isinstance(e, ItemStream) else e[1]).route for e in entries}
 
     def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
         """A future for the one reply; register before writing, `forget` when done waiting."""

@@ -62,6 +62,7 @@ class Connection(Stream):
         on_lost: Callable[[str], None],
     ) -> None:
         super().__init__()
+        self.closed = True  # until it is made
         self.on_lost: Callable[[str], None] | None = on_lost
         self.ended_by: Exception | None = None
         self._on_message = on_message
@@ -70,6 +71,11 @@ class Connection(Stream):
         self._waiting: deque[Callable[[Any], None]] = deque()
         self._silent = 0
         self._unsent = 0
+        self._beat: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.closed = False
         self._beat = self.loop.call_later(HEARTBEAT, self._ping)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -134,7 +140,8 @@ class Connection(Stream):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._beat.cancel()
+        if self._beat is not None:
+            self._beat.cancel()
         if self.ended_by is None:
             self.ended_by = exc
         error = self.ended_by
