@@ -1,0 +1,338 @@
+"""The client's end of mqtt://."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from itertools import count
+from math import ceil, inf
+from os import urandom
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    NoHandlerError,
+    PayloadError,
+    ProtocolError,
+    ResilientClientError,
+)
+from resilient_client.message import Receipt
+from resilient_client.patterns import pattern_json
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._packets import event_packet, read_response, request_packet
+from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports.mqtt._codec import (
+    MESSAGE_EXPIRY,
+    Answer,
+    Message,
+    text,
+    user_properties,
+)
+from resilient_client.transports.mqtt._connection import (
+    DEFAULT_KEEPALIVE,
+    INFLIGHT,
+    Connection,
+    Session,
+    checked_qos,
+)
+from resilient_client.transports.mqtt._reasons import publish_error, subscribe_error
+
+if TYPE_CHECKING:
+    from resilient_client.events import Status
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports._base import Environment, Target
+
+TOPICS = 1000
+"""Topics that are remembered, their replies subscribed to; beyond that the oldest is given up."""
+_LONGEST_EXPIRY = 0xFFFFFFFF  # seconds
+_CANCEL_TOPIC, _CANCEL_JSON = text(CANCEL_ROUTE), pattern_json(CANCEL_ROUTE)
+_EXPIRY = bytes((MESSAGE_EXPIRY,))
+_TOPIC_RULE = "a topic is one to 65535 bytes, without + and #, and does not begin with $share/"
+
+
+class _Topic:
+    """A route, as the address of calls.
+
+    Attributes:
+        users: calls that are under way.
+        asked: the connection on which the reply topic was asked for, and the broker's answer.
+        subscribed: the connection on which the broker has confirmed it.
+    """
+
+    __slots__ = ("asked", "raw", "reply", "subscribed", "users")
+
+    def __init__(self, route: str) -> None:
+        if not route or "+" in route or "#" in route or route.startswith("$share/"):
+            raise ConfigurationError(f"{route!r} is no topic to publish to", hint=_TOPIC_RULE)
+        self.raw = text(route)
+        self.reply = f"{route}/reply"
+        text(self.reply)
+        self.users = 0
+        self.asked: tuple[Connection, asyncio.Future[Answer]] | None = None
+        self.subscribed: Connection | None = None
+
+
+class ClientTransport(BaseTransport):
+    """The client's end: one connection, calls matched by globally unique ids on shared topics.
+
+    Args:
+        version: 5, or 3.1.1: of the protocol.
+        qos: 1 (the broker says that it has a message, and in version 5 that nobody wants it),
+            or 0.
+        client_id: what the broker knows us by; by default one that nobody else has.
+        keepalive: seconds of silence after which the broker is taken for dead; 0: never.
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities; `mqtts://`
+            is true.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        version: int | str = 5,
+        qos: int = 1,
+        client_id: str | None = None,
+        keepalive: int = DEFAULT_KEEPALIVE,
+        tls: bool | ssl.SSLContext = False,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._qos = checked_qos(qos)
+        self._session = Session(
+            self,
+            target,
+            env.clock,
+            env.notify,
+            version=version,
+            client_id=client_id,
+            keepalive=keepalive,
+            expiry=0,
+            tls=tls,
+            max_size=max_size,
+        )
+        self._link = self._session.link
+        self._new = self._session.version == 5
+        self._prefix = urandom(8).hex()
+        self._mark = self._prefix.encode()
+        self._ids = count()
+        self._topics: dict[str, _Topic] = {}
+        self._replies = PendingReplies(env.clock, self._tally)
+        self._ours = False  # a peer of our make hears cancel messages
+        self._left: deque[str] = deque(maxlen=INFLIGHT)  # cancelled before that was known
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    # ------------------------------------------------------------------------------ the connection
+
+    async def ready(self, connection: Connection) -> None:
+        """Subscribe again to the reply topics."""
+        if self._qos > connection.maximum_qos:
+            raise ConfigurationError("the broker takes no messages at QoS 1", hint="use qos=0")
+        self._ours = False
+        topics = [topic for topic in self._topics.values() if topic.subscribed is not None]
+        answers = await connection.subscribe([(topic.reply, 0) for topic in topics])
+        for topic, (name, code, told) in zip(topics, answers, strict=True):
+            if code >= 0x80:
+                raise subscribe_error(name, connection.version, code, told)
+            topic.subscribed = connection
+
+    def published(self, connection: Connection, message: Message) -> None:
+        """A reply, most likely: of ours, or of another caller of the same pattern."""
+        connection.acknowledge(message)
+        if self._mark not in message.payload:
+            return
+        try:
+            response = read_response(message.payload)
+        except ProtocolError:
+            self._tally.orphans += 1
+            return
+        if PEER_HEADER in response.metadata and not self._ours:
+            self._ours = True
+            while self._left:
+                self._cancel(self._left.popleft())
+        deliver(self._replies, response.id, response, self._codec)
+
+    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
+        """The broker has a request or an event, or refuses it."""
+        if type(key) is int:  # an event waits for it
+            self._replies.value(key, answer, True)
+        elif code := answer.reasons[0]:
+            route, id = key  # noqa: A001
+            error = publish_error(route, code, answer.properties)
+            if error is not None:
+                self._replies.fail(id, error)
+
+    def ended(self, connection: Connection) -> None:
+        """Nothing that is pending will be answered."""
+        if connection is self._link.current:
+            self._replies.fail_all(lambda: ConnectionLost(connection.reason))
+            self._left.clear()
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    # ---------------------------------------------------------------------------------- the calls
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        topic = self._topics.get(call.route) or self._new_topic(call.route)
+        topic.users += 1
+        try:
+            return await self._request(topic, call)
+        finally:
+            topic.users -= 1
+
+    async def _request(self, topic: _Topic, call: Call) -> Reply:
+        connection = self._link.current or await self._link.get(call.connect_deadline)
+        if topic.subscribed is not connection or connection.full:
+            await self._prepared(call, connection, topic)
+        key = f"{self._prefix}{next(self._ids)}"
+        if not self._ours:
+            call.metadata[PEER_HEADER] = "1"
+        if self._new:
+            left = call.attempt_deadline - self._clock.now()
+            values = user_properties(call.metadata)
+            if left < _LONGEST_EXPIRY:
+                values += _EXPIRY + max(1, ceil(left)).to_bytes(4, "big")
+            payload = request_packet(pattern_json(call.pattern), call.body, None, key)
+        else:
+            values = None
+            payload = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
+        self._fits(connection, topic, payload, values)
+        about = (call.route, key) if self._qos else None
+        sent, call.sent = call.sent, True
+        try:
+            if call.kind == "stream":
+                items = self._replies.open(key, call, lambda: self._cancel(key))
+                connection.publish(topic.raw, payload, values, about)
+                return await items.opened()
+            future = self._replies.expect(key, call)
+            connection.publish(topic.raw, payload, values, about)
+            try:
+                return await future
+            except asyncio.CancelledError:
+                self._cancel(key)
+                raise
+            finally:
+                self._replies.forget(key)
+                del future  # it holds an error whose traceback holds this frame
+        except ResilientClientError as error:
+            if not error.sent:  # the broker has given it to nobody
+                call.sent = sent
+            raise
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        topic = self._topics.get(call.route) or self._new_topic(call.route)
+        connection = self._link.current or await self._link.get(call.connect_deadline)
+        if connection.full:
+            await self._prepared(call, connection)
+        values = user_properties(call.metadata) if self._new else None
+        metadata = None if self._new else call.metadata
+        payload = event_packet(pattern_json(call.pattern), call.body, metadata)
+        self._fits(connection, topic, payload, values)
+        sent, call.sent = call.sent, True
+        if not self._qos:
+            connection.publish(topic.raw, payload, values)
+            return Receipt("written")
+        key = next(self._ids)
+        future = self._replies.expect(key, call)
+        connection.publish(topic.raw, payload, values, key)
+        try:
+            answer: Answer = (await future).body
+        finally:
+            self._replies.forget(key)
+            del future
+        error = publish_error(call.route, answer.reasons[0], answer.properties)
+        if error is None:
+            return Receipt("accepted")
+        if isinstance(error, NoHandlerError):
+            return Receipt("accepted", 0)
+        call.sent = sent
+        raise error
+
+    def _new_topic(self, route: str) -> _Topic:
+        if len(self._topics) >= TOPICS:
+            for old, topic in self._topics.items():
+                if not topic.users:
+                    del self._topics[old]
+                    if self._link.current is not None and topic.asked is not None:
+                        self._link.current.forget(topic.reply)
+                    break
+        topic = self._topics[route] = _Topic(route)
+        return topic
+
+    async def _prepared(
+        self, call: Call, connection: Connection, topic: _Topic | None = None
+    ) -> None:
+        """Wait for the reply topic's subscription, and until there is room for another message."""
+        left = call.attempt_deadline - self._clock.now()
+        try:
+            async with asyncio.timeout(left if left < inf else None):
+                if topic is not None and topic.subscribed is not connection:
+                    await self._subscribe(topic, connection)
+                await connection.room()
+        except ConnectionLost as error:
+            raise ConnectError(error.args[0]) from None
+        except TimeoutError:
+            raise call.expired(sent=False) from None
+
+    async def _subscribe(self, topic: _Topic, connection: Connection) -> None:
+        """Ask once for all who wait."""
+        if topic.asked is None or topic.asked[0] is not connection:
+            topic.asked = connection, connection.ask([(topic.reply, 0)])
+        answer = await asyncio.shield(topic.asked[1])
+        code = answer.reasons[0]
+        if code >= 0x80:
+            topic.asked = None
+            raise subscribe_error(topic.reply, connection.version, code, answer.properties)
+        topic.subscribed = connection
+
+    def _fits(
+        self, connection: Connection, topic: _Topic, payload: bytes, values: bytes | None
+    ) -> None:
+        size = len(topic.raw) + len(payload) + len(values or b"") + 16
+        if size > connection.largest:
+            raise PayloadError(
+                f"a packet of {size} bytes is larger than the broker takes: {connection.largest}",
+                hint="send less, or raise the broker's limit",
+            )
+
+    def _cancel(self, key: str) -> None:
+        """Tell peers of ours that nobody waits any more; a Nest peer would not understand."""
+        connection = self._link.current
+        if not self._ours:
+            self._left.append(key)
+        elif connection is not None:
+            payload = event_packet(_CANCEL_JSON, b'"%b"' % key.encode())
+            connection.publish(_CANCEL_TOPIC, payload, b"" if self._new else None)
+
+    # ------------------------------------------------------------------------------------ its end
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
+        self._topics.clear()
+        self._replies = PendingReplies(self._clock, self._tally)
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        connection = await self._link.aclose()
+        self._replies.fail_all(lambda: ConnectionLost("the client was closed"))
+        if connection is not None:
+            await connection.leave()

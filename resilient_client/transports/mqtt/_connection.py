@@ -1,0 +1,514 @@
+"""One connection to an MQTT broker, and what both ends need to keep it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from collections import deque
+from dataclasses import dataclass
+from os import urandom
+from typing import TYPE_CHECKING, Any, Protocol
+
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    ProtocolError,
+    ResilientClientError,
+)
+from resilient_client.transports._link import Link
+from resilient_client.transports._stream import Stream, dial
+from resilient_client.transports.mqtt._codec import (
+    CONNACK,
+    DISCONNECT,
+    ENVELOPE,
+    MAX_PACKET,
+    MAXIMUM_PACKET,
+    MAXIMUM_QOS,
+    OVERSIZED,
+    PING,
+    PINGRESP,
+    PUBACK,
+    PUBLISH,
+    RECEIVE_MAXIMUM,
+    SERVER_KEEP_ALIVE,
+    SESSION_EXPIRY,
+    SUBACK,
+    UNSUBACK,
+    Answer,
+    Message,
+    PacketReader,
+    connect,
+    disconnect,
+    puback,
+    publish,
+    subscribe,
+    unsubscribe,
+)
+from resilient_client.transports.mqtt._reasons import TAKEN_OVER, connect_error, reason_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from resilient_client.clock import Clock
+    from resilient_client.events import Event
+    from resilient_client.transports._base import Target
+
+log = logging.getLogger("resilient_client.mqtt")
+
+DEFAULT_PORT, DEFAULT_TLS_PORT = 1883, 8883
+DEFAULT_KEEPALIVE = 10
+"""Seconds: a broker that is silent for that long is taken for dead, and this is what it is told."""
+INFLIGHT = 256
+"""Messages at QoS 1 that are unacknowledged at once, each way, unless the broker allows fewer."""
+_FILTERS = 8  # in one packet, which is what the large public brokers allow
+_TAKEOVERS_WITHIN = 10.0  # seconds between two that mean: there are two of us
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How to log in, and what to tell the broker.
+
+    Attributes:
+        version: the protocol's own number: 5, or 4 for 3.1.1.
+        expiry: seconds that the broker keeps the session; 0: as long as the connection.
+        limit: bytes of the largest packet that is taken.
+    """
+
+    version: int
+    client_id: str
+    username: str | None
+    password: str | None
+    keepalive: int
+    expiry: int
+    limit: int
+
+    def packet(self) -> bytes:
+        """The CONNECT."""
+        return connect(
+            self.version,
+            self.client_id,
+            self.username,
+            self.password,
+            self.keepalive,
+            self.expiry == 0,
+            {
+                SESSION_EXPIRY: self.expiry,
+                RECEIVE_MAXIMUM: INFLIGHT,
+                MAXIMUM_PACKET: min(self.limit, MAX_PACKET),
+            },
+        )
+
+
+class Owner(Protocol):
+    """The end that a connection belongs to."""
+
+    async def ready(self, connection: Connection) -> None:
+        """Subscribe on a new connection, before anybody uses it."""
+
+    def published(self, connection: Connection, message: Message) -> None:
+        """A message has arrived. One with a packet id wants to be acknowledged, once."""
+
+    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
+        """The broker has answered the message that was published with this key."""
+
+    def ended(self, connection: Connection) -> None:
+        """The connection has ended; its `reason` says why."""
+
+
+class Connection(Stream):
+    """One connection: packets in, packets out.
+
+    Attributes:
+        reason, reason_code: why it ended, and what the broker gave as a reason, or 0.
+        session: whether the broker has kept the session.
+        largest: bytes of the largest packet that the broker takes.
+        maximum_qos: the highest that the broker takes.
+    """
+
+    def __init__(
+        self, login: Login, owner: Owner, endpoint: str, ended: Callable[[Connection], None]
+    ) -> None:
+        super().__init__()
+        self.version = login.version
+        self.reason = "the broker closed the connection"
+        self.reason_code = 0
+        self.session = False
+        self.largest = MAX_PACKET
+        self.maximum_qos = 1
+        self.paused = False
+        self._login = login
+        self._owner = owner
+        self._ended = ended
+        self._endpoint = endpoint
+        self._reader = PacketReader(login.limit)
+        self.get_buffer = self._reader.get_buffer  # type: ignore[method-assign]
+        self._keepalive = login.keepalive
+        self._heard = True
+        self._silent = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._connack: asyncio.Future[Answer] = self.loop.create_future()
+        self._asked: dict[int, tuple[int, asyncio.Future[Answer]]] = {}  # SUBSCRIBE and its kin
+        self._last_id = 0
+        self._window = INFLIGHT
+        self._inflight: dict[int, Any] = {}  # published at QoS 1, by packet id
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._unacked: deque[int] = deque()  # received at QoS 1, in the order of their coming
+        self._ready: dict[int, int] = {}  # those that may be acknowledged, with their reason
+
+    # ------------------------------------------------------------------------------- its beginning
+
+    async def open(self) -> None:
+        """Log in.
+
+        Raises:
+            ConfigurationError: the broker refuses us, and will again.
+            ConnectError: it refuses us now, or is gone.
+        """
+        self.send(self._login.packet())
+        answer = await self._connack
+        if code := answer.reasons[0]:
+            raise connect_error(self._endpoint, self.version, code, answer.properties)
+        told = answer.properties
+        self.session = answer.session
+        self.largest = told.get(MAXIMUM_PACKET, MAX_PACKET)
+        self.maximum_qos = told.get(MAXIMUM_QOS, 1)
+        self._window = min(INFLIGHT, told.get(RECEIVE_MAXIMUM, INFLIGHT))
+        self._keepalive = told.get(SERVER_KEEP_ALIVE, self._keepalive)
+        if self._keepalive:
+            self._timer = self.loop.call_later(self._keepalive / 2, self._tick)
+
+    def _tick(self) -> None:
+        """Half a keepalive has passed."""
+        if self._heard or self.paused:
+            self._heard, self._silent = False, 0
+        else:
+            self._silent += 1
+            if self._silent >= 2:
+                self.break_off(f"the broker has been silent for {self._keepalive} s")
+                return
+        self.send(PING)
+        self._timer = self.loop.call_later(self._keepalive / 2, self._tick)
+
+    # --------------------------------------------------------------------------------- what arrives
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard = True
+        try:
+            for first, body in self._reader.buffer_updated(nbytes):
+                if self.closed:
+                    return
+                kind = first & 0xF0
+                if kind == PUBLISH:
+                    self._published(first, body)
+                elif kind == PUBACK:
+                    self._acked(Answer(first, body, self.version))
+                elif kind in (SUBACK, UNSUBACK):
+                    self._answered(Answer(first, body, self.version))
+                elif kind == CONNACK:
+                    if not self._connack.done():
+                        self._connack.set_result(Answer(first, body, self.version))
+                elif kind == DISCONNECT:
+                    answer = Answer(first, body, self.version)
+                    self.reason_code = answer.reasons[0]
+                    self.break_off(
+                        "the broker ends the connection: "
+                        + reason_text(self.reason_code, answer.properties)
+                    )
+                elif kind != PINGRESP:
+                    raise ProtocolError(f"the broker sends a packet of kind {kind >> 4}")
+        except ProtocolError as error:
+            self._refused(error)
+            self.break_off(str(error.args[0]))
+
+    def _answered(self, answer: Answer) -> None:
+        wanted, asked = self._asked.pop(answer.packet_id, (0, None))
+        if asked is None or len(answer.reasons) < wanted:
+            raise ProtocolError("the broker answers what was not asked")
+        if not asked.done():
+            asked.set_result(answer)
+
+    def _refused(self, error: ResilientClientError) -> None:
+        """There will be no CONNACK, if there has been none."""
+        if not self._connack.done():
+            self._connack.set_exception(error)
+            self._connack.exception()  # whoever dialled may have left
+
+    def _published(self, first: int, body: bytes) -> None:
+        message = Message(first, body, self.version)
+        if message.packet_id is not None:
+            self._unacked.append(message.packet_id)
+        if first & OVERSIZED:
+            log.warning("a message to %.200r is larger than max_size=: left out", message.topic)
+            self.acknowledge(message)
+        else:
+            self._owner.published(self, message)
+
+    def acknowledge(self, message: Message, reason: int = 0) -> None:
+        """Take responsibility for a message; nothing at QoS 0, or when the connection has ended.
+
+        Acknowledgements leave in the order in which the messages came [MQTT 5, 4.6].
+        """
+        if message.packet_id is None or self.closed:
+            return
+        self._ready[message.packet_id] = reason if self.version == 5 else 0
+        while self._unacked and self._unacked[0] in self._ready:
+            packet_id = self._unacked.popleft()
+            self.send(puback(packet_id, self._ready.pop(packet_id)))
+
+    def _acked(self, answer: Answer) -> None:
+        try:
+            key = self._inflight.pop(answer.packet_id)
+        except KeyError:
+            raise ProtocolError("the broker acknowledges what was not sent") from None
+        self._wake()
+        self._owner.acked(self, key, answer)
+
+    # -------------------------------------------------------------------------------- what is sent
+
+    @property
+    def full(self) -> bool:
+        """As much is unacknowledged, or unread, as may be: `room` waits."""
+        return self._writable is not None or len(self._inflight) >= self._window
+
+    async def room(self) -> None:
+        """Wait until another message may be written; raises `ConnectionLost`."""
+        while self.full and not self.closed:
+            if self._writable is not None:
+                await self.drained()
+                continue
+            waiter = self.loop.create_future()
+            self._room.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._wake()  # the place may have been given to us
+                raise
+        if self.closed:
+            raise ConnectionLost(self.reason)
+
+    def _wake(self) -> None:
+        while self._room:
+            waiter = self._room.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def publish(self, topic: bytes, payload: bytes, values: bytes | None, key: Any = None) -> None:
+        """Write a message, at QoS 1 when it has a key; `topic` is a codec's `text`."""
+        if key is None:
+            self.send(publish(topic, payload, None, values))
+            return
+        packet_id = self._next_id()
+        self._inflight[packet_id] = key
+        self.send(publish(topic, payload, packet_id, values))
+
+    def _next_id(self) -> int:
+        packet_id = self._last_id
+        while True:
+            packet_id = packet_id % 0xFFFF + 1
+            if packet_id not in self._inflight and packet_id not in self._asked:
+                self._last_id = packet_id
+                return packet_id
+
+    async def subscribe(
+        self, filters: Sequence[tuple[str, int]]
+    ) -> list[tuple[str, int, Mapping[int, Any]]]:
+        """Ask for these topic filters, each with its options, and wait for the broker's answers.
+
+        Returns:
+            (topic filter, reason code, properties) of each.
+
+        Raises:
+            ConnectionLost: the connection ended meanwhile.
+        """
+        groups = [filters[start : start + _FILTERS] for start in range(0, len(filters), _FILTERS)]
+        asked = [(group, self.ask(group)) for group in groups]
+        results: list[tuple[str, int, Mapping[int, Any]]] = []
+        for group, future in asked:
+            answer = await future
+            codes = zip(group, answer.reasons, strict=True)
+            results += [(topic, code, answer.properties) for (topic, _), code in codes]
+        return results
+
+    def ask(self, filters: Sequence[tuple[str, int]]) -> asyncio.Future[Answer]:
+        """Ask for these topic filters; the future is the broker's answer, a reason for each.
+
+        Raises:
+            ConnectionLost: the connection has ended.
+        """
+        packet_id, answer = self._ask(len(filters))
+        self.send(subscribe(self.version, packet_id, filters))
+        return answer
+
+    def forget(self, *filters: str) -> asyncio.Future[Answer]:
+        """Ask for them no more."""
+        packet_id, answer = self._ask(0)
+        self.send(unsubscribe(self.version, packet_id, filters))
+        return answer
+
+    def _ask(self, reasons: int) -> tuple[int, asyncio.Future[Answer]]:
+        if self.closed:
+            raise ConnectionLost(self.reason)
+        packet_id = self._next_id()
+        answer = self.loop.create_future()
+        self._asked[packet_id] = reasons, answer
+        return packet_id, answer
+
+    def pause(self) -> None:
+        """Read no more until `resume`."""
+        self.paused = True
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self.paused = False
+        if not self.closed:
+            self.transport.resume_reading()
+
+    # ------------------------------------------------------------------------------------- its end
+
+    def break_off(self, reason: str) -> None:
+        """End it at once."""
+        if not self.closed:
+            self.reason = reason
+            self.transport.abort()
+
+    async def leave(self) -> None:
+        """End it properly."""
+        if not self.closed:
+            self.send(disconnect(self.version))
+            await self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None:
+            self.reason = str(exc)
+        super().connection_lost(exc)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._refused(_refusal(self._endpoint, self.version, self.reason, exc))
+        for _, asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(ConnectionLost(self.reason))
+                asked.exception()  # whoever asked may have left
+        self._asked.clear()
+        while self._room:
+            self._wake()
+        self._ended(self)
+
+
+def _refusal(
+    endpoint: str, version: int, reason: str, exc: Exception | None
+) -> ResilientClientError:
+    """The connection has ended before the broker has said anything."""
+    if isinstance(exc, ssl.SSLError):
+        return ConfigurationError(
+            f"{endpoint} refuses TLS: {exc.reason or exc}",
+            hint="it may want a certificate: give tls= an ssl.SSLContext that has loaded one",
+        )
+    hint = "a broker that knows no MQTT 5 may do so: try version=3.1.1" if version == 5 else None
+    return ConnectError(f"{endpoint}: {reason}", hint=hint)
+
+
+class Session:
+    """A connection, kept: what client and server have in common."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        target: Target,
+        clock: Clock,
+        notify: Callable[[Event], None],
+        *,
+        version: int | str,
+        client_id: str | None,
+        keepalive: int,
+        expiry: int,
+        tls: bool | ssl.SSLContext,
+        max_size: int,
+    ) -> None:
+        if expiry and client_id is None:
+            raise ConfigurationError(
+                "a session that outlives its connection needs a name",
+                hint="give client_id=, another one to each replica",
+            )
+        if not 0 <= expiry <= 0xFFFFFFFF:
+            raise ConfigurationError(
+                f"session_expiry={expiry} is not between 0 and 2**32 - 1 seconds"
+            )
+        if not 0 <= keepalive <= 0xFFFF:
+            raise ConfigurationError(f"keepalive={keepalive} is not between 0 and 65535 seconds")
+        self._owner = owner
+        self._target = target
+        context = tls if isinstance(tls, ssl.SSLContext) else None
+        if context is None and (tls or target.scheme == "mqtts"):
+            context = ssl.create_default_context()
+        self._tls = context
+        self._login = Login(
+            version=_version(version),
+            client_id=f"rc{urandom(10).hex()}" if client_id is None else client_id,
+            username=target.username,
+            password=target.password,
+            keepalive=keepalive,
+            expiry=expiry,
+            limit=max_size + ENVELOPE,
+        )
+        self.version = self._login.version
+        self.link = Link[Connection](str(target), self._dial, clock=clock, notify=notify)
+        self._taken_over = -_TAKEOVERS_WITHIN
+        self._two_of_us = False
+
+    async def _dial(self) -> Connection:
+        if self._two_of_us:
+            self._two_of_us = False
+            raise ConfigurationError(
+                f"another client connects to {self._target} as {self._login.client_id!r}, and each "
+                "takes over the other's session",
+                hint="give each its own client_id=",
+            )
+        port = DEFAULT_TLS_PORT if self._tls else DEFAULT_PORT
+        endpoint = str(self._target)
+        connection = await dial(
+            lambda: Connection(self._login, self._owner, endpoint, self._lost),
+            self._target,
+            port,
+            self._tls,
+        )
+        try:
+            await connection.open()
+            await self._owner.ready(connection)
+        except BaseException:
+            connection.break_off("it could not be made ready")
+            raise
+        return connection
+
+    def _lost(self, connection: Connection) -> None:
+        if connection.reason_code == TAKEN_OVER:
+            now = time.monotonic()
+            self._two_of_us = now - self._taken_over < _TAKEOVERS_WITHIN
+            self._taken_over = now
+        self._owner.ended(connection)
+        self.link.lost(connection, connection.reason)
+
+
+def checked_qos(qos: int) -> int:
+    """The quality of service, if it is one that is spoken here."""
+    if qos in (0, 1):
+        return qos
+    raise ConfigurationError(
+        f"qos={qos} is not spoken here",
+        hint="give 0 or 1; what QoS 2 promises ends at the broker: use an idempotency key",
+    )
+
+
+def _version(version: int | str) -> int:
+    known = {"5": 5, "5.0": 5, "3.1.1": 4, "4": 4}
+    try:
+        return known[str(version)]
+    except KeyError:
+        raise ConfigurationError(
+            f"version={version!r} of MQTT is not spoken here", hint="give 5 or 3.1.1"
+        ) from None

@@ -1,0 +1,350 @@
+"""The server's end of mqtt://."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    ProtocolError,
+    RemoteError,
+    wire_error,
+)
+from resilient_client.events import Degraded
+from resilient_client.message import Message as Incoming
+from resilient_client.patterns import lookup_route
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._metadata import sanitised
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
+from resilient_client.transports._packets import error_packet, read_request, text_event
+from resilient_client.transports.mqtt._codec import Answer, Message, text
+from resilient_client.transports.mqtt._connection import (
+    DEFAULT_KEEPALIVE,
+    Connection,
+    Session,
+    checked_qos,
+)
+from resilient_client.transports.mqtt._reasons import subscribe_error
+
+if TYPE_CHECKING:
+    from resilient_client.message import Reply
+    from resilient_client.transports._base import App, Job, Subscription, Target
+
+log = logging.getLogger("resilient_client.mqtt")
+
+START_TIMEOUT = 5.0
+"""Seconds that starting waits for the broker, and a reply for a connection that is lost."""
+_NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
+_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
+
+
+class ServerListener:
+    """The server's end: one connection, a subscription for each pattern.
+
+    Args:
+        version: 5, or 3.1.1: of the protocol.
+        qos: at which events are asked for: 1 (acknowledged when their handlers have ended), or 0.
+            Requests are asked for at 0: their replies prove more.
+        share: the group of replicas that share the work; without it each gets everything.
+        client_id: what the broker knows us by; by default one that nobody else has.
+        session_expiry: seconds for which the broker keeps events while we are away; needs
+            `client_id`, and in version 3.1.1 means for as long as the broker likes.
+        keepalive: seconds of silence after which the broker is taken for dead; 0: never.
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities; `mqtts://`
+            is true.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        version: int | str = 5,
+        qos: int = 1,
+        share: str | None = None,
+        client_id: str | None = None,
+        session_expiry: int = 0,
+        keepalive: int = DEFAULT_KEEPALIVE,
+        tls: bool | ssl.SSLContext = False,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        self.address = str(target)
+        self._app = app
+        self._qos = checked_qos(qos)
+        self._share = _checked_share(share)
+        self._lasting = session_expiry > 0
+        self._session = Session(
+            self,
+            target,
+            app.clock,
+            app.notify,
+            version=version,
+            client_id=client_id,
+            keepalive=keepalive,
+            expiry=session_expiry,
+            tls=tls,
+            max_size=max_size,
+        )
+        self._link = self._session.link
+        self._new = self._session.version == 5
+        self._slots = app.slots(self._pause, self._resume)
+        self._paused = self._stopping = False
+        self._filters: dict[str, int] = {}
+        self._exact: dict[str, str] = {}  # topic to route
+        self._wild: list[tuple[list[str], str]] = []  # levels of a filter to route
+        self._find = lru_cache(maxsize=1024)(self._look_up)
+        self._jobs: dict[bytes, Job] = {}
+        self._cancellable = False  # the broker lets us hear cancel messages
+
+    # --------------------------------------------------------------------------------- its patterns
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse a pattern that no subscription can have, when it is registered."""
+        _checked_share(handler.extras.get("share"))
+        checked_qos(handler.extras.get("qos", self._qos))
+        _topic_of(handler.route)
+
+    def _subscriptions(self) -> dict[str, int]:
+        """Each topic filter with its options [3.8.3.1]."""
+        filters: dict[str, int] = {}
+        for handler in self._app.subscriptions():
+            group, topic = _topic_of(handler.route)
+            share = group or handler.extras.get("share", self._share)
+            if "+" in topic or "#" in topic:
+                self._wild.append((topic.split("/"), handler.route))
+            else:
+                self._exact.setdefault(topic, handler.route)
+            name = f"$share/{share}/{topic}" if share else topic
+            qos = handler.extras.get("qos", self._qos) if handler.is_event else 0
+            # events are state, perhaps: a retained one is for all who come later
+            fresh = 0 if handler.is_event or not self._new else _NO_RETAINED
+            old = filters.get(name)
+            filters[name] = qos | fresh if old is None else (old | qos) & (fresh | 1)
+        return filters
+
+    def _look_up(self, topic: str) -> tuple[str, bool] | None:
+        """The route that a topic is for, and whether by a wildcard, in Nest's order."""
+        route = self._exact.get(topic)
+        if route is None and (known := lookup_route(topic)) is not None:
+            route = self._exact.get(known)
+        if route is not None:
+            return route, False
+        levels = topic.split("/")
+        for wanted, route in self._wild:
+            if _matches(wanted, levels):
+                return route, True
+        return None
+
+    # --------------------------------------------------------------------------------- its messages
+
+    def published(self, connection: Connection, message: Message) -> None:
+        """A message has arrived."""
+        topic = message.topic
+        if topic == CANCEL_ROUTE:
+            self._cancel(connection, message)
+            return
+        found = self._find(topic)
+        try:
+            request = read_request(message.payload)
+        except ProtocolError:
+            request = text_event(message.payload)
+        echo = request.external and topic.endswith("/reply")  # a reply, seen by a wildcard
+        if found is None or (found[1] and echo):
+            connection.acknowledge(message)
+            return
+        route, wild = found
+        headers = sanitised(message.headers) if message.headers else request.metadata
+        incoming = Incoming(
+            route,
+            request.data,
+            headers,
+            request.id,
+            received=self._app.clock.now(),
+            subject=topic if wild or route != topic else None,
+            raw=message,
+        )
+        if request.id is not None:
+            connection.acknowledge(message)
+            if not message.retained:  # of a caller who has long since left
+                self._request(connection, incoming, topic, PEER_HEADER in headers)
+        elif self._stopping:
+            return  # unacknowledged: a lasting session gets it again
+        elif message.packet_id is None:
+            self._app.accept(incoming, None, self._slots, "mqtt")
+        else:
+            self._app.accept(incoming, _acknowledge(connection, message), self._slots, "mqtt")
+
+    def _request(self, connection: Connection, message: Incoming, topic: str, ours: bool) -> None:  # noqa: FBT001
+        id_json: bytes = message.id
+        reply_topic = text(f"{topic}/reply")
+        if ours and self._cancellable:
+            self._put(connection, reply_topic, b'{"id":%b,"metadata":%b}' % (id_json, _OURS))
+
+        async def respond(reply: Reply) -> None:
+            try:
+                if reply.items is not None:
+                    await self._stream(reply, id_json, reply_topic)
+                    return
+                now = self._link.current
+                if now is None or now.congested:
+                    now = await self._connected()
+                self._put(now, reply_topic, packet(reply, id_json, self._app.codec), id_json)
+            finally:
+                self._jobs.pop(id_json, None)
+
+        job = self._app.accept(message, respond, self._slots, "mqtt")
+        if job is not None:
+            self._jobs[id_json] = job
+
+    async def _connected(self) -> Connection:
+        """A connection that can be written to: one that was lost comes back, as a rule."""
+        connection = await self._link.get(self._app.clock.now() + START_TIMEOUT)
+        await connection.drained()
+        return connection
+
+    async def _stream(self, reply: Reply, id_json: bytes, topic: bytes) -> None:
+        """Write the packets of a stream, on one connection: no item may be missing among them."""
+        connection = await self._connected()
+
+        async def write(data: bytes) -> None:
+            if connection.congested or connection.closed:
+                await connection.drained()
+            self._put(connection, topic, data, id_json)
+
+        try:
+            await answer(reply, id_json, write, self._app.codec)
+        except ConnectionLost:
+            torn = RemoteError("the service lost its broker within the stream", status=503)
+            body = self._app.codec.encode(wire_error(torn))
+            self._put(await self._connected(), topic, error_packet(id_json, body))
+            raise
+
+    def _put(
+        self, connection: Connection, topic: bytes, payload: bytes, id_json: bytes | None = None
+    ) -> None:
+        if id_json is not None and len(topic) + len(payload) + 8 > connection.largest:
+            large = RemoteError("the reply is larger than the broker takes", status=500)
+            payload = error_packet(id_json, self._app.codec.encode(wire_error(large)))
+        connection.publish(topic, payload, b"" if self._new else None)
+
+    def _cancel(self, connection: Connection, message: Message) -> None:
+        connection.acknowledge(message)
+        try:
+            job = self._jobs.pop(read_request(message.payload).data, None)
+        except ProtocolError:
+            return
+        if job is not None:
+            job.cancel()
+
+    # ------------------------------------------------------------------------------- its connection
+
+    async def ready(self, connection: Connection) -> None:
+        """Subscribe on a new connection."""
+        if any(options & 1 for options in self._filters.values()) and not connection.maximum_qos:
+            raise ConfigurationError("the broker gives no messages at QoS 1", hint="use qos=0")
+        asked = [*self._filters.items(), (CANCEL_ROUTE, 0)]
+        *answers, (_, cancel, _) = await connection.subscribe(asked)
+        self._cancellable = cancel < 0x80
+        for topic, code, told in answers:
+            if code >= 0x80:
+                raise subscribe_error(topic, connection.version, code, told)
+        if self._paused:
+            connection.pause()
+
+    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
+        """Nothing is published at QoS 1."""
+
+    def ended(self, connection: Connection) -> None:
+        """The link dials again."""
+        if connection.reason_code and not self._stopping:
+            log.warning("%s: %s", self.address, connection.reason)
+
+    def _pause(self) -> None:
+        self._paused = True
+        if self._link.current is not None:
+            self._link.current.pause()
+        self._app.notify(Degraded(self.address, "handlers are slow: nothing more is read for now"))
+
+    def _resume(self) -> None:
+        self._paused = False
+        if self._link.current is not None:
+            self._link.current.resume()
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        self._filters = self._subscriptions()
+        await self._link.get(self._app.clock.now() + START_TIMEOUT)
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        self._stopping = True
+        connection = self._link.current
+        if connection is None or self._lasting or not self._filters:
+            return
+        try:
+            async with asyncio.timeout(1.0):
+                await connection.forget(*self._filters)
+        except (TimeoutError, ConnectionLost):
+            log.debug("%s: the broker did not confirm that we stop", self.address)
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        connection = await self._link.aclose()
+        self._slots.close()
+        if connection is not None:
+            await connection.leave()
+
+
+def _acknowledge(connection: Connection, message: Message) -> Any:
+    """Called when the handlers of an event have ended, well or not: MQTT cannot give it back."""
+
+    async def respond(reply: Reply) -> None:
+        connection.acknowledge(message, 0 if reply.error is None else 0x83)
+
+    return respond
+
+
+def _topic_of(route: str) -> tuple[str | None, str]:
+    """The group of replicas and the topic filter that a route stands for."""
+    group = None
+    topic = route
+    if route.startswith("$share/"):
+        _, group, topic = (*route.split("/", 2), "", "")[:3]
+        _checked_share(group)
+    levels = topic.split("/")
+    for place, level in enumerate(levels):
+        wild = "+" in level or "#" in level
+        if wild and (len(level) > 1 or (level == "#" and place < len(levels) - 1)):
+            raise ConfigurationError(
+                f"{route!r} is no topic filter",
+                hint="+ stands for one whole level, # for all that follow, at the end",
+            )
+    if not topic:
+        raise ConfigurationError("an empty pattern is no topic filter")
+    text(topic)
+    return group, topic
+
+
+def _checked_share(share: str | None) -> str | None:
+    if share is not None and (not share or set(share) & {"/", "+", "#"}):
+        raise ConfigurationError(f"share={share!r} is no name of a group: one without / + and #")
+    return share
+
+
+def _matches(wanted: list[str], levels: list[str]) -> bool:
+    """Whether a topic's levels are what a filter stands for [4.7]."""
+    if levels[0].startswith("$") and wanted[0] in ("+", "#"):
+        return False
+    for place, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if place >= len(levels) or level not in ("+", levels[place]):
+            return False
+    return len(wanted) == len(levels)
