@@ -52,7 +52,8 @@ def call_later(clock: Clock, seconds: float, callback: Callable[[], object]) -> 
     return asyncio.get_running_loop().call_later(max(0.0, seconds), callback)
 
 
-_RESOLUTION = 0.005  # seconds: deadlines this close together cost one look
+DEADLINE_RESOLUTION = 0.005
+"""Seconds: deadlines this close together cost one look."""
 
 
 class Deadlines:
@@ -103,4 +104,4 @@ class Deadlines:
             del self._at[key]
             self._expire(key)
         if self._at:
-            self._arm(max(min(self._at.values()), now + _RESOLUTION))
+            self._arm(max(min(self._at.values()), now + DEADLINE_RESOLUTION))

@@ -265,9 +265,9 @@ class Dispatcher:
             return start()
         assert respond is not None  # noqa: S101
         handler = self._requests.get(message.route)
-        several: list[Handler] = []
+        several: Sequence[Handler] = ()
         if handler is None:
-            several = self._events.get(message.route, [])
+            several = self._events.get(message.route, ())
             if not several:
                 self._refused("no_handler", message, transport)
                 self._answer(respond, Reply(error=NoHandlerError()))
@@ -323,7 +323,7 @@ class Dispatcher:
         job: Job,
         message: Message,
         handler: Handler,
-        several: list[Handler],
+        several: Sequence[Handler],
         respond: Respond,
         transport: str,
     ) -> None:
@@ -548,7 +548,7 @@ class Dispatcher:
                 job.slots.release(job)
 
     async def _all(
-        self, job: Job, message: Message, handlers: list[Handler], context: Context
+        self, job: Job, message: Message, handlers: Sequence[Handler], context: Context
     ) -> RemoteError | None:
         """Run every handler of an event side by side; the first error, if any, for the ack."""
         if len(handlers) == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections import Counter
@@ -93,7 +94,7 @@ class Process:
 
 
 class Load:
-    """Calls at a steady rate, every other one declared idempotent; every end is counted once."""
+    """Calls at a steady rate, half of them declared idempotent; every end is counted once."""
 
     def __init__(self, client: ClientProxy, rate: float) -> None:
         self._client = client
@@ -108,7 +109,7 @@ class Load:
         self.tick[kind] += 1
 
     async def _one(self, number: int) -> None:
-        idempotent = number % 2 == 0
+        idempotent = number // 2 % 2 == 0  # endpoints take turns: each is to get both kinds
         call = "demo.read" if idempotent else "demo.order"
         try:
             answer = await self._client.send(call, number, idempotent=idempotent)
@@ -185,7 +186,7 @@ def _watch(client: ClientProxy, view: View) -> None:
 
     def observe(event: Any) -> None:
         if isinstance(event, CircuitChanged):
-            view.say(f"circuit {event.name}: {event.old} -> {event.new}")
+            view.say(f"circuit {event.name}: {event.old} -> {event.new} ({event.reason})")
 
     client.listen(observe)
 
@@ -239,5 +240,6 @@ def run(given: Namespace, output: Output) -> int:
             f"the demo needs the library {error.name!r}, which is not installed",
             hint='pip install "resilient-client[cli]"',
         ) from None
+    logging.getLogger("resilient_client").setLevel(logging.CRITICAL)  # the view says it all
     with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
         return runner.run(_play(given, output, Spans("client")))

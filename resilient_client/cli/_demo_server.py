@@ -15,6 +15,8 @@ from resilient_client.errors import RemoteError
 from resilient_client.loops import fast_loop_factory
 from resilient_client.server import Server
 
+WORK = 0.08  # seconds that a call takes, so that a few are always in flight
+
 
 def make(url: str, name: str, options: dict[str, Any]) -> Server:
     """The server: what a shop's stock service might answer."""
@@ -33,13 +35,13 @@ def make(url: str, name: str, options: dict[str, Any]) -> Server:
 
     @server.message_pattern("demo.read")
     async def read(item: int, context: Context) -> dict[str, Any]:
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(WORK)
         return {"item": item, "by": name, "attempt": context.attempt}
 
     @server.message_pattern("demo.order")
     async def order(item: int, context: Context) -> dict[str, Any]:
         nonlocal orders
-        await asyncio.sleep(0.03)
+        await asyncio.sleep(WORK)
         orders += 1
         return {"item": item, "by": name, "attempt": context.attempt, "orders": orders}
 

@@ -53,30 +53,46 @@ async def answer(
     write: Callable[[bytes], Awaitable[None]],
     codec: Codec,
     metadata: Mapping[str, str] | None = None,
+    *,
+    rabbitmq: bool = False,
 ) -> None:
     """Write the packets of a reply; `write` waits while the peer does not read."""
-    if reply.items is not None:
-        try:
-            while True:
-                body = await reply.items.receive(inf)
-                await write(value_packet(id_json, body, last=False, metadata=metadata))
-                metadata = None
-        except StopAsyncIteration:
-            await write(end_packet(id_json, metadata))
-        except RemoteError as error:
-            await write(error_packet(id_json, codec.encode(wire_error(error)), metadata))
-    else:
-        await write(packet(reply, id_json, codec, metadata))
+    if reply.items is None:
+        await write(packet(reply, id_json, codec, metadata, rabbitmq=rabbitmq))
+        return
+    if rabbitmq:
+        id_json = None
+    try:
+        while True:
+            body = await reply.items.receive(inf)
+            await write(value_packet(id_json, body, last=False, metadata=metadata))
+            metadata = None
+    except StopAsyncIteration:
+        await write(end_packet(id_json, metadata))
+    except RemoteError as error:
+        await write(error_packet(id_json, codec.encode(wire_error(error)), metadata))
 
 
 def packet(
-    reply: Reply, id_json: bytes | None, codec: Codec, metadata: Mapping[str, str] | None = None
+    reply: Reply,
+    id_json: bytes | None,
+    codec: Codec,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    rabbitmq: bool = False,
 ) -> bytes:
-    """The one packet of a reply that is not a stream."""
-    if reply.error is None:
-        if reply.body is NO_VALUE:
-            return end_packet(id_json, metadata)
-        return value_packet(id_json, reply.body, last=True, metadata=metadata)
-    if id_json is not None and type(reply.error) is NoHandlerError:
-        return no_handler_packet(id_json, metadata)
-    return error_packet(id_json, codec.encode(wire_error(reply.error)), metadata)
+    """The one packet of a reply that is not a stream.
+
+    On RabbitMQ, which matches replies by a property of its own, only the no-handler packet holds
+    the id.
+    """
+    error = reply.error
+    if id_json is not None and type(error) is NoHandlerError:
+        return no_handler_packet(id_json, metadata, rabbitmq=rabbitmq)
+    if rabbitmq:
+        id_json = None
+    if error is not None:
+        return error_packet(id_json, codec.encode(wire_error(error)), metadata)
+    if reply.body is NO_VALUE:
+        return end_packet(id_json, metadata)
+    return value_packet(id_json, reply.body, last=True, metadata=metadata)

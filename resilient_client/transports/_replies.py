@@ -7,7 +7,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.clock import Deadlines, call_later
+from resilient_client.clock import DEADLINE_RESOLUTION, call_later
 from resilient_client.errors import Overloaded, ReplyTimeout
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._base import Tally
@@ -23,14 +23,20 @@ STREAM_BYTES = 16 * 1024 * 1024
 
 
 class PendingReplies:
-    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten."""
+    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten.
 
-    __slots__ = ("__weakref__", "_clock", "_deadlines", "_table", "_tally")
+    The timer is armed for the nearest deadline only, and left alone when that reply comes, because
+    most do: it then finds nothing and is armed for the next.
+    """
+
+    __slots__ = ("__weakref__", "_clock", "_new_future", "_table", "_tally", "_timer", "_timer_at")
 
     def __init__(self, clock: Clock, tally: Tally | None = None) -> None:
         self._clock = clock
-        self._table: dict[Any, _Waiting | ItemStream] = {}
-        self._deadlines = Deadlines(clock, self._expire)
+        self._new_future: Callable[[], asyncio.Future[Reply]] | None = None
+        self._table: dict[Any, tuple[asyncio.Future[Reply], Call] | ItemStream] = {}
+        self._timer: TimerHandle | None = None
+        self._timer_at = inf
         self._tally = Tally() if tally is None else tally
         self._tally.watch(self)
 
@@ -42,11 +48,20 @@ class PendingReplies:
     def __len__(self) -> int:
         return len(self._table)
 
+    def routes(self) -> set[str]:
+        """The routes whose replies are waited for."""
+        entries = self._table.values()
+        return {(e.call if isinstance(e, ItemStream) else e[1]).route for e in entries}
+
     def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
         """A future for the one reply; register before writing, `forget` when done waiting."""
-        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        self._table[key] = _Waiting(future, call)
-        self._deadlines.add(key, call.attempt_deadline)
+        new = self._new_future
+        if new is None:  # a table serves one loop; asking for it costs as much as the rest
+            new = self._new_future = asyncio.get_running_loop().create_future
+        future = new()
+        self._table[key] = (future, call)
+        if call.attempt_deadline < self._timer_at:
+            self._arm(call.attempt_deadline)
         return future
 
     def open(self, key: Any, call: Call, on_leave: Callable[[], None] | None = None) -> ItemStream:
@@ -57,7 +72,6 @@ class PendingReplies:
     def forget(self, key: Any) -> None:
         """Nobody waits for this any more."""
         self._table.pop(key, None)
-        self._deadlines.discard(key)
 
     def value(self, key: Any, body: Any, last: bool, headers: Any = None) -> bool:  # noqa: FBT001
         """A value arrived. False when nobody waits for it."""
@@ -65,10 +79,11 @@ class PendingReplies:
         if entry is None:
             self._tally.orphans += 1
             return False
-        if type(entry) is _Waiting:
+        if type(entry) is tuple:
             del self._table[key]
-            if not entry.future.done():
-                entry.future.set_result(Reply(body, headers=headers))
+            future = entry[0]
+            if not future.done():
+                future.set_result(Reply(body, headers=headers))
         else:
             entry.feed(body)  # type: ignore[union-attr]
             if last:
@@ -81,9 +96,9 @@ class PendingReplies:
         entry = self._table.pop(key, None)
         if entry is None:
             return
-        if type(entry) is _Waiting:
-            if not entry.future.done():
-                entry.future.set_result(Reply(NO_VALUE))
+        if type(entry) is tuple:
+            if not entry[0].done():
+                entry[0].set_result(Reply(NO_VALUE))
         else:
             entry.finish(None)  # type: ignore[union-attr]
 
@@ -93,35 +108,50 @@ class PendingReplies:
         if entry is None:
             self._tally.orphans += 1
         else:
-            entry.fail(error)
+            _fail(entry, error)
 
     def fail_all(self, make: Callable[[], BaseException]) -> None:
         """None of them will come: each gets an error of its own."""
         table, self._table = self._table, {}
-        self._deadlines.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_at = None, inf
         for entry in table.values():
-            entry.fail(make())
+            _fail(entry, make())
 
     def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
         """Call back at that time of the table's clock."""
         return call_later(self._clock, deadline - self._clock.now(), callback)
 
-    def _expire(self, key: Any) -> None:
-        entry = self._table.pop(key, None)
-        if type(entry) is _Waiting:
-            entry.fail(entry.call.expired(sent=True))
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self.call_at(deadline, self._look)
+
+    def _look(self) -> None:
+        """Whose time is up, and when the next one's is."""
+        now, next_at = self._clock.now(), inf
+        for key, entry in tuple(self._table.items()):
+            if type(entry) is tuple:
+                future, call = entry
+                if call.attempt_deadline > now:
+                    next_at = min(next_at, call.attempt_deadline)
+                else:
+                    del self._table[key]
+                    if not future.done():
+                        future.set_exception(call.expired(sent=True))
+        self._timer, self._timer_at = None, inf
+        if next_at < inf:
+            self._arm(max(next_at, now + DEADLINE_RESOLUTION))
 
 
-class _Waiting:
-    __slots__ = ("call", "future")
-
-    def __init__(self, future: asyncio.Future[Reply], call: Call) -> None:
-        self.future = future
-        self.call = call
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+def _fail(entry: tuple[asyncio.Future[Reply], Call] | ItemStream, error: BaseException) -> None:
+    if type(entry) is tuple:
+        if not entry[0].done():
+            entry[0].set_exception(error)
+    else:
+        entry.finish(error)  # type: ignore[union-attr]
 
 
 class ItemStream:
@@ -132,8 +162,8 @@ class ItemStream:
     ever.
     """
 
-    __slots__ = ("_buffer", "_call", "_ended", "_error", "_key", "_on_leave", "_size", "_table",
-                 "_waiter")  # fmt: skip
+    __slots__ = ("_buffer", "_ended", "_error", "_key", "_on_leave", "_size", "_table", "_waiter",
+                 "call")  # fmt: skip
 
     def __init__(
         self,
@@ -144,7 +174,7 @@ class ItemStream:
     ) -> None:
         self._table = table
         self._key = key
-        self._call = call
+        self.call = call
         self._on_leave = on_leave
         self._buffer: deque[Any] = deque()
         self._size = 0
@@ -170,8 +200,6 @@ class ItemStream:
             self._ended, self._error = True, error
             self._wake()
 
-    fail = finish
-
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(True)
@@ -184,7 +212,7 @@ class ItemStream:
 
     async def opened(self) -> Reply:
         """Wait for the first value, the end or an error, by the call's `attempt_deadline`."""
-        call = self._call
+        call = self.call
         try:
             if not self._buffer and not self._ended and not await self._wait(call.attempt_deadline):
                 raise call.expired(sent=True)

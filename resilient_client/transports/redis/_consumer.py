@@ -1,0 +1,357 @@
+"""Durable events: one consumer of a group on a stream, each event acknowledged when handled.
+
+What its server has not ended is delivered again, here or elsewhere: at least once, so a handler
+must bear an event twice. One that fails every time is set aside in `<stream>.dead`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+from fnmatch import translate
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import (
+    ConnectionLost,
+    InvalidPayloadError,
+    NoHandlerError,
+    ProtocolError,
+    ResilientClientError,
+)
+from resilient_client.events import Degraded
+from resilient_client.message import Message
+from resilient_client.transports._link import spawn
+from resilient_client.transports._packets import read_request
+from resilient_client.transports.redis._connection import Refused, error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from resilient_client.message import Reply
+    from resilient_client.transports._base import App, Subscription
+    from resilient_client.transports._link import Link
+    from resilient_client.transports.redis._session import Session
+
+log = logging.getLogger("resilient_client.redis")
+
+ACK_WAIT = 30.0
+"""Seconds after which an event that its server has not ended goes to another."""
+MAX_DELIVER = 5
+"""Deliveries of one event before it is set aside."""
+_BATCH = 64  # events asked for at once
+_BLOCK = 1000  # milliseconds a read waits; below the silence that counts as a lost connection
+_ACK_TIMEOUT = 5.0
+
+
+class Consumer:
+    """Reads a stream for one server.
+
+    Args:
+        link: where the current session is.
+        stream, group: the key, and who shares its events.
+        ack_wait: seconds; events in work are renewed three times in it.
+        max_deliver: deliveries before an event is set aside.
+        dead_length: entries that `<stream>.dead` keeps, about.
+        is_glob: whether a subscription's pattern has wildcards.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        link: Link[Session],
+        endpoint: str,
+        *,
+        stream: str,
+        group: str,
+        ack_wait: float,
+        max_deliver: int,
+        dead_length: int,
+        is_glob: Callable[[Subscription], bool],
+    ) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        self.failed_acks = 0
+        self._app = app
+        self._link = link
+        self._endpoint = endpoint
+        self._stream = stream
+        self._group = group
+        self._ack_wait = ack_wait
+        self._max_deliver = max_deliver
+        self._dead_length = dead_length
+        self._is_glob = is_glob
+        self._globs: list[tuple[re.Pattern[str], str]] = []
+        self._held: dict[bytes, bool] = {}  # ids of events in work; True: handled, not acknowledged
+        self._room = asyncio.Event()
+        self._room.set()
+        self._slots = app.slots(self._room.clear, self._room.set)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    # --------------------------------------------------------------------------------- its life
+
+    async def begin(self, session: Session) -> None:
+        """Go to work on a new session; the work on the one before has ended with it.
+
+        Raises:
+            ConfigurationError: Redis refuses the stream or the group.
+        """
+        self._globs = [
+            (re.compile(translate(each.route.replace("[^", "[!"))), each.route)
+            for each in self._app.subscriptions()
+            if each.is_event and self._is_glob(each)
+        ]
+        await self._make_group(session)
+        for work, name in ((self._read, "read"), (self._mind, "mind")):
+            task = spawn(self._unless_lost(session, work), f"{name} {self._stream}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _make_group(self, session: Session) -> None:
+        try:
+            await session.commands.call(
+                "XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"
+            )
+        except Refused as error:
+            if error.code != "BUSYGROUP":
+                raise error_of(error, f"XGROUP CREATE {self._stream} {self._group}") from None
+
+    async def _unless_lost(self, session: Session, work: Any) -> None:
+        """Do it, again after an error of Redis's, until the session or the server ends."""
+        removed = False
+        while not session.closed:
+            try:
+                if removed:
+                    await self._make_group(session)
+                await work(session)
+            except ConnectionLost:
+                return
+            except Refused as error:
+                if removed := error.code in {"NOGROUP", "UNBLOCKED"}:
+                    self._tell(f"the stream {self._stream} or its group was removed: made anew")
+                else:
+                    self._tell(str(error_of(error, f"reading {self._stream}")))
+                    await asyncio.sleep(1.0)
+            except Exception:
+                log.exception("reading the stream %s failed", self._stream)
+                await asyncio.sleep(1.0)
+            else:
+                return
+
+    def stop(self) -> None:
+        """Take nothing new in; events that have not begun are left to others."""
+        self._stopping = True
+        session = self._link.current
+        if session is not None and session.reader is not None:
+            session.reader.on_lost = None
+            session.reader.transport.abort()
+        self._slots.drop()
+
+    async def close(self) -> None:
+        """Give back what is not acknowledged, so that others need not wait for it."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+        self._slots.close()
+        session = self._link.current
+        if session is None:
+            return
+        call, stream, group, name = session.commands.call, self._stream, self._group, self.name
+        try:
+            async with asyncio.timeout(1.0):
+                pending = await call("XPENDING", stream, group, "-", "+", 10_000, name)
+                if pending:
+                    ids = [each[0] for each in pending]
+                    idle = int(self._ack_wait * 1000)
+                    await call("XCLAIM", stream, group, name, 0, *ids, "IDLE", idle, "JUSTID")
+                else:
+                    await call("XGROUP", "DELCONSUMER", stream, group, name)
+        except (ConnectionLost, Refused, TimeoutError) as error:
+            log.debug("leaving the group %s failed: %s", group, error)
+
+    # ---------------------------------------------------------------------------------- reading
+
+    async def _read(self, session: Session) -> None:
+        """First what was given to us and is not acknowledged, then what is new."""
+        assert session.reader is not None  # noqa: S101
+        cursor: bytes = b"0"
+        while not self._stopping:
+            await self._room.wait()
+            reply = await session.reader.call(
+                "XREADGROUP", "GROUP", self._group, self.name, "COUNT", _BATCH, "BLOCK", _BLOCK,
+                "STREAMS", self._stream, cursor,
+            )  # fmt: skip
+            entries = reply[0][1] if reply else []
+            if cursor == b">":
+                for entry, fields in entries:
+                    self._take(entry, fields, 1)
+            elif entries:
+                cursor = entries[-1][0]
+                await self._again(session, entries)
+            else:
+                cursor = b">"
+
+    async def _mind(self, session: Session) -> None:
+        """Renew what is in work here, take over what was left undone elsewhere."""
+        wait = int(self._ack_wait * 1000)
+        stream, group, call = self._stream, self._group, session.commands.call
+        while True:
+            running = [each for each, handled in self._held.items() if not handled]
+            for start in range(0, len(running), 1000):
+                ids = running[start : start + 1000]
+                await call("XCLAIM", stream, group, self.name, 0, *ids, "JUSTID")
+            cursor: bytes = b"0-0"
+            while not self._stopping and self._room.is_set():
+                cursor, entries, *_ = await call(
+                    "XAUTOCLAIM", stream, group, self.name, wait, cursor, "COUNT", _BATCH
+                )
+                await self._again(session, entries)
+                if cursor == b"0-0":
+                    break
+            await asyncio.sleep(self._ack_wait / 3)
+
+    async def _again(self, session: Session, entries: Iterable[Any]) -> None:
+        """Take events that were delivered before, unless they were too often."""
+        for entry, fields in entries:
+            if entry in self._held:
+                if self._held[entry]:
+                    await self._acknowledge(entry)
+                continue
+            found = await session.commands.call(
+                "XPENDING", self._stream, self._group, entry, entry, 1
+            )
+            deliveries = found[0][3] if found else 1
+            if deliveries > self._max_deliver and fields is not None and entry not in self._held:
+                self._held[entry] = False
+                await self._set_aside(entry, fields, "no server has survived it", deliveries - 1)
+            else:
+                self._take(entry, fields, deliveries)
+
+    # --------------------------------------------------------------------------------- handling
+
+    def _take(self, entry: bytes, fields: list[bytes] | None, deliveries: int) -> None:
+        """Hand one event to the app."""
+        if entry in self._held:
+            return
+        self._held[entry] = False
+        if fields is None:
+            self._tell(f"{self._stream} was trimmed: events were dropped before they were handled")
+            self._later(self._acknowledge(entry))
+            return
+        raw = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"packet")
+        try:
+            if raw is None:
+                raise ProtocolError("an entry without a packet")
+            request = read_request(raw)
+            path = request.route
+            if path is None:
+                raise ProtocolError("an event without a pattern")
+        except ProtocolError as error:
+            self._later(self._set_aside(entry, fields, error.args[0], deliveries))
+            return
+        route = path
+        if not self._app.receivers(path):
+            route = next((each for glob, each in self._globs if glob.match(path)), path)
+        message = Message(
+            route,
+            request.data,
+            request.metadata,
+            None,
+            received=self._app.clock.now(),
+            subject=None if route == path else path,
+            raw=(entry, fields),
+        )
+        respond = partial(self._ended, entry, fields, deliveries)
+        self._app.accept(message, respond, self._slots, "redis")
+
+    async def _ended(
+        self,
+        entry: bytes,
+        fields: list[bytes],
+        deliveries: int,
+        reply: Reply,
+    ) -> None:
+        """The handlers have ended: acknowledge, leave for another try, or set aside."""
+        error = reply.error
+        if error is None or isinstance(error, NoHandlerError):
+            await self._acknowledge(entry)
+        elif isinstance(error, InvalidPayloadError) or deliveries >= self._max_deliver:
+            await self._set_aside(entry, fields, error.message, deliveries)
+        else:
+            self._held.pop(entry, None)
+            log.warning(
+                "event %s of %s failed (delivery %d of %d), the next is in %s s: %s",
+                entry.decode(), self._stream, deliveries, self._max_deliver, self._ack_wait,
+                error.message,
+            )  # fmt: skip
+
+    async def _acknowledge(self, entry: bytes) -> None:
+        if entry in self._held:
+            self._held[entry] = True
+        try:
+            await self._command("XACK", self._stream, self._group, entry)
+        except ResilientClientError as error:
+            self.failed_acks += 1  # it stays held: when Redis brings it again, it is not run again
+            log.warning("event %s could not be acknowledged: %s", entry.decode(), error)
+        else:
+            self._held.pop(entry, None)
+
+    async def _set_aside(
+        self,
+        entry: bytes,
+        fields: list[bytes],
+        reason: str,
+        deliveries: int,
+    ) -> None:
+        """Put an event that cannot be handled where a person can look at it."""
+        dead = f"{self._stream}.dead"
+        self._tell(f"event {entry.decode()} was set aside in {dead}: {reason}")
+        about = [
+            b"id",
+            entry,
+            b"group",
+            self._group,
+            b"reason",
+            reason.encode(errors="replace"),
+            b"deliveries",
+            deliveries,
+        ]
+        try:
+            await self._command(
+                "XADD", dead, "MAXLEN", "~", self._dead_length, "*", *fields, *about
+            )
+        except ResilientClientError as error:
+            self._held.pop(entry, None)
+            log.error("event %s could not be set aside: %s", entry.decode(), error)  # noqa: TRY400
+            return
+        await self._acknowledge(entry)
+
+    async def _command(self, *command: Any) -> Any:
+        """On whatever session there is in the next seconds.
+
+        Raises:
+            ConnectError, ConnectionLost, ConfigurationError: it was not done, as far as is known.
+        """
+        session = self._link.current
+        if session is None:
+            session = await self._link.get(self._app.clock.now() + _ACK_TIMEOUT)
+        try:
+            async with asyncio.timeout(_ACK_TIMEOUT):
+                return await session.commands.call(*command)
+        except TimeoutError:
+            raise ConnectionLost("Redis did not answer in time") from None
+        except Refused as error:
+            raise error_of(error, command[0]) from None
+
+    def _later(self, work: Any) -> None:
+        task = spawn(work, f"settle {self._stream}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, reason: str) -> None:
+        log.warning("%s: %s", self._endpoint, reason)
+        self._app.notify(Degraded(self._endpoint, reason))

@@ -1,0 +1,306 @@
+"""The server's end: a subscription for every pattern, replies on `<channel>.reply`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    InvalidPayloadError,
+    ProtocolError,
+)
+from resilient_client.message import Message, Reply
+from resilient_client.transports._backlog import Backlog
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import DIAL_TIMEOUT, Link
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
+from resilient_client.transports._packets import read_request, text_event
+from resilient_client.transports.redis._client import STREAM_LENGTH
+from resilient_client.transports.redis._connection import Refused
+from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, Consumer
+from resilient_client.transports.redis._session import Door, Session, together
+
+if TYPE_CHECKING:
+    from resilient_client.events import Event
+    from resilient_client.transports._base import App, Job, Subscription, Target
+
+log = logging.getLogger("resilient_client.redis")
+
+REPLY_WAIT = 5.0
+"""Seconds a reply waits for a connection that is being made anew."""
+
+_CANCEL = CANCEL_ROUTE.encode()
+_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
+_SHARED_HINT = (
+    "every subscriber of a Redis channel gets every message: share events with stream=, "
+    "requests over nats:// or amqp://"
+)
+
+
+class ServerListener:
+    """The server's end: one connection that hears, one that replies; one more for a stream.
+
+    Args:
+        tls, username, password, db, ssl_ca_certs, ssl_certfile, ssl_keyfile: see `ClientTransport`.
+        wildcards: whether `*` and `?` in a string pattern stand for anything.
+        stream: events are also read from this stream, each by one server of the group.
+        group: the consumer group, one for each service that is to hear every event; by default
+            named as the stream.
+        ack_wait: seconds after which an event that its server has not ended goes to another.
+        max_deliver: how often an event is tried before it is set aside in `<stream>.dead`.
+        stream_length: entries that `<stream>.dead` keeps, about.
+        queue: refused: pub/sub cannot share.
+        max_size: bytes of one payload, each way.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        username: str | None = None,
+        password: str | None = None,
+        db: int | None = None,
+        ssl_ca_certs: str | None = None,
+        ssl_certfile: str | None = None,
+        ssl_keyfile: str | None = None,
+        wildcards: bool = True,
+        stream: str | None = None,
+        group: str | None = None,
+        ack_wait: float = ACK_WAIT,
+        max_deliver: int = MAX_DELIVER,
+        stream_length: int = STREAM_LENGTH,
+        queue: str | None = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        if queue is not None:
+            raise ConfigurationError("redis:// has no queue groups", hint=_SHARED_HINT)
+        self.address = str(target)
+        self._app = app
+        self._max_size = max_size
+        self._wildcards = wildcards
+        self._door = Door(
+            target,
+            tls=tls,
+            username=username,
+            password=password,
+            db=db,
+            ssl_ca_certs=ssl_ca_certs,
+            ssl_certfile=ssl_certfile,
+            ssl_keyfile=ssl_keyfile,
+        )
+        self._routes: dict[bytes, str] = {}  # by channel or channel pattern
+        self._globs: set[bytes] = set()
+        self._jobs: dict[bytes, Job] = {}  # by the JSON of the request's id
+        self._stopping = False
+        self._backlog = Backlog(app, "redis", self.address)
+        self._link = Link[Session](self.address, self._dial, clock=app.clock, notify=self._notify)
+        self._consumer: Consumer | None = None
+        if stream is not None:
+            self._consumer = Consumer(
+                app,
+                self._link,
+                self.address,
+                stream=stream,
+                group=stream if group is None else group,
+                ack_wait=ack_wait,
+                max_deliver=max_deliver,
+                dead_length=stream_length,
+                is_glob=self._is_glob,
+            )
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse what a handler asks for and Redis does not have."""
+        if "queue" in handler.extras:
+            raise ConfigurationError(
+                f"{handler.route}: redis:// has no queue groups", hint=_SHARED_HINT
+            )
+
+    def _is_glob(self, subscription: Subscription) -> bool:
+        """`*` and `?` also match themselves, so nothing is lost where none was meant."""
+        pattern = subscription.pattern
+        return self._wildcards and isinstance(pattern, str) and ("*" in pattern or "?" in pattern)
+
+    def _notify(self, event: Event) -> None:
+        new, reason = getattr(event, "new", ""), getattr(event, "reason", "")
+        if new == "reconnecting":
+            log.warning("%s: the connection was lost: %s", self.address, reason)
+        elif new == "idle" and not self._stopping:
+            log.error("%s: not connected any more: %s", self.address, reason)
+        self._app.notify(event)
+
+    # ---------------------------------------------------------------------------- the connection
+
+    async def _dial(self) -> Session:
+        session = Session(self._received, lambda _, reason: self._link.lost(session, reason))
+        await self._door.enter(session, reader=self._consumer is not None)
+        try:
+            if not self._stopping:
+                wanted = [
+                    ("PSUBSCRIBE" if n in self._globs else "SUBSCRIBE", n) for n in self._routes
+                ]
+                await together(
+                    session.subscribe(*each) for each in [*wanted, ("SUBSCRIBE", _CANCEL)]
+                )
+                if self._consumer is not None:
+                    await self._consumer.begin(session)
+        except ConnectionLost as error:
+            session.abort()
+            raise ConnectError(f"{self.address}: {error.args[0]}") from None
+        except BaseException:
+            session.abort()
+            raise
+        return session
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        for subscription in self._app.subscriptions():
+            name = subscription.route.encode()
+            self._routes[name] = subscription.route
+            if self._is_glob(subscription):
+                self._globs.add(name)
+        await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
+
+    # --------------------------------------------------------------------------------- messages
+
+    def _received(self, message: list[bytes]) -> None:
+        name, channel, raw = message[1], message[-2], message[-1]
+        glob = len(message) == 4
+        if channel == _CANCEL:
+            if not glob:
+                self._cancel(raw)
+            return
+        try:
+            request = read_request(raw)
+        except ProtocolError:
+            request = text_event(raw)
+        if glob and request.external and channel.endswith(b".reply"):
+            return  # a reply, perhaps our own: a wildcard hears them too
+        route = self._routes.get(name)
+        if route is None:
+            return
+        id_json = request.id
+        respond = None if id_json is None else partial(self._respond, channel + b".reply", id_json)
+        if len(request.data) > self._max_size:
+            self._too_large(route, len(request.data), respond)
+            return
+        if id_json is not None and PEER_HEADER in request.metadata:
+            greeting = b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
+            self._publish(channel + b".reply", greeting)
+        job = self._backlog.accept(
+            Message(
+                route,
+                request.data,
+                request.metadata,
+                id_json,
+                received=self._app.clock.now(),
+                subject=channel.decode(errors="replace") if glob else None,
+                raw=message,
+            ),
+            respond,
+        )
+        if job is not None and id_json is not None:
+            self._jobs[id_json] = job
+
+    def _cancel(self, raw: bytes) -> None:
+        """A client of our make has left one of its requests."""
+        try:
+            job = self._jobs.pop(read_request(raw).data, None)
+        except ProtocolError:
+            return
+        if job is not None:
+            job.cancel()
+
+    def _too_large(self, route: str, size: int, respond: Any) -> None:
+        text = f"the payload has {size} bytes, more than max_size={self._max_size}"
+        log.warning("%s: %s", route, text)
+        if respond is not None:
+            id_reply = packet(
+                Reply(error=InvalidPayloadError(text)), respond.args[1], self._app.codec
+            )
+            self._publish(respond.args[0], id_reply)
+
+    def _publish(self, channel: bytes, data: bytes, on_reply: Any = None) -> None:
+        session = self._link.current
+        if session is not None:
+            session.commands.ask(on_reply or _published, "PUBLISH", channel, data)
+
+    async def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> None:
+        try:
+            session = self._link.current
+            if reply.items is None and session is not None and not session.commands.congested:
+                data = packet(reply, id_json, self._app.codec)
+                session.commands.ask(_published, "PUBLISH", channel, data)
+            else:
+                await answer(
+                    reply, id_json, _Writer(self._link, self._app, channel), self._app.codec
+                )
+        finally:
+            self._jobs.pop(id_json, None)
+
+    # -------------------------------------------------------------------------------- its life
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        self._stopping = True
+        if self._consumer is not None:
+            self._consumer.stop()
+        session = self._link.current
+        if session is None:
+            return
+        names = [("PUNSUBSCRIBE" if n in self._globs else "UNSUBSCRIBE", n) for n in self._routes]
+        try:
+            async with asyncio.timeout(1.0):
+                await together(session.subscribe(*each) for each in names)
+        except (ConnectionLost, TimeoutError, ConfigurationError):
+            log.debug("%s: not every subscription was ended", self.address)
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        self._stopping = True
+        self._backlog.close()
+        if self._consumer is not None:
+            await self._consumer.close()
+        session = await self._link.aclose()
+        if session is not None:
+            await session.close()
+        self._jobs.clear()
+
+
+class _Writer:
+    """Publishes the packets of one streamed reply, and notices that nobody hears them any more."""
+
+    __slots__ = ("_app", "_channel", "_gone", "_link")
+
+    def __init__(self, link: Link[Session], app: App, channel: bytes) -> None:
+        self._link = link
+        self._app = app
+        self._channel = channel
+        self._gone = False
+
+    async def __call__(self, data: bytes) -> None:
+        session = self._link.current or await self._link.get(self._app.clock.now() + REPLY_WAIT)
+        if session.commands.congested:
+            await session.commands.drained()
+        if self._gone:
+            raise ConnectionLost("the caller has gone")
+        session.commands.ask(self._published, "PUBLISH", self._channel, data)
+
+    def _published(self, receivers: Any) -> None:
+        _published(receivers)
+        if receivers == 0:
+            self._gone = True
+
+
+def _published(receivers: Any) -> None:
+    """Redis's answer to a reply: the caller cannot be told that it was refused, so the log is."""
+    if isinstance(receivers, Refused):
+        log.error("a reply was refused: Redis says %s", receivers)
