@@ -21,16 +21,22 @@ from resilient_client import (
 )
 from resilient_client.patterns import pattern_json
 from resilient_client.testing import check_transport
-from resilient_client.transports._base import App, BaseTransport, Environment, Job, Target
-from resilient_client.transports._link import Link
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver
-from resilient_client.transports._packets import (
+from resilient_client.transports import (
+    CANCEL_ROUTE,
+    App,
+    BaseTransport,
+    Environment,
+    Job,
+    Link,
+    PendingReplies,
+    Target,
+    answer,
+    deliver,
     event_packet,
     read_request,
     read_response,
     request_packet,
 )
-from resilient_client.transports._replies import PendingReplies
 
 LINE = 32 * 1024 * 1024  # bytes of one packet: a payload and what stands around it
 

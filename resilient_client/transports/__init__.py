@@ -1,4 +1,9 @@
-"""One module per transport, named after its URL scheme and imported when a URL asks for it."""
+"""One module per transport, named after its URL scheme and imported when a URL asks for it.
+
+What transports are built of is public here, for people who write their own: `Transport` and
+`ServerListener` say what the two ends are, the other names are blocks that ours are made of. They
+load when they are first used (PEP 562).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,80 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
-    from resilient_client.transports._base import App, Environment, ServerListener, Transport
+    from resilient_client.transports._base import (
+        DEFAULT_MAX_SIZE,
+        App,
+        BaseTransport,
+        Environment,
+        Job,
+        Respond,
+        ServerListener,
+        Slots,
+        Subscription,
+        Transport,
+    )
+    from resilient_client.transports._link import Link
+    from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver
+    from resilient_client.transports._packets import (
+        event_packet,
+        read_request,
+        read_response,
+        request_packet,
+    )
+    from resilient_client.transports._replies import ItemStream, PendingReplies
+
+__all__ = [
+    "CANCEL_ROUTE",
+    "DEFAULT_MAX_SIZE",
+    "App",
+    "BaseTransport",
+    "Environment",
+    "ItemStream",
+    "Job",
+    "Link",
+    "PendingReplies",
+    "Respond",
+    "ServerListener",
+    "Slots",
+    "Subscription",
+    "Target",
+    "Transport",
+    "answer",
+    "deliver",
+    "event_packet",
+    "read_request",
+    "read_response",
+    "request_packet",
+]
+
+_HOMES = {
+    "_base": (
+        "DEFAULT_MAX_SIZE",
+        "App",
+        "BaseTransport",
+        "Environment",
+        "Job",
+        "Respond",
+        "ServerListener",
+        "Slots",
+        "Subscription",
+        "Transport",
+    ),
+    "_link": ("Link",),
+    "_nest": ("CANCEL_ROUTE", "answer", "deliver"),
+    "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
+    "_replies": ("ItemStream", "PendingReplies"),
+}
+_home_of = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    home = _home_of.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
 
 
 def known_schemes() -> list[str]:
