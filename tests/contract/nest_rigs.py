@@ -77,7 +77,13 @@ def mqtt(request: pytest.FixtureRequest, unique: str) -> Meeting:
     return Meeting("mqtt", url, url, f"{unique}.")
 
 
+def nats(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    url = request.getfixturevalue("nats_broker").url
+    return Meeting("nats", url, url, f"{unique}.")
+
+
 NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
+    "nats": nats,
     "tcp": tcp,
     "amqp": amqp,
     "mqtt": mqtt,

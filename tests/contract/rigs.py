@@ -86,6 +86,8 @@ class Rig:
         proxy: between the client and the middle.
         tells_loss: whether an emit that does not arrive is always told: False where writing is all
             that is proved.
+        tells_absence: whether an emit that nobody is subscribed to is told. False where the broker
+            drops it in silence, as between its own return and the service's.
         detects_freeze: seconds within which a frozen middle is noticed by itself; None: only calls'
             own deadlines notice it.
     """
@@ -98,6 +100,7 @@ class Rig:
     options: dict[str, Any] = field(default_factory=dict)
     tells_loss: bool = False
     may_duplicate: bool = False
+    tells_absence: bool = True
     detects_freeze: float | None = None
 
     def client(self, **settings: Any) -> ClientProxy:
@@ -226,7 +229,14 @@ async def mqtt(loop: str) -> AsyncIterator[Rig]:
         yield rig
 
 
+@asynccontextmanager
+async def nats(loop: str) -> AsyncIterator[Rig]:
+    async with _brokered("nats", loop, "nats", tells_absence=False, detects_freeze=10.0) as rig:
+        yield rig
+
+
 RIGS: dict[str, Callable[[str], Any]] = {
+    "nats": nats,
     "tcp": tcp,
     "http": http,
     "amqp": amqp,

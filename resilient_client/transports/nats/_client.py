@@ -1,0 +1,329 @@
+"""The client's end: one wildcard inbox for all replies."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from resilient_client._json import decode
+from resilient_client.context import PEER_HEADER, fresh_id
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    NoHandlerError,
+    PayloadError,
+    ProtocolError,
+)
+from resilient_client.events import Degraded
+from resilient_client.message import Receipt
+from resilient_client.patterns import pattern_json
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._link import Link
+from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._packets import event_packet, read_response, request_packet
+from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports._stream import uncongested
+from resilient_client.transports.nats import _jetstream
+from resilient_client.transports.nats._connection import (
+    Connection,
+    Place,
+    checked_subject,
+    read_headers,
+    status,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from resilient_client.codecs import Codec
+    from resilient_client.events import Status
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports._base import Environment, Target
+
+NO_RESPONDERS = 503
+HEARTBEAT = 5.0
+MAX_SUBJECTS = 10_000
+MAX_PEERS = 64  # servers of our make that are told when a caller leaves
+_STORED = "s"  # begins the key of a message that JetStream acknowledges
+
+
+class _Line:
+    """One connection of the client, its inbox and who waits there."""
+
+    def __init__(self, inbox: str, replies: PendingReplies, codec: Codec) -> None:
+        self.inbox = inbox
+        self.replies = replies
+        self.subjects: dict[str, str] = {}  # of who waits: the keys of this table of pending
+        self.streamed: set[str] = set()  # subjects that the stream is known to take
+        self.peers: dict[str, None] = {}  # where servers of our make hear that a caller has left
+        self.connection: Connection
+        self._codec = codec
+        self._skip = len(inbox)
+
+    def received(self, subject: bytes, _: bytes, data: bytes, headers: bytes | None) -> None:
+        """A message has come into the inbox."""
+        key = subject[self._skip :].decode(errors="replace")
+        if not data and headers is not None:
+            if status(headers) == NO_RESPONDERS:
+                self.replies.fail(key, NoHandlerError(sent=False))
+                return
+            peer = read_headers(headers).get(PEER_HEADER)
+            if peer is not None:
+                self._meet(peer)
+                return
+        if key.startswith(_STORED):
+            self.replies.value(key, data, last=True)
+            return
+        try:
+            response = read_response(data)
+        except ProtocolError as error:
+            self.replies.fail(key, error)
+        else:
+            deliver(self.replies, key, response, self._codec)
+
+    def _meet(self, peer: str) -> None:
+        if peer.startswith(f"{CANCEL_ROUTE}.") and len(self.peers) < MAX_PEERS:
+            try:
+                self.peers[checked_subject(peer)] = None
+            except ConfigurationError:
+                return  # a stranger's words
+
+    def cancel(self, key: str) -> None:
+        """Tell servers of our make that nobody waits any more; whoever runs it stops."""
+        if self.connection.closed:
+            return
+        reply = f"{self.inbox}{key}".encode()
+        for peer in self.peers:
+            self.connection.send(self.connection.message(peer, "", None, reply))
+
+    def violated(self, text: str) -> bool:
+        """The server refuses something: whoever waits because of it is told. False: nobody is."""
+        subject = text.partition('"')[2].rpartition('"')[0]
+        found = [key for key, each in self.subjects.items() if each.lower() == subject]
+        for key in found:
+            self.replies.fail(
+                key,
+                ConfigurationError(
+                    f"{self.connection.target}: {text}",
+                    sent=False,
+                    hint="give this user the permission to publish there",
+                ),
+            )
+        return bool(found)
+
+
+class ClientTransport(BaseTransport):
+    """The client's end.
+
+    Args:
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities.
+        token, nkey, credentials: how to be admitted, where not by the URL's user and password:
+            a token, an nkey's seed or the path of its file, the path of a .creds file.
+        servers: further members of the cluster, as "host:port,host:port" or a list.
+        stream: the JetStream stream that keeps events.
+        inbox_prefix: of the subject where replies arrive.
+        heartbeat: seconds between two pings; after two without an answer the connection is over.
+        max_size: bytes of one payload; the server's own limit is smaller as a rule.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        tls: bool | ssl.SSLContext = False,
+        token: str | None = None,
+        nkey: str | None = None,
+        credentials: str | None = None,
+        servers: str | Sequence[str] = (),
+        stream: str | None = None,
+        inbox_prefix: str = "_INBOX",
+        heartbeat: float = HEARTBEAT,
+        max_size: int = DEFAULT_MAX_SIZE,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._place = Place(
+            target,
+            servers=servers,
+            tls=tls,
+            token=token,
+            nkey=nkey,
+            credentials=credentials,
+            heartbeat=heartbeat,
+        )
+        self._inbox_prefix = checked_subject(inbox_prefix)
+        self._stream = None if stream is None else _jetstream.checked_name(stream)
+        self._ids = count(1)
+        self._link = Link[_Line](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    async def _dial(self) -> _Line:
+        line = _Line(
+            f"{self._inbox_prefix}.{fresh_id()}.",
+            PendingReplies(self._clock, self._tally),
+            self._codec,
+        )
+
+        def ended(reason: str) -> None:
+            line.replies.fail_all(lambda: ConnectionLost(reason))
+            self._link.lost(line, reason)
+
+        def violated(text: str) -> None:
+            if not line.violated(text):
+                self._notify(Degraded(self.endpoint, text))
+
+        connection = line.connection = await self._place.connect(ended, violated)
+        try:
+            connection.subscribe(f"{line.inbox}*", line.received)
+            await connection.round_trip()
+        except BaseException:
+            await connection.aclose()
+            raise
+        return line
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    def encode(self, call: Call) -> None:
+        """See `Transport.encode`; a route that cannot be a subject is refused here too."""
+        checked_subject(call.route)
+        super().encode(call)
+        if self._stream is not None and call.kind == "emit":
+            key = call.idempotency_key
+            call.headers[_jetstream.MESSAGE_ID] = (
+                fresh_id() if key is None else f"{call.route} {key}"
+            )
+
+    def idempotent(self, call: Call) -> bool:
+        """See `Transport.idempotent`: a stream keeps what it is given twice once."""
+        return self._stream is not None and call.kind == "emit"
+
+    async def _line(self, call: Call) -> _Line:
+        line = self._link.current or await self._link.get(call.connect_deadline)
+        if line.connection.socket.congested:
+            await uncongested(line.connection.socket, call, self._clock)
+        return line
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        line = self._link.current
+        if line is None or line.connection.socket.congested:
+            line = await self._line(call)
+        key = str(next(self._ids))
+        metadata = call.metadata
+        metadata[PEER_HEADER] = "1"
+        message = line.connection.message(
+            call.route,
+            line.inbox + key,
+            metadata,
+            request_packet(pattern_json(call.pattern), call.body, None, key),
+        )
+        replies = line.replies
+        before, call.sent = call.sent, True
+        line.subjects[key] = call.route
+        try:
+            if call.kind == "stream":
+                items = replies.open(key, call, lambda: line.cancel(key))
+                line.connection.send(message)
+                return await items.opened()
+            future = replies.expect(key, call)
+            line.connection.send(message)
+            try:
+                return await future
+            finally:
+                replies.forget(key)
+                del future  # it holds an error whose traceback holds this frame
+        except asyncio.CancelledError:
+            if call.kind != "stream":  # which has told them itself
+                line.cancel(key)
+            raise
+        except (NoHandlerError, ConfigurationError) as error:
+            if not error.sent:
+                call.sent = before
+            raise
+        finally:
+            del line.subjects[key]
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        line = await self._line(call)
+        packet = event_packet(pattern_json(call.pattern), call.body)
+        if self._stream is not None:
+            return await self._store(line, call, packet)
+        message = line.connection.message(call.route, "", call.metadata, packet)
+        call.sent = True
+        line.connection.send(message)
+        return Receipt("written")
+
+    async def _store(self, line: _Line, call: Call, packet: bytes) -> Receipt:
+        """Publish into the stream, which is made when it is missing, and wait until it has it."""
+        assert self._stream is not None  # noqa: S101
+        headers = {**call.metadata, _jetstream.EXPECTED_STREAM: self._stream}
+        answer = None
+        if call.route in line.streamed:
+            answer = await self._stored(line, call, headers, packet)
+        if answer is None:  # not known yet, or gone since
+            left = call.attempt_deadline - self._clock.now()
+            try:
+                async with asyncio.timeout(left if left < float("inf") else None):
+                    await _jetstream.ensure_stream(line.connection, self._stream, [call.route])
+            except TimeoutError:
+                raise call.expired(sent=False) from None
+            if len(line.streamed) < MAX_SUBJECTS:
+                line.streamed.add(call.route)
+            answer = await self._stored(line, call, headers, packet)
+        if answer is None:
+            raise ConnectError(f"no stream takes {call.route!r} now")
+        return Receipt("stored")
+
+    async def _stored(
+        self, line: _Line, call: Call, headers: dict[str, str], packet: bytes
+    ) -> dict[str, Any] | None:
+        """The stream's acknowledgement, or its refusal; None when there is no such stream."""
+        key = f"{_STORED}{next(self._ids)}"
+        message = line.connection.message(call.route, line.inbox + key, headers, packet)
+        before, call.sent = call.sent, True
+        line.subjects[key] = call.route
+        future = line.replies.expect(key, call)
+        try:
+            line.connection.send(message)
+            answer = decode((await future).body)
+            error = answer.get("error")
+        except NoHandlerError:
+            call.sent = before
+            return None
+        except ConfigurationError:  # no permission
+            call.sent = before
+            raise
+        except (PayloadError, AttributeError):
+            raise ProtocolError("this is not JetStream's answer") from None
+        finally:
+            line.replies.forget(key)
+            del line.subjects[key], future
+        if error is not None:
+            call.sent = before
+            raise _jetstream.refused(error, f"stream {self._stream}")
+        return answer  # type: ignore[no-any-return]
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        line = await self._link.aclose()
+        if line is not None:
+            line.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            await line.connection.aclose()

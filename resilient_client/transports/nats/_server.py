@@ -1,0 +1,351 @@
+"""The server's end: a subscription for each pattern, replies to where requests say."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import PEER_HEADER, fresh_id
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    PayloadError,
+    ProtocolError,
+    RemoteError,
+    wire_error,
+)
+from resilient_client.events import Degraded
+from resilient_client.message import Message
+from resilient_client.transports._link import DIAL_TIMEOUT, Link
+from resilient_client.transports._metadata import sanitised
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
+from resilient_client.transports._packets import error_packet, read_request
+from resilient_client.transports.nats import _jetstream
+from resilient_client.transports.nats._client import HEARTBEAT
+from resilient_client.transports.nats._connection import (
+    Connection,
+    Place,
+    checked_subject,
+    read_headers,
+)
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Sequence
+
+    from resilient_client.message import Reply
+    from resilient_client.transports._base import App, Job, Subscription, Target
+
+log = logging.getLogger("resilient_client.nats")
+
+MAX_BACKLOG = 10_000
+MAX_BACKLOG_BYTES = 64 * 1024 * 1024
+"""Events of one subscription that wait here until they may run; what is beyond is dropped."""
+MAX_GREETED = 4096  # clients of our make that are remembered as knowing us
+_PRIVATE = (b"_INBOX.", b"$", CANCEL_ROUTE.encode())  # what a pattern of > alone does not mean
+
+
+class _Subject:
+    """One subscription: its own cap on running handlers, and what waits for it."""
+
+    def __init__(self, listener: ServerListener, app: App, route: str, queue: str) -> None:
+        self.route = route
+        self.queue = queue
+        self.sid = 0
+        tokens = route.split(".")
+        self._wild = "*" in tokens or tokens[-1] == ">"
+        self._any = tokens[0] in ("*", ">")
+        self._listener = listener
+        self._app = app
+        self._now = app.clock.now
+        self.slots = app.slots(self._pause, self._resume)
+        self._paused = False
+        self._backlog: deque[Message] = deque()
+        self._backlog_bytes = 0
+        self._dropped = 0
+
+    def received(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """A message has arrived."""
+        if self._any and subject.startswith(_PRIVATE):
+            return
+        try:
+            request = read_request(data)
+        except ProtocolError as error:
+            log.warning("a message on %.200r was dropped: %s", self.route, error.args[0])
+            return
+        metadata = request.metadata
+        if headers is not None:
+            own = sanitised(read_headers(headers))
+            metadata = {**metadata, **own} if metadata else own
+        message = Message(
+            self.route,
+            request.data,
+            metadata,
+            request.id if reply else None,
+            received=self._now(),
+            subject=subject.decode(errors="replace") if self._wild else None,
+            raw=(subject, reply, data, headers),
+        )
+        if message.id is not None:
+            self._request(message, reply)
+        elif self._paused:
+            self._keep(message)
+        else:
+            self._app.accept(message, None, self.slots, "nats")
+
+    def _request(self, message: Message, reply: bytes) -> None:
+        listener, id_json = self._listener, message.id
+        ours = PEER_HEADER in message.headers
+        if ours:
+            listener.greet(reply)
+
+        async def respond(answered: Reply) -> None:
+            try:
+                await listener.respond(answered, id_json, reply)
+            finally:
+                if ours:
+                    listener.jobs.pop(reply, None)
+
+        job = self._app.accept(message, respond, self.slots, "nats")
+        if ours and job is not None:
+            listener.jobs[reply] = job
+
+    def _keep(self, message: Message) -> None:
+        size = len(message.body)
+        if (
+            len(self._backlog) >= MAX_BACKLOG
+            or self._backlog_bytes + size > MAX_BACKLOG_BYTES
+        ):  # fmt: skip
+            self._dropped += 1
+            if self._dropped == 1:
+                self._tell("events come faster than they are handled: some are dropped")
+            return
+        self._backlog_bytes += size
+        self._backlog.append(message)
+
+    def _tell(self, text: str) -> None:
+        log.warning("%s: %s", self.route, text)
+        self._app.notify(Degraded(self._listener.address, f"{self.route}: {text}"))
+
+    def _pause(self) -> None:
+        self._paused = True
+
+    def _resume(self) -> None:
+        self._paused = False
+        while self._backlog and not self._paused:
+            message = self._backlog.popleft()
+            self._backlog_bytes -= len(message.body)
+            self._app.accept(message, None, self.slots, "nats")
+        if self._dropped and not self._backlog:
+            self._tell(f"{self._dropped} events were dropped")
+            self._dropped = 0
+
+
+class ServerListener:
+    """The server's end.
+
+    Args:
+        queue: the queue group: of its members one gets each message. Without it every replica gets
+            each, and answers it. A handler may have its own: `message_pattern(p, queue=...)`.
+        stream: the JetStream stream whose events are handled, made when it is missing. Replicas of
+            one `queue` share its durable consumers.
+        ack_wait: seconds until an event of a dead replica is delivered to another.
+        max_deliver: how often one event is delivered, at most.
+        tls, token, nkey, credentials, servers, heartbeat: as for the client.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        queue: str | None = None,
+        stream: str | None = None,
+        ack_wait: float = _jetstream.ACK_WAIT,
+        max_deliver: int = _jetstream.MAX_DELIVER,
+        tls: bool | ssl.SSLContext = False,
+        token: str | None = None,
+        nkey: str | None = None,
+        credentials: str | None = None,
+        servers: str | Sequence[str] = (),
+        heartbeat: float = HEARTBEAT,
+    ) -> None:
+        self.address = str(target)
+        self.jobs: dict[bytes, Job] = {}  # of peers of our make, which may cancel them
+        self._app = app
+        self._place = Place(
+            target,
+            servers=servers,
+            tls=tls,
+            token=token,
+            nkey=nkey,
+            credentials=credentials,
+            heartbeat=heartbeat,
+        )
+        self._queue = "" if queue is None else checked_subject(queue)
+        self._stream = None if stream is None else _jetstream.checked_name(stream)
+        if ack_wait <= 0 or max_deliver < 1:
+            raise ConfigurationError("ack_wait= must be above 0, and max_deliver= at least 1")
+        self._ack_wait = ack_wait
+        self._max_deliver = max_deliver
+        self._subjects: list[_Subject] = []
+        self._consumers: list[_jetstream.Consumer] = []
+        self._durable: list[str] = []
+        self._cancels = f"{CANCEL_ROUTE}.{fresh_id()}"
+        self._greets = False  # whether we may hear of callers that have left
+        self._greeted: set[bytes] = set()
+        self._stopped = False
+        self._link = Link[Connection](
+            self.address, self._dial, clock=app.clock, notify=app.notify
+        )  # fmt: skip
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse a pattern that cannot be a subject.
+
+        Raises:
+            ConfigurationError: see `checked_subject`.
+        """
+        checked_subject(handler.route, wildcards=True)
+        queue = handler.extras.get("queue")
+        if queue is not None:
+            checked_subject(queue)
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        queues: dict[str, str] = {}
+        durable: dict[str, str] = {}
+        for handler in self._app.subscriptions():
+            known = durable if handler.is_event and self._stream is not None else queues
+            queue = handler.extras.get("queue", self._queue)
+            if known.setdefault(handler.route, queue) != queue:
+                raise ConfigurationError(
+                    f"the handlers of {handler.route!r} are in the queue groups "
+                    f"{known[handler.route]!r} and {queue!r}",
+                    hint="all handlers of one pattern are in one group",
+                )
+        self._subjects = [_Subject(self, self._app, *each) for each in queues.items()]
+        self._durable = list(durable)
+        self._consumers = [
+            _jetstream.Consumer(
+                self._app,
+                self.address,
+                route,
+                self._stream or "",
+                queue or "resilient_client",
+                ack_wait=self._ack_wait,
+                max_deliver=self._max_deliver,
+                current=lambda: self._link.current,
+            )
+            for route, queue in durable.items()
+        ]
+        await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
+
+    async def _dial(self) -> Connection:
+        connection: Connection | None = None
+
+        def ended(reason: str) -> None:
+            if connection is not None:
+                self._link.lost(connection, reason)
+
+        def violated(text: str) -> None:
+            if self._link.current is not None:  # else the dial fails with it
+                log.error("%s: %s", self.address, text)
+                self._app.notify(Degraded(self.address, text))
+
+        connection = await self._place.connect(ended, violated)
+        try:
+            if not self._stopped:
+                await self._subscribe(connection)
+        except BaseException:
+            await connection.aclose()
+            raise
+        return connection
+
+    async def _subscribe(self, connection: Connection) -> None:
+        for subject in self._subjects:
+            subject.sid = connection.subscribe(subject.route, subject.received, subject.queue)
+        await connection.round_trip()
+        if self._stream is not None and self._durable:
+            await _jetstream.ensure_stream(connection, self._stream, self._durable)
+            for consumer in self._consumers:
+                await consumer.attach(connection)
+            await connection.round_trip()
+        self._greeted.clear()
+        connection.subscribe(self._cancels, self._cancel)
+        try:
+            await connection.round_trip()
+        except ConfigurationError:  # not permitted: then the deadline alone ends what is left
+            self._greets = False
+        else:
+            self._greets = True
+
+    def greet(self, reply: bytes) -> None:
+        """Show ourselves to a client of our make, so that it tells us when a caller leaves."""
+        inbox = reply.rpartition(b".")[0]
+        connection = self._link.current
+        if inbox in self._greeted or not self._greets or connection is None:
+            return
+        if len(self._greeted) >= MAX_GREETED:
+            self._greeted.clear()
+        self._greeted.add(inbox)
+        connection.send(
+            connection.message(
+                reply.decode(errors="replace"), "", {PEER_HEADER: self._cancels}, b""
+            )
+        )
+
+    def _cancel(self, _subject: bytes, _reply: bytes, data: bytes, _headers: Any) -> None:
+        job = self.jobs.pop(data, None)
+        if job is not None:
+            job.cancel()
+
+    async def respond(self, reply: Reply, id_json: bytes, to: bytes) -> None:
+        """Write a reply; one that the broker would not take becomes an error."""
+        subject = to.decode(errors="replace")
+        codec = self._app.codec
+
+        async def write(data: bytes) -> None:
+            connection = self._link.current
+            if connection is not None and connection.socket.congested:
+                await connection.socket.drained()
+                connection = self._link.current
+            if connection is None:
+                raise ConnectionLost("there is no connection to the broker")
+            connection.send(connection.message(subject, "", None, data))
+
+        try:
+            if reply.items is None:
+                await write(packet(reply, id_json, codec))
+            else:
+                await answer(reply, id_json, write, codec)
+        except PayloadError as error:
+            log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
+            told = RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500)
+            await write(error_packet(id_json, codec.encode(wire_error(told))))
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        self._stopped = True
+        for consumer in self._consumers:
+            consumer.stop()
+        connection = self._link.current
+        if connection is None:
+            return
+        for subject in self._subjects:
+            connection.unsubscribe(subject.sid)
+        try:
+            await connection.round_trip(1.0)  # what was under way has arrived
+        except (ConfigurationError, ConnectionError):
+            log.debug("the broker did not see %s leave", self.address)
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        self._stopped = True
+        for consumer in self._consumers:
+            consumer.close()
+        for subject in self._subjects:
+            subject.slots.close()
+        connection = await self._link.aclose()
+        if connection is not None:
+            await connection.aclose()
