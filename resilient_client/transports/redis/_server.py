@@ -8,7 +8,7 @@ import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.context import PEER_HEADER
+from resilient_client.context import PEER_HEADER, PING_PATTERN
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -148,7 +148,7 @@ class ServerListener:
                     ("PSUBSCRIBE" if n in self._globs else "SUBSCRIBE", n) for n in self._routes
                 ]
                 await together(
-                    session.subscribe(*each) for each in [*wanted, ("SUBSCRIBE", _CANCEL)]
+                    self._subscribe(session, *each) for each in [*wanted, ("SUBSCRIBE", _CANCEL)]
                 )
                 if self._consumer is not None:
                     await self._consumer.begin(session)
@@ -159,6 +159,14 @@ class ServerListener:
             session.abort()
             raise
         return session
+
+    async def _subscribe(self, session: Session, command: str, name: bytes) -> None:
+        try:
+            await session.subscribe(command, name)
+        except ConfigurationError as error:
+            if name not in {_CANCEL, PING_PATTERN.encode()}:
+                raise
+            log.warning("the channels of this package are refused, it does without: %s", error)
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
