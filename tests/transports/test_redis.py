@@ -153,10 +153,11 @@ async def test_our_client_is_answered_by_a_nest_server_with_wildcards(
 ) -> None:
     """Nest answers on the concrete channel's reply channel, as we do."""
     async with NestServer(
-        "redis", redis_broker.url, prefix=f"{unique}.", wildcards=True, selfCheck=False
+        "redis", redis_broker.url, prefix=f"{unique}.", options={"wildcards": True}
     ):
         async with client_of(redis_broker.url, policies=[Timeout(10), Retry(attempts=9)]) as client:
             assert await client.send(f"{unique}.sum", [1, 2], returns=int) == 3
+            assert command(redis_broker, "PUBSUB", "NUMSUB", f"{unique}.sum")[1] == 0
 
 
 async def test_text_that_is_no_json_is_an_event_of_its_channel(

@@ -1,0 +1,424 @@
+"""Durable events on Redis Streams: what survives which death, is shared, repeated, set aside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    ConnectionLost,
+    Context,
+    RemoteError,
+    ResilientClientError,
+    Server,
+    Throttled,
+)
+from resilient_client.events import Degraded
+from tests.contract.rigs import Service
+from tests.peers.brokers import Redis
+
+from .redis_peer import command
+from .test_redis import NewBroker, client_of, error_of, eventually, server_of
+
+pytestmark = [pytest.mark.broker]
+
+
+def stream_server(url: str, stream: str, hear: Callable[..., Any], **options: Any) -> Server:
+    server = server_of(url, stream=stream, **options)
+    server.event_pattern("order.placed")(hear)
+    return server
+
+
+def pending(broker: Redis, stream: str, group: str | None = None) -> int:
+    found: int = command(broker, "XPENDING", stream, group or stream)[0]
+    return found
+
+
+async def test_an_event_is_stored_before_anybody_hears_it_and_heard_once(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: list[Any] = []
+
+    async def hear(payload: Any, context: Context) -> None:
+        heard.append((payload, context.pattern, context.correlation_id, context.idempotency_key))
+
+    url = redis_broker.url
+    async with client_of(url, stream=unique) as client:
+        receipt = await client.emit(
+            "order.placed", {"n": 1}, headers={"x-correlation-id": "c1"}, idempotency_key="k1"
+        )
+        assert (receipt.delivery, receipt.receivers) == ("stored", None)
+        async with stream_server(url, unique, hear):
+            await eventually(lambda: heard)
+            await client.emit("order.placed", {"n": 2}, headers={"x-correlation-id": "c2"})
+            await eventually(lambda: len(heard) == 2)
+            await eventually(lambda: pending(redis_broker, unique) == 0)
+        async with stream_server(url, unique, hear):
+            await asyncio.sleep(0.1)
+    assert heard == [
+        ({"n": 1}, "order.placed", "c1", "k1"),
+        ({"n": 2}, "order.placed", "c2", None),
+    ]
+    assert command(redis_broker, "XINFO", "CONSUMERS", unique, unique) == [], "they have left"
+
+
+async def test_a_redis_that_writes_no_file_stores_nothing_and_says_so(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis, persistent=False)
+    told: list[Any] = []
+    async with client_of(broker.url, stream="s", observers=[told.append]) as client:
+        assert (await client.emit("order.placed", 1)).delivery == "accepted"
+    assert any(isinstance(event, Degraded) and "append-only" in event.reason for event in told)
+
+
+async def test_requests_and_plain_events_are_heard_beside_the_stream(
+    redis_broker: Redis, unique: str
+) -> None:
+    """A Nest client publishes its events: they are heard too, as pub/sub delivers them."""
+    heard: list[Any] = []
+
+    async def hear(payload: Any) -> None:
+        heard.append(payload)
+
+    server = server_of(redis_broker.url, stream=unique)
+    server.event_pattern(f"{unique}.event")(hear)
+    server.message_pattern(f"{unique}.echo")(hear)
+    async with server, client_of(redis_broker.url) as client:
+        assert (await client.emit(f"{unique}.event", 1)).receivers == 1
+        assert await client.send(f"{unique}.echo", 2) is None
+        await eventually(lambda: heard == [1, 2])
+
+
+async def test_replicas_share_and_every_group_hears_everything(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: Counter[tuple[str, int]] = Counter()
+    worked: Counter[int] = Counter()
+
+    def hearer(group: str, number: int) -> Any:
+        async def hear(n: int) -> None:
+            heard[group, n] += 1
+            worked[number] += 1
+            await asyncio.sleep(0.001)
+
+        return hear
+
+    url = redis_broker.url
+    servers = [
+        stream_server(url, unique, hearer(group, number), group=group, max_calls=2)
+        for number, group in enumerate(("stock", "stock", "mail"))
+    ]
+    async with servers[0], servers[1], servers[2], client_of(url, stream=unique) as client:
+        await asyncio.gather(*(client.emit("order.placed", n) for n in range(500)))
+        await eventually(lambda: len(heard) == 1000)
+        await eventually(lambda: pending(redis_broker, unique, "stock") == 0)
+    assert set(heard.values()) == {1}
+    assert worked[0] > 50
+    assert worked[1] > 50
+    assert worked[2] == 500
+
+
+async def test_wildcards_and_numbers_and_mappings_are_found_in_a_stream(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: list[Any] = []
+    server = server_of(redis_broker.url, stream=unique)
+
+    async def hear(payload: Any, context: Context) -> None:
+        heard.append((payload, context.pattern))
+
+    for pattern in ("order.*", {"event": "a", "b": 1}, 7):
+        server.event_pattern(pattern)(hear)
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+        await client.emit({"b": 1, "event": "a"}, 2)
+        await client.emit(7, 3)
+        await client.emit("nobody.hears", 4)
+        await client.emit(7, 5)
+        await eventually(lambda: len(heard) == 4)
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+    assert sorted(heard) == [
+        (1, "order.placed"), (2, '{"b":1,"event":"a"}'), (3, "7"), (5, "7"),
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------- deaths
+
+
+async def test_a_killed_redis_loses_no_event_that_was_stored(new_broker: NewBroker) -> None:
+    """With an append-only file; what was not confirmed is an error of emit."""
+    broker = new_broker(Redis)
+    heard: Counter[int] = Counter()
+
+    async def hear(n: int) -> None:
+        heard[n] += 1
+
+    stored: set[int] = set()
+
+    async def emit(client: ClientProxy, n: int) -> None:
+        try:
+            receipt = await client.emit("order.placed", n, timeout=1)
+        except ResilientClientError:
+            return
+        assert receipt.delivery == "stored"
+        stored.add(n)
+
+    async with stream_server(broker.url, "s", hear), client_of(broker.url, stream="s") as client:
+        async with asyncio.TaskGroup() as group:
+            for n in range(300):
+                group.create_task(emit(client, n))
+                await asyncio.sleep(0.005)
+                if n in (100, 200):
+                    await asyncio.to_thread(broker.restart)
+        await eventually(lambda: set(heard) >= stored)
+    assert len(stored) > 150
+    assert set(heard.values()) == {1}, "a repeated delivery is not run again in the same process"
+
+
+async def test_what_a_killed_server_had_begun_goes_to_another(new_broker: NewBroker) -> None:
+    broker = new_broker(Redis)
+    url = f"{broker.url}?stream=s&ack_wait=1"
+    first, second = (Service(url, {}, "asyncio") for _ in range(2))
+    try:
+        await first.start_async()
+        async with client_of(broker.url, stream="s") as client:
+            for n in range(5):
+                await client.emit("fault.slow_event", n)
+            await eventually(lambda: len(first.journal("slow_event_started")) == 5)
+            first.kill()
+            assert first.journal("slow_event") == []
+            await second.start_async()
+            await eventually(lambda: len(second.journal("slow_event")) == 5)
+        assert sorted(second.journal("slow_event")) == [0, 1, 2, 3, 4]
+        await eventually(lambda: pending(broker, "s") == 0)
+    finally:
+        first.stop()
+        second.stop()
+
+
+async def test_a_handler_slower_than_the_wait_is_not_run_twice(
+    redis_broker: Redis, unique: str
+) -> None:
+    """What is in work is renewed, so only a dead server's events go to another."""
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+        await asyncio.sleep(1.2)
+
+    url = redis_broker.url
+    options: dict[str, Any] = {"ack_wait": 0.3, "grace": 3.0}
+    one, two = (stream_server(url, unique, hear, **options) for _ in range(2))
+    async with one, two, client_of(url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+        await asyncio.sleep(1.6)
+        assert pending(redis_broker, unique) == 0
+    assert heard == [1]
+
+
+async def test_an_acknowledgement_that_is_lost_is_given_again_and_nothing_run_twice(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis)
+    heard: list[int] = []
+    server: Server
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+        listener: Any = server._listeners[0]
+        listener._link.current.abort()
+        listener._link.lost(listener._link.current, "a test")
+
+    server = stream_server(broker.url, "s", hear)
+    async with server, client_of(broker.url, stream="s") as client:
+        await client.emit("order.placed", 1)
+        await eventually(lambda: heard == [1])
+        await eventually(lambda: pending(broker, "s") == 0)
+        await asyncio.sleep(0.1)
+    assert heard == [1]
+
+
+async def test_a_server_that_closes_gives_back_what_it_did_not_end(
+    redis_broker: Redis, unique: str
+) -> None:
+    """The next one need not wait for the whole of ack_wait."""
+    heard: list[int] = []
+
+    async def stuck(n: int) -> None:
+        await asyncio.sleep(60)
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    url = redis_broker.url
+    async with client_of(url, stream=unique) as client:
+        for n in range(8):
+            await client.emit("order.placed", n)
+        async with stream_server(url, unique, stuck, max_calls=3, grace=0.0):
+            await eventually(lambda: pending(redis_broker, unique) == 8)
+        async with stream_server(url, unique, hear):
+            await eventually(lambda: len(heard) == 8, 5)
+    assert sorted(heard) == list(range(8))
+
+
+async def test_a_stream_that_is_removed_is_made_anew_and_that_is_told(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: list[int] = []
+    told: list[Any] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    server = stream_server(redis_broker.url, unique, hear, observers=[told.append])
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+        await eventually(lambda: heard == [1])
+        command(redis_broker, "DEL", unique)
+        await client.emit("order.placed", 2)
+        await eventually(lambda: heard == [1, 2])
+    assert any(isinstance(event, Degraded) and "removed" in event.reason for event in told)
+
+
+# ----------------------------------------------------------------------------------- poison
+
+
+async def test_an_event_that_fails_is_tried_again_and_set_aside_in_the_end(
+    redis_broker: Redis, unique: str
+) -> None:
+    tries: Counter[int] = Counter()
+    told: list[Any] = []
+
+    async def hear(n: int) -> None:
+        tries[n] += 1
+        if n == 13 or tries[n] < n:
+            raise RemoteError(f"cannot do {n}")
+
+    options: dict[str, Any] = {"ack_wait": 0.1, "max_deliver": 3, "observers": [told.append]}
+    server = stream_server(redis_broker.url, unique, hear, **options)
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        for n in (1, 2, 13, 3):
+            await client.emit("order.placed", n, headers={"x-correlation-id": f"c{n}"})
+        dead = f"{unique}.dead"
+        await eventually(lambda: command(redis_broker, "XLEN", dead) == 1)
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+    assert tries == {1: 1, 2: 2, 13: 3, 3: 3}
+    ((_, fields),) = command(redis_broker, "XRANGE", dead, "-", "+")
+    entry = dict(zip(fields[::2], fields[1::2], strict=True))
+    assert json.loads(entry[b"packet"])["data"] == 13
+    assert (entry[b"reason"], entry[b"deliveries"]) == (b"cannot do 13", b"3")
+    assert any(isinstance(event, Degraded) and "set aside" in event.reason for event in told)
+
+
+async def test_an_event_that_no_server_survives_is_set_aside_unrun(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    async with client_of(redis_broker.url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+    command(redis_broker, "XGROUP", "CREATE", unique, unique, "0")
+    command(redis_broker, "XREADGROUP", "GROUP", unique, "dead", "STREAMS", unique, ">")
+    for _ in range(2):
+        command(redis_broker, "XAUTOCLAIM", unique, unique, "dead", 0, "0")
+    async with stream_server(redis_broker.url, unique, hear, ack_wait=0.1, max_deliver=3):
+        await eventually(lambda: command(redis_broker, "XLEN", f"{unique}.dead") == 1)
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+    assert heard == []
+
+
+async def test_what_cannot_be_read_is_set_aside_at_once(redis_broker: Redis, unique: str) -> None:
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    for fields in (
+        (b"packet", b"{not json"),
+        (b"packet", b'{"data":1}'),
+        (b"other", b"x"),
+        (b"packet", b'{"pattern":"order.placed","data":"no number"}'),
+        (b"packet", b'{"pattern":"order.placed","data":7}'),
+    ):
+        command(redis_broker, "XADD", unique, "*", *fields)
+    async with stream_server(redis_broker.url, unique, hear):
+        await eventually(lambda: command(redis_broker, "XLEN", f"{unique}.dead") == 4)
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+    assert heard == [7]
+
+
+# ----------------------------------------------------------------------------------- bounds
+
+
+async def test_a_slow_consumer_reads_no_more_than_it_can_hold(
+    redis_broker: Redis, unique: str
+) -> None:
+    go = asyncio.Event()
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        await go.wait()
+        heard.append(n)
+
+    server = stream_server(redis_broker.url, unique, hear, max_calls=3)
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        await asyncio.gather(*(client.emit("order.placed", n) for n in range(1000)))
+        await asyncio.sleep(0.3)
+        assert 3 <= pending(redis_broker, unique) <= 67, "the rest stays in Redis"
+        go.set()
+        await eventually(lambda: len(heard) == 1000)
+    assert sorted(heard) == list(range(1000))
+
+
+async def test_a_stream_keeps_about_as_many_as_it_was_told(
+    redis_broker: Redis, unique: str
+) -> None:
+    async with client_of(redis_broker.url, stream=unique, stream_length=100) as client:
+        await asyncio.gather(*(client.emit("order.placed", n) for n in range(1000)))
+    assert 100 <= command(redis_broker, "XLEN", unique) < 300
+
+
+async def test_a_key_that_is_no_stream_is_refused(redis_broker: Redis, unique: str) -> None:
+    command(redis_broker, "SET", unique, "text")
+
+    async def hear() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="WRONGTYPE"):
+        await stream_server(redis_broker.url, unique, hear).start()
+    async with client_of(redis_broker.url, stream=unique) as client:
+        error = await error_of(client.emit("order.placed", 1))
+        assert isinstance(error, ConfigurationError)
+        assert not error.sent
+
+
+async def test_a_full_redis_refuses_events_as_throttled(new_broker: NewBroker) -> None:
+    broker = new_broker(Redis, options=["maxmemory 100kb", "maxmemory-policy noeviction"])
+    async with client_of(broker.url, stream="s") as client:
+        error = await error_of(client.emit("order.placed", 1))
+        assert isinstance(error, Throttled)
+        assert not error.sent
+
+
+async def test_an_emit_under_way_when_redis_dies_may_have_been_stored(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis)
+    async with client_of(broker.url, stream="s") as client:
+        broker.freeze()
+        call = asyncio.ensure_future(error_of(client.emit("order.placed", 1, timeout=20)))
+        await asyncio.sleep(0.1)
+        broker.kill()
+        error = await call
+        assert isinstance(error, ConnectionLost)
+        assert error.sent
