@@ -1,5 +1,8 @@
 """Run the code in the documentation: `python tests/docs_snippets.py PAGE.md`, in an empty folder.
 
+Brokers are what a page's code finds at their usual ports; whoever runs it says where they are:
+`PAGE.md 6379=40123`. See `brokers`.
+
 A page's Python blocks run in order, in one namespace, on one event loop; `await` works at the top
 level. Ports written in a page (`127.0.0.1:3001`) are replaced by free ones, the same ones all over
 the page. A comment just before a block says what else is to be done with it:
@@ -46,6 +49,9 @@ _FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _DIRECTIVE = re.compile(r"<!-- snippet: (?P<words>.*?) -->\s*\Z")
+BROKER_PORTS = {
+    "6379": "redis", "4222": "nats", "5672": "rabbitmq", "1883": "mosquitto", "9092": "kafka",
+}  # fmt: skip
 _PORT = re.compile(r"\b(127\.0\.0\.1|localhost):(\d{4,5})\b")
 
 
@@ -74,6 +80,17 @@ def snippets(page: str) -> list[Snippet]:
         text = "".join(line.removeprefix(indent) for line in match["text"].splitlines(True))
         found.append(Snippet(language, text, page.count("\n", 0, match.start()) + 1, options))
     return found
+
+
+def brokers(page: str) -> dict[str, str]:
+    """The brokers that a page's code needs, by the usual port it finds them at."""
+    return {
+        port: BROKER_PORTS[port]
+        for snippet in snippets(page)
+        if "no-run" not in snippet.options
+        for _, port in _PORT.findall(snippet.text)
+        if port in BROKER_PORTS
+    }
 
 
 def complaints(page: str) -> Iterator[str]:
@@ -130,8 +147,8 @@ def _complaints(command: str) -> Iterator[str]:
 class _Ports:
     """The free port that stands for each port in a page."""
 
-    def __init__(self) -> None:
-        self._free: dict[str, int] = {}
+    def __init__(self, known: Mapping[str, int]) -> None:
+        self._free = dict(known)
 
     def __call__(self, text: str) -> str:
         return _PORT.sub(lambda match: f"{match[1]}:{self._port(match[2])}", text)
@@ -147,10 +164,10 @@ class _Ports:
 class Page:
     """Runs one page in the current folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ports: Mapping[str, int]) -> None:
         self.path = path
         self.text = path.read_text("utf-8")
-        self.ports = _Ports()
+        self.ports = _Ports(ports)
         self.namespace: dict[str, Any] = {"__name__": "__main__"}
         self.printed = ""
         self.background: list[subprocess.Popen[bytes]] = []
@@ -247,4 +264,6 @@ def _answers(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    Page(Path(sys.argv[1])).run()
+    _, page, *known = sys.argv
+    places = (each.partition("=") for each in known)
+    Page(Path(page), {usual: int(port) for usual, _, port in places}).run()

@@ -44,9 +44,17 @@ def test_the_blocks_of_a_page_are_in_order(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    if docs_snippets.snippets(page.read_text("utf-8")):
-        _run([docs_snippets.__file__, str(page)], tmp_path)
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    text = page.read_text("utf-8")
+    fixtures = {"mosquitto": "mqtt_broker"}
+    places = [
+        f"{usual}={request.getfixturevalue(fixtures.get(name, f'{name}_broker')).port}"
+        for usual, name in docs_snippets.brokers(text).items()
+    ]
+    if docs_snippets.snippets(text):
+        _run([docs_snippets.__file__, str(page), *places], tmp_path)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=_name)
@@ -123,6 +131,11 @@ def test_a_page_that_is_wrong_fails(page: str, said: str, tmp_path: Path) -> Non
     (tmp_path / "page.md").write_text(page)
     with pytest.raises(AssertionError, match=said.replace(".", r"\.")):
         _run([docs_snippets.__file__, "page.md"], tmp_path)
+
+
+def test_a_page_names_the_brokers_its_code_needs() -> None:
+    page = "`127.0.0.1:9092`\n```python\nurl = 'redis://127.0.0.1:6379'\n```\n"
+    assert docs_snippets.brokers(page) == {"6379": "redis"}
 
 
 def test_marks_and_commands_are_checked() -> None:
