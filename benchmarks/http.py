@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,9 +19,10 @@ import httpx
 import httpx_aiohttp
 import uvloop
 
+from benchmarks._contest import Rates, rate, show
 from resilient_client import ClientProxy
 
-IN_FLIGHT = (64, 1)
+IN_FLIGHT = ("64", "1")
 NUMBERS = [1, 2, 3]
 Send = Callable[[], Awaitable[Any]]
 
@@ -32,8 +32,8 @@ async def bare_httpx(url: str) -> AsyncIterator[Send]:
     limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     async with httpx.AsyncClient(limits=limits) as client:
 
-        async def send() -> Any:
-            return (await client.post(f"{url}/sum", json=NUMBERS)).json()
+        async def send() -> None:
+            assert (await client.post(f"{url}/sum", json=NUMBERS)).json() == 6
 
         yield send
 
@@ -42,9 +42,9 @@ async def bare_httpx(url: str) -> AsyncIterator[Send]:
 async def bare_aiohttp(url: str) -> AsyncIterator[Send]:
     async with aiohttp.ClientSession() as session:
 
-        async def send() -> Any:
+        async def send() -> None:
             async with session.post(f"{url}/sum", json=NUMBERS) as response:
-                return await response.json()
+                assert await response.json() == 6
 
         yield send
 
@@ -53,8 +53,8 @@ async def bare_aiohttp(url: str) -> AsyncIterator[Send]:
 async def _ours(url: str, **options: Any) -> AsyncIterator[Send]:
     async with ClientProxy(url, **options) as client:
 
-        async def send() -> Any:
-            return await client.send("sum", NUMBERS)
+        async def send() -> None:
+            assert await client.send("sum", NUMBERS) == 6
 
         yield send
 
@@ -90,29 +90,14 @@ CONTESTANTS = {
 }
 
 
-async def rate(send: Send, number: int, seconds: float) -> float:
-    began = time.perf_counter()
-    end = began + seconds
-    calls = 0
-
-    async def caller() -> None:
-        nonlocal calls
-        while time.perf_counter() < end:
-            assert await send() == 6
-            calls += 1
-
-    await asyncio.gather(*(caller() for _ in range(number)))
-    return calls / (time.perf_counter() - began)
-
-
-async def contest(url: str, seconds: float, rounds: int) -> dict[str, dict[int, float]]:
-    best: dict[str, dict[int, float]] = {name: {} for name in CONTESTANTS}
+async def contest(url: str, seconds: float, rounds: int) -> dict[str, Rates]:
+    best: dict[str, Rates] = {name: {} for name in CONTESTANTS}
     for _ in range(rounds):
         for name, make in CONTESTANTS.items():
             async with make(url) as send:
                 await rate(send, 64, 0.3)
                 for number in IN_FLIGHT:
-                    reached = await rate(send, number, seconds)
+                    reached = await rate(send, int(number), seconds)
                     best[name][number] = max(reached, best[name].get(number, 0.0))
     return best
 
@@ -137,14 +122,9 @@ def main() -> None:
     finally:
         serving.kill()
         serving.wait()
-    print(f"{'HTTP, calls a second (ratio to httpx)':40}" + "".join(f"{n:>18}" for n in IN_FLIGHT))
-    for name, rates in best.items():
-        cells = "".join(
-            f"{rates[n]:>10.0f} ({rates[n] / best['plain httpx'][n]:.2f})" for n in IN_FLIGHT
-        )
-        print(f"{name:40}{cells}")
+    show("HTTP, calls a second (ratio to httpx)", best, IN_FLIGHT, "plain httpx")
     for name in ("ours, all defaults", "ours, client=httpx-aiohttp's"):
-        print(f"{name}: {best[name][64] / best['bare aiohttp'][64]:.2f} of bare aiohttp at 64")
+        print(f"{name}: {best[name]['64'] / best['bare aiohttp']['64']:.2f} of bare aiohttp at 64")
 
 
 if __name__ == "__main__":

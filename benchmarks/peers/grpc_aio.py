@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 
 import grpc.aio
+
+from benchmarks._contest import rate
 
 METHOD = "/bench.Math/Sum"
 
@@ -32,22 +33,11 @@ async def call(url: str, seconds: float, in_flight: list[int]) -> None:
     async with grpc.aio.insecure_channel(url.partition("://")[2]) as channel:
         add = channel.unary_unary(METHOD)
 
-        async def run(number: int, seconds: float) -> float:
-            began = time.perf_counter()
-            end = began + seconds
-            calls = 0
+        async def send() -> None:
+            assert await add(b"[1,2,3]", timeout=10) == b"6"
 
-            async def caller() -> None:
-                nonlocal calls
-                while time.perf_counter() < end:
-                    assert await add(b"[1,2,3]", timeout=10) == b"6"
-                    calls += 1
-
-            await asyncio.gather(*(caller() for _ in range(number)))
-            return calls / (time.perf_counter() - began)
-
-        await run(64, 0.5)
-        print(json.dumps({number: await run(number, seconds) for number in in_flight}))
+        await rate(send, 64, 0.5)
+        print(json.dumps({number: await rate(send, number, seconds) for number in in_flight}))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,32 @@
-// A plain Nest 12 ClientProxy: prints calls a second for each number in flight.
+// A plain Nest 12 ClientProxy: prints calls a second for each number in flight, and events a second
+// for each "emit:number". nest_client.mjs OPTIONS SECONDS WHAT..
 import { nest } from '../../tests/interop/nest12/nest.mjs';
+import { nestOptions } from '../../tests/interop/shared/transports.mjs';
 
-const { ClientProxyFactory, Transport } = nest.microservices;
+const { ClientProxyFactory } = nest.microservices;
 const { lastValueFrom } = nest.rxjs;
-const [port, seconds, ...inFlight] = process.argv.slice(2).map(Number);
-const client = ClientProxyFactory.create({ transport: Transport.TCP, options: { host: '127.0.0.1', port } });
+const [text, seconds, ...whats] = process.argv.slice(2);
+const given = JSON.parse(text);
+const client = ClientProxyFactory.create(await nestOptions(nest, 'client', given));
+if (given.transport === 'kafka') client.subscribeToResponseOf('bench.sum');
 await client.connect();
-const call = () => lastValueFrom(client.send({ cmd: 'sum' }, [1, 2, 3]));
+for (let tries = 0; given.transport === 'kafka' && tries < 600; tries += 1) {
+  if (client.getConsumerAssignments()['bench.sum.reply'] !== undefined) break;
+  await new Promise((resolve) => setTimeout(resolve, 100));
+}
 
-async function run(number, time) {
-  const end = performance.now() + time * 1000;
-  let calls = 0;
+const send = async () => {
+  if (Number(await lastValueFrom(client.send('bench.sum', [1, 2, 3]))) !== 6) throw new Error('wrong answer');
+};
+const emit = () => lastValueFrom(client.emit('bench.event', [1, 2, 3]), { defaultValue: null });
+
+async function run(work, number, time) {
   const began = performance.now();
+  const end = began + time * 1000;
+  let calls = 0;
   const caller = async () => {
     while (performance.now() < end) {
-      if ((await call()) !== 6) throw new Error('wrong answer');
+      await work();
       calls += 1;
     }
   };
@@ -22,8 +34,19 @@ async function run(number, time) {
   return calls / ((performance.now() - began) / 1000);
 }
 
-await run(64, 0.5);
+for (let tries = 0; ; tries += 1) { // Nest says that it listens before the broker has heard of it
+  const answered = await Promise.race([
+    send().then(() => true, () => false),
+    new Promise((resolve) => setTimeout(resolve, 500, false)),
+  ]);
+  if (answered) break;
+  if (tries === 60) throw new Error('no answer');
+}
+await run(send, 64, 0.5);
 const rates = {};
-for (const number of inFlight) rates[number] = await run(number, seconds);
+for (const what of whats) {
+  const [number, kind] = what.split(':').reverse();
+  rates[what] = await run(kind === 'emit' ? emit : send, Number(number), Number(seconds));
+}
 process.stdout.write(`${JSON.stringify(rates)}\n`);
 process.exit(0);

@@ -1,33 +1,33 @@
-// A plain Nest 12 microservice on TCP: what the client library is compared with.
+// A plain Nest 12 microservice, what the client library is compared with: nest_server.mjs OPTIONS,
+// the options of the tests' Nest programs as JSON.
 import { nest } from '../../tests/interop/nest12/nest.mjs';
+import { createTopics } from '../../tests/interop/shared/kafka.mjs';
+import { nestOptions } from '../../tests/interop/shared/transports.mjs';
 
 const { Controller, Module } = nest.common;
-const { MessagePattern, Payload, Transport } = nest.microservices;
+const { EventPattern, MessagePattern, Payload } = nest.microservices;
 
 class App {
   sum(numbers) {
     return numbers.reduce((total, number) => total + number, 0);
   }
 
-  cpu() {
-    const { user, system } = process.cpuUsage();
-    return (user + system) / 1e6;
-  }
+  event() {}
 }
+const decorate = (decorator, name) => decorator(App.prototype, name, Object.getOwnPropertyDescriptor(App.prototype, name));
 Payload()(App.prototype, 'sum', 0);
-for (const name of ['sum', 'cpu']) {
-  MessagePattern({ cmd: name })(App.prototype, name, Object.getOwnPropertyDescriptor(App.prototype, name));
-}
+decorate(MessagePattern('bench.sum'), 'sum');
+decorate(EventPattern('bench.event'), 'event');
 Controller()(App);
 class Root {}
 Module({ controllers: [App] })(Root);
 
-const port = Number(process.argv[2]);
-const app = await nest.core.NestFactory.createMicroservice(Root, {
-  transport: Transport.TCP,
-  options: { host: '127.0.0.1', port },
-  logger: false,
-});
+const given = JSON.parse(process.argv[2]);
+const options = await nestOptions(nest, 'server', given);
+if (given.transport === 'kafka') {
+  await createTopics(nest, options.options.client, ['bench.sum', 'bench.sum.reply', 'bench.event']);
+}
+const app = await nest.core.NestFactory.createMicroservice(Root, { ...options, logger: false });
 await app.listen();
-process.stdout.write(`READY tcp://127.0.0.1:${port}\n`);
+process.stdout.write(`READY ${given.url ?? given.port}\n`);
 process.stdin.on('end', () => process.exit(0)).resume();

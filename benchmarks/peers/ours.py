@@ -1,48 +1,50 @@
-"""Our two ends as processes: `ours server LOOP`, `ours client LOOP URL STACK SECONDS N..`."""
+"""Our two ends as processes: `ours server LOOP [URL]`, `ours client LOOP URL STACK SECONDS WHAT..`.
+
+WHAT is a number of calls in flight, or `emit:` and a number of events.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-import time
 from typing import Any
 
+from benchmarks._contest import rate
 from resilient_client import ClientProxy, Server
 
 
-async def serve() -> None:
-    server = Server("tcp://127.0.0.1:0")
+async def serve(url: str) -> None:
+    server = Server(url)
 
-    @server.message_pattern({"cmd": "sum"})
+    @server.message_pattern("bench.sum")
     async def add(numbers: list[int]) -> int:
         return sum(numbers)
 
+    @server.event_pattern("bench.event")
+    async def event(numbers: list[int]) -> None: ...
+
     async with server:
-        print("READY", server.addresses[0], flush=True)
+        print("READY", url if "?" in url else server.addresses[0], flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
-async def call(url: str, stack: str, seconds: float, in_flight: list[int]) -> None:
+async def call(url: str, stack: str, seconds: float, whats: list[str]) -> None:
     settings: dict[str, Any] = {} if stack == "full" else {"policies": (), "telemetry": False}
     async with ClientProxy(url, **settings) as client:
 
-        async def run(number: int, seconds: float) -> float:
-            began = time.perf_counter()
-            end = began + seconds
-            calls = 0
+        async def send() -> None:
+            assert await client.send("bench.sum", [1, 2, 3], returns=int) == 6
 
-            async def caller() -> None:
-                nonlocal calls
-                while time.perf_counter() < end:
-                    assert await client.send({"cmd": "sum"}, [1, 2, 3], returns=int) == 6
-                    calls += 1
+        async def emit() -> None:
+            await client.emit("bench.event", [1, 2, 3])
 
-            await asyncio.gather(*(caller() for _ in range(number)))
-            return calls / (time.perf_counter() - began)
-
-        await run(64, 0.5)
-        print(json.dumps({number: await run(number, seconds) for number in in_flight}))
+        await rate(send, 64, 0.5)
+        rates = {}
+        for what in whats:
+            kind, _, number = what.rpartition(":")
+            rates[what] = await rate(emit if kind else send, int(number), seconds)
+        print(json.dumps(rates))
 
 
 def main() -> None:
@@ -54,10 +56,10 @@ def main() -> None:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         if role == "server":
-            runner.run(serve())
+            runner.run(serve(rest[0] if rest else "tcp://127.0.0.1:0"))
         else:
-            url, stack, seconds, *in_flight = rest
-            runner.run(call(url, stack, float(seconds), [int(each) for each in in_flight]))
+            url, stack, seconds, *whats = rest
+            runner.run(call(url, stack, float(seconds), whats))
 
 
 if __name__ == "__main__":
