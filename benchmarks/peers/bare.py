@@ -1,4 +1,4 @@
-"""Request/reply on the usual broker libraries, each used as well as it can be and nothing around it.
+"""Request/reply on the usual broker libraries, used as well as can be, with nothing around them.
 
 `bare SCHEME server URL`, `bare SCHEME client URL SECONDS WHAT..`; WHAT as in `ours`.
 """
