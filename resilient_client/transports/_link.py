@@ -63,6 +63,8 @@ class Link(Generic[C]):
         self._dialling: asyncio.Task[C] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._hurry: asyncio.Event | None = None
+        self._wait = 0.0  # before the next dial
+        self._connected_at = 0.0
 
     async def get(self, deadline: float) -> C:
         """The connection.
@@ -137,6 +139,7 @@ class Link(Generic[C]):
             raise
         self._dialling = None
         self.current = connection
+        self._connected_at = self._clock.now()
         self._change("connected")
         return connection
 
@@ -147,18 +150,19 @@ class Link(Generic[C]):
         self.current = None
         if self.status == "closed":
             return
+        if self._clock.now() - self._connected_at > LONGEST_WAIT:
+            self._wait = 0.0  # else it goes on growing: a peer that accepts and closes, say
         self._change("reconnecting", redact(reason))
         if self._keeper is None:
             self._keeper = spawn(self._come_back(), f"reconnect {self._endpoint}")
 
     async def _come_back(self) -> None:
         """Dial until there is a connection: at once, then after growing waits."""
-        wait = 0.0
         try:
             while self.current is None and self.status != "closed":
-                if wait:
-                    await self._pause(wait * random.uniform(0.5, 1.0))
-                wait = min(LONGEST_WAIT, wait * 2) if wait else FIRST_WAIT
+                if self._wait:
+                    await self._pause(self._wait * random.uniform(0.5, 1.0))
+                self._wait = min(LONGEST_WAIT, max(FIRST_WAIT, self._wait * 2))
                 if self.current is not None:
                     break
                 dialling = self._dialling or self._start_dial()
