@@ -124,6 +124,7 @@ class Connection(Stream):
     Attributes:
         reason, reason_code: why it ended, and what the broker gave as a reason, or 0.
         session: whether the broker has kept the session.
+        brief: it has lasted for less than half a keepalive.
         largest: bytes of the largest packet that the broker takes.
         maximum_qos: the highest that the broker takes.
     """
@@ -139,6 +140,7 @@ class Connection(Stream):
         self.largest = MAX_PACKET
         self.maximum_qos = 1
         self.paused = False
+        self.brief = True
         self._login = login
         self._owner = owner
         self._ended = ended
@@ -182,6 +184,7 @@ class Connection(Stream):
 
     def _tick(self) -> None:
         """Half a keepalive has passed."""
+        self.brief = False
         if self._heard or self.paused:
             self._heard, self._silent = False, 0
         else:
@@ -457,6 +460,7 @@ class Session:
             limit=max_size + ENVELOPE,
         )
         self.version = self._login.version
+        self._named = client_id is not None
         self.link = Link[Connection](str(target), self._dial, clock=clock, notify=notify)
         self._taken_over = -_TAKEOVERS_WITHIN
         self._two_of_us = False
@@ -490,6 +494,8 @@ class Session:
             now = time.monotonic()
             self._two_of_us = now - self._taken_over < _TAKEOVERS_WITHIN
             self._taken_over = now
+        elif self._named and connection.brief:
+            connection.reason += f": does another client call itself {self._login.client_id!r}?"
         self._owner.ended(connection)
         self.link.lost(connection, connection.reason)
 
