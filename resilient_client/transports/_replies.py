@@ -53,6 +53,9 @@ class PendingReplies:
         entries = self._table.values()
         return {(e.call if isinstance(e, ItemStream) else e[1]).route for e in entries}
 
+    def __contains__(self, key: Any) -> bool:
+        return key in self._table
+
     def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
         """A future for the one reply; register before writing, `forget` when done waiting."""
         new = self._new_future

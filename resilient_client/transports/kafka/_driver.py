@@ -1,0 +1,220 @@
+"""aiokafka, behind the few functions that both ends use.
+
+What of it is private and used nevertheless is used here only: the library has no callback for a
+lost connection, and no end that does not wait for the broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.conn import CloseReason, create_conn
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
+from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.errors import ResilientClientError
+    from resilient_client.transports._base import Target
+
+DEFAULT_PORT = 9092
+DEFAULT_CLIENT_ID = "resilient_client"
+REQUEST_TIMEOUT = 10.0
+"""Seconds until a broker that does not answer a request counts as gone."""
+RETRY_WAIT = 0.05
+"""Seconds between aiokafka's own tries: of metadata, coordinator, leader."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds that leaving the group in order may take."""
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it says reaches no terminal
+
+
+def settings(
+    target: Target,
+    *,
+    client_id: str | None,
+    tls: bool | ssl.SSLContext,
+    sasl: str,
+    request_timeout: float,
+) -> dict[str, Any]:
+    """What every client object of aiokafka is made with.
+
+    Raises:
+        ConfigurationError: the security settings do not go together.
+    """
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    secure = bool(tls) or target.scheme.endswith("s")
+    context = tls if isinstance(tls, ssl.SSLContext) else None
+    if secure and context is None:
+        context = ssl.create_default_context()
+    made: dict[str, Any] = {
+        "bootstrap_servers": f"{host}:{target.port(DEFAULT_PORT)}",
+        "client_id": client_id or DEFAULT_CLIENT_ID,
+        "request_timeout_ms": int(request_timeout * 1000),
+        "retry_backoff_ms": int(RETRY_WAIT * 1000),
+        "security_protocol": "SSL" if secure else "PLAINTEXT",
+        "ssl_context": context,
+    }
+    if target.username is not None:
+        if sasl not in MECHANISMS:
+            raise ConfigurationError(
+                f"sasl={sasl!r} is no mechanism", hint=f"there are {', '.join(MECHANISMS)}"
+            )
+        made.update(
+            security_protocol="SASL_SSL" if secure else "SASL_PLAINTEXT",
+            sasl_mechanism=sasl,
+            sasl_plain_username=target.username,
+            sasl_plain_password=target.password or "",
+        )
+    return made
+
+
+def on_lost(client: Any, lost: Callable[[str], object]) -> None:
+    """Call back when a connection of this `AIOKafkaClient` breaks; not when it is closed here."""
+    before = client._on_connection_closed  # noqa: SLF001
+
+    def closed(connection: Any, reason: CloseReason) -> None:
+        before(connection, reason)
+        if reason in (
+            CloseReason.CONNECTION_BROKEN,
+            CloseReason.CONNECTION_TIMEOUT,
+            CloseReason.OUT_OF_SYNC,
+        ):
+            frozen = reason is CloseReason.CONNECTION_TIMEOUT
+            lost("the broker does not answer" if frozen else "the connection broke")
+
+    client._on_connection_closed = closed  # noqa: SLF001
+
+
+async def why_unreachable(
+    made: dict[str, Any], endpoint: str, error: BaseException
+) -> ResilientClientError:
+    """The truth about a failed start: aiokafka tells it to its log only."""
+    if not isinstance(error, KafkaConnectionError):
+        if isinstance(error, AIOKAFKA_ERRORS):
+            return ours(error, endpoint, sent=False)
+        return ConnectError(f"{endpoint}: {type(error).__name__}: {error}")
+    host, _, port = made["bootstrap_servers"].rpartition(":")
+    rest = {name: made[name] for name in made if name not in {"bootstrap_servers",
+                                                             "retry_backoff_ms"}}  # fmt: skip
+    try:
+        connection = await create_conn(host.strip("[]"), int(port), **rest)
+    except ssl.SSLCertVerificationError as reason:
+        return ConfigurationError(
+            f"the certificate of {endpoint} is not trusted: {reason.verify_message}",
+            hint="give tls= an ssl.SSLContext that knows its authority",
+        )
+    except ssl.SSLError as reason:
+        return ConfigurationError(
+            f"{endpoint} and this client do not agree on TLS: {reason.reason or reason}",
+            hint="check tls=, and whether this port of the broker speaks TLS",
+        )
+    except TimeoutError:
+        return ConnectError(f"no answer from {endpoint}")
+    except OSError as reason:
+        return ConnectError(f"{endpoint}: {reason.strerror or reason}")
+    except ValueError as reason:  # SCRAM: the broker does not know the password either
+        return ConfigurationError(f"{endpoint}: {reason}", hint="check who answers there")
+    except KafkaError as reason:
+        return _ended_early(made, endpoint, reason) or ours(reason, endpoint, sent=False)
+    connection.close()
+    return ConnectError(f"{endpoint}: the broker is not ready")
+
+
+def _ended_early(
+    made: dict[str, Any], endpoint: str, error: KafkaError
+) -> ResilientClientError | None:
+    """A port that hangs up on the first words may want TLS, or a certificate of ours."""
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        return ConfigurationError(
+            f"{endpoint} refuses this client's certificate: {cause.reason or cause}",
+            hint="give tls= an ssl.SSLContext with a client certificate that the broker trusts",
+        )
+    return None
+
+
+async def discard(*parts: Any) -> None:
+    """End producers and consumers now: what was not sent never will be, and nothing is left."""
+    for part in parts:
+        with suppress(*AIOKAFKA_ERRORS):
+            if hasattr(part, "_sender"):
+                await _discard_producer(part)
+            else:
+                await _discard_consumer(part)
+
+
+async def _discard_producer(producer: Any) -> None:
+    producer._closed = True  # noqa: SLF001
+    client, sender = producer.client, producer._sender.sender_task  # noqa: SLF001
+    batches = producer._message_accumulator  # noqa: SLF001
+    batches._closed = True  # noqa: SLF001
+    if sender is not None:
+        sender.cancel()
+    await _hang_up(client)
+    if sender is not None:
+        await asyncio.wait({sender}, timeout=CLOSE_TIMEOUT)
+        if sender.done() and not sender.cancelled():
+            sender.exception()
+    batches.fail_all(KafkaConnectionError("the producer was closed"))
+    await _hang_up(client)  # what its sender may have opened meanwhile
+
+
+async def _discard_consumer(consumer: Any) -> None:
+    consumer._closed = True  # noqa: SLF001
+    coordinator, fetcher = consumer._coordinator, consumer._fetcher  # noqa: SLF001
+    tasks = [
+        getattr(coordinator, name, None)
+        for name in ("_coordination_task", "_heartbeat_task", "_commit_refresh_task",
+                     "_reset_committed_task")
+    ]  # fmt: skip
+    if fetcher is not None:
+        fetcher._closed = True  # noqa: SLF001
+        tasks += [fetcher._fetch_task, *fetcher._pending_tasks]  # noqa: SLF001
+    running = {task for task in tasks if task is not None and not task.done()}
+    for task in running:
+        task.cancel()
+    await _hang_up(consumer._client)  # noqa: SLF001
+    if running:
+        await asyncio.wait(running, timeout=CLOSE_TIMEOUT)
+    for task in tasks:
+        if task is not None and task.done() and not task.cancelled():
+            task.exception()
+    await _hang_up(consumer._client)  # noqa: SLF001
+
+
+async def _hang_up(client: Any) -> None:
+    """Close its connections without waiting for what the broker has not read."""
+    sync, client._sync_task = client._sync_task, None  # noqa: SLF001
+    if sync is not None:
+        sync.cancel()
+        await asyncio.wait({sync}, timeout=CLOSE_TIMEOUT)
+    closed: list[Any] = []
+    for connection in list(client._conns.values()):  # noqa: SLF001
+        writer = connection._writer  # noqa: SLF001
+        if writer is not None:
+            writer.transport.abort()
+        closed.append(connection.close(reason=CloseReason.SHUTDOWN))
+    client._conns.clear()  # noqa: SLF001
+    if closed:
+        await asyncio.wait(closed, timeout=CLOSE_TIMEOUT)
+
+
+async def leave(consumer: Any) -> None:
+    """End a member of a group in order, so that the others need not wait for its session."""
+    task = asyncio.ensure_future(consumer.stop())
+    await asyncio.wait({task}, timeout=CLOSE_TIMEOUT)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=CLOSE_TIMEOUT)
+    if not task.cancelled() and task.done():
+        task.exception()
+    await discard(consumer)

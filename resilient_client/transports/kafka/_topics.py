@@ -1,0 +1,161 @@
+"""Topics: which names are possible, which exist, and how missing ones are made."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.protocol.admin import CreateTopicsRequest
+from aiokafka.protocol.metadata import MetadataRequest
+
+from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports.kafka._driver import REQUEST_TIMEOUT, RETRY_WAIT
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+REPLY_SUFFIX = ".reply"
+DEFAULT_PARTITIONS = 3
+MAX_REPLICATION = 3
+_LONGEST = 249  # characters, Kafka's own limit
+_possible = re.compile(r"[a-zA-Z0-9._-]+").fullmatch
+
+_NONE, _UNKNOWN, _INVALID = 0, 3, 17
+_DENIED = (29, 31)  # topic, cluster
+_EXISTS, _TOO_FEW_BROKERS, _NOT_CONTROLLER, _POLICY, _TIMED_OUT = 36, 38, 41, 44, 7
+
+
+def check_topic(name: str, *, reply: bool = True) -> None:
+    """Refuse what cannot be the name of a topic, or of its reply topic.
+
+    Raises:
+        ConfigurationError: says why.
+    """
+    longest = _LONGEST - len(REPLY_SUFFIX) if reply else _LONGEST
+    if _possible(name) is None or name in {".", ".."} or len(name) > longest:
+        raise ConfigurationError(
+            f"{name[:100]!r} cannot be a Kafka topic",
+            hint=f"use up to {longest} letters, digits, dots, underscores and hyphens",
+        )
+
+
+class Topics:
+    """Makes sure that topics are there before anything is read from or written to them.
+
+    Args:
+        client: an `AIOKafkaClient`.
+        declare: make what is missing.
+        partitions, replication: of what is made; replication None is three, or all brokers there
+            are.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        endpoint: str,
+        *,
+        declare: bool,
+        partitions: int | None,
+        replication: int | None,
+    ) -> None:
+        self._client = client
+        self._endpoint = endpoint
+        self._declare = declare
+        self._partitions = partitions or DEFAULT_PARTITIONS
+        self._replication = replication
+        self._known: dict[str, int] = {}
+
+    def known(self, name: str) -> int | None:
+        """How many partitions it has, if that has been asked before."""
+        return self._known.get(name)
+
+    async def ensure(self, names: Iterable[str], within: float) -> dict[str, int]:
+        """How many partitions each of them has; those that are missing are made.
+
+        Raises:
+            ConfigurationError: one is missing and may not be made here; says how to make it.
+            ConnectError: the broker does not say, or they are not ready after `within` seconds.
+        """
+        wanted = list(dict.fromkeys(names))
+        missing = [name for name in wanted if name not in self._known]
+        if missing:
+            try:
+                async with asyncio.timeout(within):
+                    await self._look_or_make(missing)
+            except TimeoutError:
+                raise ConnectError(
+                    f"{self._endpoint}: topics {', '.join(missing)} are not ready in {within} s"
+                ) from None
+            except AIOKAFKA_ERRORS as error:
+                raise ours(error, self._endpoint, sent=False) from error
+        return {name: self._known[name] for name in wanted}
+
+    async def exists(self, name: str, within: float = REQUEST_TIMEOUT) -> bool:
+        """Whether it is there; nothing is made."""
+        if name not in self._known and _possible(name) is not None:
+            async with asyncio.timeout(within):
+                await self._look([name])
+        return name in self._known
+
+    async def _look_or_make(self, names: list[str]) -> None:
+        made = False
+        while True:
+            absent = await self._look(names)
+            if not absent and all(name in self._known for name in names):
+                return
+            if absent and not made:
+                if not self._declare:
+                    raise self._missing(absent[0], "is missing (declare=False)")
+                made = await self._make(absent)
+            await asyncio.sleep(RETRY_WAIT)
+
+    async def _look(self, names: list[str]) -> list[str]:
+        """Note those that have their leaders; the names of those that do not exist."""
+        request = MetadataRequest(names, allow_auto_topic_creation=False)
+        answer = await self._client.send(self._node(), request)
+        absent = []
+        for code, name, *_, partitions in answer.topics:
+            if code == _UNKNOWN:
+                absent.append(name)
+            elif code in _DENIED:
+                raise self._missing(name, "is not for this user, or missing")
+            elif code == _INVALID:
+                check_topic(name)
+            elif code == _NONE and partitions and all(each[0] == _NONE for each in partitions):
+                self._known[name] = len(partitions)
+        return absent
+
+    def _node(self) -> Any:
+        node = self._client.get_random_node()
+        return "bootstrap" if node is None else node
+
+    async def _make(self, names: list[str]) -> bool:
+        cluster = self._client.cluster
+        replication = self._replication or min(MAX_REPLICATION, max(1, len(cluster.brokers())))
+        wanted: list[Any] = [(name, self._partitions, replication, [], []) for name in names]
+        request = CreateTopicsRequest(wanted, int(REQUEST_TIMEOUT * 1000), validate_only=False)
+        node = cluster.controller.nodeId if cluster.controller is not None else self._node()
+        answer = await self._client.send(node, request)
+        done = True
+        for name, code, *said in answer.topic_errors:
+            if code in _DENIED or code == _POLICY:
+                raise self._missing(name, "is missing and may not be made by this user")
+            if code == _NOT_CONTROLLER:
+                await self._client.force_metadata_update()
+            if code in {_TOO_FEW_BROKERS, _NOT_CONTROLLER, _TIMED_OUT}:
+                done = False  # a broker that has just started counts for nothing at first
+            elif code not in {_NONE, _EXISTS}:
+                raise self._missing(name, f"cannot be made: {said[0] if said else code}")
+        return done
+
+    def _missing(self, name: str, what: str) -> ConfigurationError:
+        server = self._endpoint.partition("://")[2].partition("/")[0]
+        return ConfigurationError(
+            f"{self._endpoint}: topic {name} {what}",
+            hint=f"make it with: kafka-topics.sh --bootstrap-server {server} --create"
+            f" --topic {name} --partitions {self._partitions}",
+        )
+
+

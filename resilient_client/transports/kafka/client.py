@@ -1,0 +1,407 @@
+"""The client's end of kafka://."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from resilient_client.context import fresh_id
+from resilient_client.errors import (
+    ConnectError,
+    ConnectionLost,
+    PayloadError,
+    ResilientClientError,
+    remote_error,
+)
+from resilient_client.message import Receipt
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._link import Link, spawn
+from resilient_client.transports._metadata import NO_METADATA
+from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports.kafka._driver import (
+    REQUEST_TIMEOUT,
+    discard,
+    on_lost,
+    settings,
+    why_unreachable,
+)
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._headers import (
+    CORRELATION,
+    ENDED,
+    ERROR,
+    REPLY_PARTITION,
+    REPLY_TOPIC,
+    Headers,
+    headers_of,
+    metadata_of,
+)
+from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
+from resilient_client.transports.kafka._values import KafkaCodec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.events import Status
+    from resilient_client.message import Call, Reply
+    from resilient_client.transports._base import Environment, Target
+
+PREPARE_TIMEOUT = 5.0
+"""Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
+BATCH_SIZE = 256 * 1024
+"""Bytes that may wait for one partition: what is sent together while a request is under way."""
+_OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
+_FETCH_WAIT = 100  # ms a fetch may park: how long the first call of a new pattern waits for it
+
+
+class _Connection:
+    """A producer, and a consumer of one partition of each reply topic that was asked for."""
+
+    def __init__(
+        self,
+        producer: Any,
+        consumer: Any,
+        topics: Topics,
+        replies: PendingReplies,
+        received: Callable[[_Connection, Any], None],
+        lost: Callable[[_Connection, str], None],
+    ) -> None:
+        self.producer = producer
+        self.consumer = consumer
+        self.topics = topics
+        self.replies = replies
+        self.prefix = fresh_id().encode()  # of the ids of this connection's requests
+        self.ids = count()
+        self.closed = False
+        self.places: dict[str, Headers] = {}  # by route: where its replies go
+        self._positions: dict[Any, int] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._assigning = asyncio.Lock()
+        self._received = received
+        self._lost = lost
+        self._ending: asyncio.Task[None] | None = None
+        for client in (producer.client, consumer._client):  # noqa: SLF001
+            on_lost(client, self.lost)
+        self._reader = spawn(self._read(), "replies")
+
+    async def _read(self) -> None:
+        """Hand over replies; an error of the consumer ends the connection."""
+        try:
+            while True:
+                batches = await self.consumer.getmany(timeout_ms=60_000)
+                for place, records in batches.items():
+                    self._positions[place] = records[-1].offset + 1
+                    for record in records:
+                        self._received(self, record)
+        except AIOKAFKA_ERRORS as error:
+            self.lost(str(error))
+
+    async def prepare(self, call: Call, *, reply: bool, left: float) -> None:
+        """Wait until the topics of the call's pattern are there, and its replies are read.
+
+        Raises:
+            ConfigurationError: they cannot be.
+            ConnectError: they are not, in `left` seconds.
+        """
+        name = call.route + REPLY_SUFFIX if reply else call.route
+        task = self._preparing.get(name)
+        if task is None:
+            check_topic(call.route)
+            work = self._open(call.route) if reply else self._ensure(call.route)
+            task = self._preparing[name] = spawn(work, f"topics of {call.route}")
+            task.add_done_callback(partial(self._prepared, name))
+        done, _ = await asyncio.wait({task}, timeout=left if left < float("inf") else None)
+        if not done:
+            raise ConnectError(f"topic {call.route} was not ready in time")
+        if task.cancelled():
+            raise ConnectError("the connection to the broker ended")
+        error = task.exception()
+        if isinstance(error, ResilientClientError):
+            raise type(error)(*error.args, hint=error.hint) from error.__cause__
+        if error is not None:
+            raise error
+
+    def _prepared(self, name: str, task: asyncio.Task[None]) -> None:
+        self._preparing.pop(name, None)
+        if not task.cancelled():
+            task.exception()
+
+    async def _ensure(self, route: str) -> None:
+        await self.topics.ensure([route], PREPARE_TIMEOUT)
+
+    async def _open(self, route: str) -> None:
+        topic = route + REPLY_SUFFIX
+        there = await self.topics.ensure([route, topic], PREPARE_TIMEOUT)
+        place = TopicPartition(topic, random.randrange(there[topic]))
+        try:
+            async with asyncio.timeout(PREPARE_TIMEOUT), self._assigning:
+                await self.consumer._client.add_topic(topic)  # noqa: SLF001
+                end: int = (await self.consumer.end_offsets([place]))[place]
+                # from here to the last seek nothing else runs
+                self._positions[place] = end
+                self.consumer.assign(list(self._positions))
+                for each, offset in self._positions.items():
+                    self.consumer.seek(each, offset)
+        except TimeoutError:
+            raise ConnectError(f"the end of {topic} is not known in {PREPARE_TIMEOUT} s") from None
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, topic, sent=False) from error
+        self.places[route] = [
+            (REPLY_TOPIC, topic.encode()),
+            (REPLY_PARTITION, str(place.partition).encode()),
+        ]
+
+    def lost(self, reason: str) -> None:
+        """The broker has gone: nothing that waits will be answered here."""
+        if self.closed:
+            return
+        self.closed = True
+        self.replies.fail_all(lambda: ConnectionLost(reason))
+        self._ending = spawn(self._end(), "end of a connection")
+        self._lost(self, reason)
+
+    async def aclose(self) -> None:
+        """End it, and wait until nothing is left."""
+        self.closed = True
+        self.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+        if self._ending is None:
+            self._ending = spawn(self._end(), "end of a connection")
+        await asyncio.wait({self._ending})
+
+    async def _end(self) -> None:
+        tasks = {self._reader, *self._preparing.values()}
+        for task in tasks:
+            task.cancel()
+        await discard(self.producer, self.consumer)
+        await asyncio.wait(tasks)
+
+
+class ClientTransport(BaseTransport):
+    """The client's end: one producer, and one consumer of replies without a group.
+
+    Args:
+        client_id: what this client is called in the broker's logs and quotas.
+        tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities.
+        sasl: the mechanism by which the URL's user and password are checked: PLAIN, SCRAM-SHA-256
+            or SCRAM-SHA-512.
+        declare: make topics that are missing: the pattern's and its reply topic.
+        partitions, replication: of topics made here (3; as many replicas as there are brokers, up
+            to 3).
+        max_size: bytes of one payload; the broker has a limit of its own, 1 MiB by default.
+        request_timeout: seconds until a broker that does not answer counts as gone.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        client_id: str | None = None,
+        tls: bool | ssl.SSLContext = False,
+        sasl: str = "PLAIN",
+        declare: bool = True,
+        partitions: int | None = None,
+        replication: int | None = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+        request_timeout: float = REQUEST_TIMEOUT,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        self._values = KafkaCodec(env.codec)
+        self._made = settings(
+            target, client_id=client_id, tls=tls, sasl=sasl, request_timeout=request_timeout
+        )
+        self._topics = {"declare": declare, "partitions": partitions, "replication": replication}
+        self._ending: set[_Connection] = set()
+        self._link = Link[_Connection](
+            self.endpoint, self._dial, clock=env.clock, notify=env.notify
+        )
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    def encode(self, call: Call) -> None:
+        """See `Transport.encode`."""
+        body = call.body = self._values.encode(call.data)
+        if body is not None and len(body) > self._max_size:
+            raise PayloadError(
+                f"the payload has {len(body)} bytes, more than max_size={self._max_size}",
+                hint="send less, or raise max_size= and the topic's max.message.bytes",
+            )
+
+    def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
+        """See `Transport.decode`."""
+        return self._values.decode(body, type)
+
+    async def _dial(self) -> _Connection:
+        producer = AIOKafkaProducer(
+            **self._made,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=BATCH_SIZE,
+            max_request_size=self._max_size + _OVERHEAD,
+        )
+        consumer = AIOKafkaConsumer(
+            **self._made, enable_auto_commit=False, fetch_max_wait_ms=_FETCH_WAIT
+        )
+        try:
+            await producer.start()
+            await consumer.start()
+        except BaseException as error:
+            await discard(producer, consumer)
+            if isinstance(error, AIOKAFKA_ERRORS + (OSError,)):
+                raise await why_unreachable(self._made, self.endpoint, error) from error
+            raise
+        return _Connection(
+            producer,
+            consumer,
+            Topics(producer.client, self.endpoint, **self._topics),  # type: ignore[arg-type]
+            PendingReplies(self._clock, self._tally),
+            self._received,
+            self._lost,
+        )
+
+    def _lost(self, connection: _Connection, reason: str) -> None:
+        self._ending.add(connection)
+        assert connection._ending is not None  # noqa: S101, SLF001
+        connection._ending.add_done_callback(  # noqa: SLF001
+            lambda _: self._ending.discard(connection)
+        )
+        self._link.lost(connection, reason)
+
+    def _received(self, connection: _Connection, record: Any) -> None:
+        key = error = None
+        ended = False
+        for name, value in record.headers:
+            if name == CORRELATION:
+                key = value
+            elif name == ENDED:
+                ended = True
+            elif name == ERROR:
+                error = value
+        if key is None or not key.startswith(connection.prefix):
+            return  # of another client on this partition
+        replies = connection.replies
+        if error:
+            replies.fail(key, remote_error(self._values.decode(error)))
+        elif ended and record.value is None:
+            replies.end(key)
+        else:
+            more = len(record.headers) > 1 + ended
+            headers = metadata_of(record.headers, None) if more else NO_METADATA
+            replies.value(key, record.value, ended, headers)
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        connection = self._link.current or await self._link.get(call.connect_deadline)
+        place = connection.places.get(call.route)
+        if place is None:
+            left = call.connect_deadline - self._clock.now()
+            await connection.prepare(call, reply=True, left=left)
+            place = connection.places[call.route]
+        key = b"%b%x" % (connection.prefix, next(connection.ids))
+        replies = connection.replies
+        if call.kind == "stream":
+            items = replies.open(key, call)
+            try:
+                await self._hand_over(connection, call, key, place)
+            except BaseException:
+                replies.forget(key)
+                raise
+            return await items.opened()
+        future = replies.expect(key, call)
+        try:
+            await self._hand_over(connection, call, key, place)
+            return await future
+        finally:
+            replies.forget(key)
+            del future  # it holds an error whose traceback holds this frame
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`."""
+        connection = self._link.current or await self._link.get(call.connect_deadline)
+        if connection.topics.known(call.route) is None:
+            left = call.connect_deadline - self._clock.now()
+            await connection.prepare(call, reply=False, left=left)
+        replies = connection.replies
+        key = next(connection.ids)
+        future = replies.expect(key, call)
+        try:
+            await self._hand_over(connection, call, key, None)
+            await future
+        finally:
+            replies.forget(key)
+            del future
+        return Receipt("stored")
+
+    async def _hand_over(
+        self, connection: _Connection, call: Call, key: Any, place: Headers | None
+    ) -> None:
+        """Give the record to the producer, which sends it at once or with others."""
+        headers, record_key = headers_of(call.metadata)
+        if place is not None:
+            headers += ((CORRELATION, key), *place)
+        partition = None
+        if call.body is None and record_key is None:  # aiokafka wants a value or a key
+            record_key = b""
+            partition = random.randrange(connection.topics.known(call.route) or 1)
+        left = call.attempt_deadline - self._clock.now()
+        if connection.closed:
+            raise ConnectError("the connection to the broker has just ended")
+        try:
+            async with asyncio.timeout(left if left < float("inf") else None):
+                written = await connection.producer.send(
+                    call.route, call.body, record_key, partition, headers=headers
+                )
+        except TimeoutError:
+            raise call.expired(sent=False) from None
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self.endpoint, sent=False) from error
+        call.sent = True
+        written.add_done_callback(partial(self._written, connection.replies, key, place is None))
+
+    def _written(
+        self,
+        replies: PendingReplies,
+        key: Any,
+        is_event: bool,  # noqa: FBT001
+        written: asyncio.Future[Any],
+    ) -> None:
+        """The broker has stored the record, or will not."""
+        error = None if written.cancelled() else written.exception()
+        if key not in replies:
+            return
+        if error is not None:
+            replies.fail(key, ours(error, self.endpoint, sent=True))
+        elif is_event:
+            replies.value(key, None, True)
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._ending.clear()
+        self._link.forget_loop()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        connection = await self._link.aclose()
+        ending = list(self._ending)
+        if connection is not None:
+            ending.append(connection)
+        for each in ending:
+            await each.aclose()

@@ -1,0 +1,660 @@
+"""The server's end of kafka://."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import time
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
+
+from resilient_client.context import ATTEMPT_HEADER
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    InvalidPayloadError,
+    PayloadError,
+    RemoteError,
+    ResilientClientError,
+    wire_error,
+)
+from resilient_client.events import ConnectionChanged
+from resilient_client.message import NO_VALUE, Message
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
+from resilient_client.transports.kafka._driver import (
+    REQUEST_TIMEOUT,
+    discard,
+    leave,
+    settings,
+    why_unreachable,
+)
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._headers import (
+    CORRELATION,
+    ENDED,
+    ERROR,
+    REPLY_PARTITION,
+    REPLY_TOPIC,
+    Headers,
+    metadata_of,
+)
+from resilient_client.transports.kafka._lane import Lane
+from resilient_client.transports.kafka._topics import Topics, check_topic
+from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
+from resilient_client.transports.kafka.client import BATCH_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from resilient_client.events import Status
+    from resilient_client.message import Reply
+    from resilient_client.transports._base import App, Subscription, Target
+
+log = logging.getLogger("resilient_client.kafka")
+
+DEFAULT_GROUP = "resilient_client"
+CLOCK_SKEW = 1.0
+"""Seconds by which the callers' clocks may differ from ours before requests expire too early."""
+SESSION_TIMEOUT = 10.0
+"""Seconds without a sign of life until the group gives a member's partitions to others."""
+COMMIT_INTERVAL = 0.05
+"""Seconds between two commits: a member that is killed repeats what it finished meanwhile."""
+START_TIMEOUT = 30.0
+"""Seconds in which the group must have taken this member in, beside the session timeout."""
+MAX_WAITING = 500
+"""Records read but not begun, a partition, before no more are fetched from it."""
+EVENT_ATTEMPTS = 3
+RETRY_WAIT = 0.5
+"""Seconds before an event that failed is tried again: doubling from there, up to 30."""
+DEAD_LETTER = "{topic}.dead-letter"
+_NEVER = 2**31 - 1  # ms: a handler may run for hours
+_REPLY_TOPICS = 10_000  # unknown ones that are remembered as such
+
+
+class _Answer:
+    """Where the replies of one request go."""
+
+    __slots__ = ("id", "partition", "topic")
+
+    def __init__(self, id: bytes, topic: str, partition: int | None) -> None:  # noqa: A002
+        self.id = id
+        self.topic = topic
+        self.partition = partition
+
+
+class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """The server's end: a member of a consumer group, and a producer of replies.
+
+    Args:
+        group: the consumer group, shared by the replicas of one service and by nobody else. As in
+            Nest its name at the broker ends with "-server".
+        client_id: what this member is called in the broker's logs and quotas.
+        tls, sasl, declare, partitions, replication, request_timeout: as for the client.
+        max_size: bytes of one reply; the broker has a limit of its own, 1 MiB by default.
+        concurrency: records handled at once, a partition; without it only the server's own caps
+            bound them. Records of one key are handled one after another in any case; 1 handles all
+            of a partition in order, as Nest does.
+        from_beginning: a group that is new reads what is in the topics already, as in kafkajs.
+        session_timeout: seconds until the group gives up a member that says nothing.
+        event_attempts: how often an event is handed to its handlers when they fail.
+        retry_wait: seconds before the second attempt, doubling from there.
+        dead_letter: the topic for events that failed every time; "" drops them, with an error in
+            the log.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        group: str = DEFAULT_GROUP,
+        client_id: str | None = None,
+        tls: bool | ssl.SSLContext = False,
+        sasl: str = "PLAIN",
+        declare: bool = True,
+        partitions: int | None = None,
+        replication: int | None = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+        request_timeout: float = REQUEST_TIMEOUT,
+        concurrency: int | None = None,
+        from_beginning: bool = False,
+        session_timeout: float = SESSION_TIMEOUT,
+        event_attempts: int = EVENT_ATTEMPTS,
+        retry_wait: float = RETRY_WAIT,
+        dead_letter: str = DEAD_LETTER,
+    ) -> None:
+        for name, value in (("concurrency", concurrency), ("event_attempts", event_attempts)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name}={value} must be at least 1")
+        if dead_letter:
+            check_topic(dead_letter.replace("{topic}", "topic"), reply=False)
+        self.address = str(target)
+        self._app = app
+        self._group = f"{group}-server"
+        self._made = settings(
+            target, client_id=client_id, tls=tls, sasl=sasl, request_timeout=request_timeout
+        )
+        self._declare = {
+            "declare": declare,
+            "partitions": partitions,
+            "replication": replication,
+        }
+        self._max_size = max_size
+        self._request_timeout = request_timeout
+        self._concurrency = concurrency
+        self._from_beginning = from_beginning
+        self._session = session_timeout
+        self._event_attempts = event_attempts
+        self._retry_wait = retry_wait
+        self._dead_letter = dead_letter
+        self._values = KafkaCodec(app.codec)
+        self._batch_values = BatchCodec(app.codec)
+        self._batches: dict[str, int] = {}  # by route
+        self._slots = app.slots(self._pause, self._resume)
+        self._flow = asyncio.Event()
+        self._flow.set()
+        self._producer: Any = None
+        self._consumer: Any = None
+        self._topics: Any = None
+        self._foreign: set[str] = set()  # reply topics that do not exist
+        self._lanes: dict[Any, Lane] = {}
+        self._owned: set[Any] = set()
+        self._first: dict[str, int] = {}  # partitions of each topic when the group was joined
+        self._joined = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._reader: asyncio.Task[None] | None = None
+        self._committer: asyncio.Task[None] | None = None
+        self._rebuilding = asyncio.Lock()
+        self._stopping = False
+        self._status: Status = "idle"
+
+    # -------------------------------------------------------------------------------- its life
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse a pattern that cannot be a topic, and a batch that shares its events.
+
+        Raises:
+            ConfigurationError: says why.
+        """
+        check_topic(handler.route)
+        size = handler.extras.get("batch")
+        others = [
+            each
+            for each in self._app.subscriptions()
+            if each.route == handler.route and each.is_event
+        ]
+        if size is None:
+            if handler.is_event and handler.route in self._batches:
+                raise ConfigurationError(f"{handler.route} has a handler of batches already")
+            return
+        if not handler.is_event or type(size) is not int or size < 1:
+            raise ConfigurationError(
+                f"batch={size!r} on {handler.route}", hint="it is a number, for event handlers only"
+            )
+        if others:
+            raise ConfigurationError(
+                f"a handler of batches of {handler.route} cannot share it with another handler"
+            )
+        self._batches[handler.route] = size
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        self._change("connecting")
+        try:
+            await self._build()
+        except BaseException:
+            await self._discard()
+            self._change("idle")
+            raise
+        self._change("connected")
+        self._reader = spawn(self._serve(), f"read {self.address}")
+        self._committer = spawn(self._commit_always(), f"commit {self.address}")
+
+    async def _build(self) -> None:
+        """Producer, topics, membership."""
+        producer = AIOKafkaProducer(
+            **self._made,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=BATCH_SIZE,
+            max_request_size=self._max_size + 64 * 1024,
+        )
+        self._producer = producer
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await producer.start()
+        except TimeoutError as error:
+            raise ConnectError(
+                f"{self.address}: no answer in {self._request_timeout} s"
+            ) from error
+        except AIOKAFKA_ERRORS + (OSError,) as error:
+            raise await why_unreachable(self._made, self.address, error) from error
+        self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
+        routes = {each.route for each in self._app.subscriptions()}
+        there = await self._topics.ensure(sorted(routes), START_TIMEOUT)
+        for topic, partitions in there.items():
+            self._first.setdefault(topic, partitions)
+        consumer = AIOKafkaConsumer(
+            **self._made,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest" if self._from_beginning else "latest",
+            session_timeout_ms=int(self._session * 1000),
+            heartbeat_interval_ms=int(self._session * 300),
+            rebalance_timeout_ms=int(self._session * 1000),
+            max_poll_interval_ms=_NEVER,
+        )
+        self._consumer = consumer
+        self._joined.clear()
+        consumer.subscribe(sorted(routes), listener=self)
+        try:
+            async with asyncio.timeout(START_TIMEOUT + self._session):
+                await consumer.start()
+                await self._joined.wait()
+                await self._commit()
+        except TimeoutError as error:
+            raise ConnectError(f"{self.address}: group {self._group} lets nobody in") from error
+        except AIOKAFKA_ERRORS + (OSError,) as error:
+            raise ours(error, self.address, sent=False) from error
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`."""
+        self._stopping = True
+        self._slots.drop()
+        await _ended(self._reader)
+        for lane in self._lanes.values():
+            lane.drop_waiting()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        await self.stop()
+        self._slots.close()
+        await _ended(self._committer)
+        consumer = self._consumer
+        if consumer is not None:
+            if self._status == "connected":
+                await self._commit()
+            await leave(consumer)
+        await self._discard()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        self._change("closed")
+
+    async def _discard(self) -> None:
+        parts = [each for each in (self._consumer, self._producer) if each is not None]
+        self._consumer = self._producer = None
+        await discard(*parts)
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        if status != self._status:
+            old, self._status = self._status, status
+            self._app.notify(ConnectionChanged(self.address, old, status, reason))
+
+    def _pause(self) -> None:
+        self._flow.clear()
+
+    def _resume(self) -> None:
+        self._flow.set()
+
+    # ----------------------------------------------------------------------------- records in
+
+    async def _serve(self) -> None:
+        """Read for ever; a consumer that cannot go on is replaced."""
+        wait = 0.0
+        while True:
+            try:
+                await self._read()
+            except AIOKAFKA_ERRORS as error:
+                log.warning("%s: %s", self.address, ours(error, self.address, sent=False).args[0])
+                self._change("reconnecting", str(error))
+            await self._discard()
+            await asyncio.sleep(wait)
+            wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
+            try:
+                await self._build()
+            except ResilientClientError as error:
+                log.warning("%s: %s", self.address, error.args[0])
+                continue
+            self._change("connected")
+            wait = 0.0
+
+    async def _read(self) -> None:
+        while True:
+            await self._flow.wait()
+            batches = await self._consumer.getmany(timeout_ms=1000)
+            for place, records in batches.items():
+                lane = self._lanes.get(place)
+                if lane is None or place not in self._owned:
+                    continue  # it was taken away in this very moment
+                lane.add(records)
+                if lane.waiting > MAX_WAITING:
+                    self._consumer.pause(place)
+
+    def _lane(self, topic: str) -> Lane:
+        return Lane(self._begin, concurrency=self._concurrency, batch=self._batches.get(topic, 0))
+
+    def _begin(self, lane: Lane, records: list[Any]) -> None:
+        """Hand records to the app: one, or a batch."""
+        record = records[0]
+        if record.topic in self._batches:
+            self._event(lane, records, 1)
+            return
+        answer = _answer_of(record)
+        if answer is None:
+            self._event(lane, records, 1)
+        else:
+            self._app.accept(
+                self._message(record, answer.id),
+                partial(self._respond, lane, records, answer),
+                self._slots,
+                "kafka",
+            )
+
+    def _message(self, record: Any, id: bytes | None) -> Message:  # noqa: A002
+        received = self._app.clock.now()
+        if id is not None:
+            age = time.time() - record.timestamp / 1000 - CLOCK_SKEW
+            if age > 0:
+                received -= age
+        return Message(
+            record.topic,
+            record.value,
+            metadata_of(record.headers, record.key),
+            id,
+            received=received,
+            raw=record,
+            codec=self._values,  # type: ignore[arg-type]
+        )
+
+    def _done(self, lane: Lane, records: Sequence[Any]) -> None:
+        lane.finished(records)
+        self._dirty.set()
+        self._progress.set()
+        if lane.waiting <= MAX_WAITING // 2 and self._consumer is not None:
+            record = records[0]
+            for place in self._consumer.paused():
+                if place.topic == record.topic and place.partition == record.partition:
+                    self._consumer.resume(place)
+
+    # --------------------------------------------------------------------------------- events
+
+    def _event(self, lane: Lane, records: list[Any], attempt: int) -> None:
+        if self._stopping:
+            return
+        record = records[0]
+        message = self._message(record, None)
+        if attempt > 1:
+            message.headers = {**message.headers, ATTEMPT_HEADER: str(attempt)}
+        if record.topic in self._batches:
+            message.body = [each.value for each in records]
+            message.codec = self._batch_values  # type: ignore[assignment]
+            message.raw = records
+        self._app.accept(
+            message, partial(self._heard, lane, records, attempt), self._slots, "kafka"
+        )
+
+    async def _heard(self, lane: Lane, records: list[Any], attempt: int, reply: Reply) -> None:
+        """The handlers of an event have ended."""
+        error = reply.error
+        if error is None:
+            self._done(lane, records)
+        elif not self._stopping:
+            self._spawn(self._failed(lane, records, attempt, error))
+
+    async def _failed(
+        self, lane: Lane, records: list[Any], attempt: int, error: RemoteError
+    ) -> None:
+        """Try again, and at last put it aside."""
+        if attempt < self._event_attempts and not isinstance(error, InvalidPayloadError):
+            await asyncio.sleep(min(30.0, self._retry_wait * 2 ** (attempt - 1)))
+            self._event(lane, records, attempt + 1)
+            return
+        wait = FIRST_WAIT
+        while self._dead_letter:
+            try:
+                for record in records:
+                    await self._put_aside(record, attempt, error)
+                break
+            except (ResilientClientError, TimeoutError) as failure:
+                log.warning("an event could not be put aside: %s", failure)
+                await asyncio.sleep(wait)
+                wait = min(30.0, wait * 2)
+        else:
+            log.error("an event of %s is dropped: its handlers failed", records[0].topic)
+        self._done(lane, records)
+
+    async def _put_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
+        topic = self._dead_letter.replace("{topic}", record.topic)
+        await self._topics.ensure([topic], self._request_timeout)
+        about = {
+            "topic": record.topic,
+            "partition": str(record.partition),
+            "offset": str(record.offset),
+            "attempts": str(attempt),
+            "error": (str(error.__cause__ or error.message))[:1000],
+        }
+        headers = [*record.headers]
+        headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
+        log.error(
+            "event %s/%d/%d failed %d times and is in %s",
+            record.topic, record.partition, record.offset, attempt, topic,
+        )  # fmt: skip
+        written = await self._write(topic, None, record.value, headers, record.key)
+        await self._stored(written)
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = spawn(coroutine, "an event")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -------------------------------------------------------------------------------- replies
+
+    async def _respond(
+        self, lane: Lane, records: list[Any], answer: _Answer, reply: Reply
+    ) -> None:
+        try:
+            if not await self._can_answer(answer):
+                return
+            try:
+                await self._reply(answer, reply)
+            except PayloadError as error:
+                log.error("the reply of %s: %s", records[0].topic, error.args[0])  # noqa: TRY400
+                await self._reply_error(answer, RemoteError("Internal server error"))
+        except (ResilientClientError, TimeoutError) as error:
+            log.warning("a reply to %s could not be sent: %s", answer.topic, error)
+        finally:
+            self._done(lane, records)
+
+    async def _can_answer(self, answer: _Answer) -> bool:
+        """Whether the reply topic is there: a stranger's word makes none."""
+        partitions = self._topics.known(answer.topic)
+        if partitions is None:
+            if answer.topic in self._foreign:
+                return False
+            try:
+                there = await self._topics.exists(answer.topic)
+            except AIOKAFKA_ERRORS as error:
+                raise ours(error, self.address, sent=False) from error
+            if not there:
+                if len(self._foreign) < _REPLY_TOPICS:
+                    self._foreign.add(answer.topic)
+                log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
+                return False
+            partitions = self._topics.known(answer.topic)
+        if answer.partition is not None and answer.partition >= partitions:
+            answer.partition = None
+        return True
+
+    async def _reply(self, answer: _Answer, reply: Reply) -> None:
+        if reply.error is not None:
+            await self._reply_error(answer, reply.error)
+        elif reply.items is not None:
+            try:
+                while True:
+                    body = await reply.items.receive(inf)
+                    await self._write_reply(answer, body, [])
+            except StopAsyncIteration:
+                last = await self._write_reply(answer, None, [(ENDED, b"\0")])
+            except RemoteError as error:
+                await self._reply_error(answer, error)
+                return
+            await self._stored(last)
+        else:
+            body = None if reply.body is NO_VALUE else reply.body
+            await self._stored(await self._write_reply(answer, body, [(ENDED, b"\0")]))
+
+    async def _reply_error(self, answer: _Answer, error: RemoteError) -> None:
+        body = self._values.encode(wire_error(error))
+        headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
+        await self._stored(await self._write_reply(answer, None, headers))
+
+    async def _write_reply(self, answer: _Answer, body: bytes | None, headers: Headers) -> Any:
+        headers.append((CORRELATION, answer.id))
+        key = b"" if body is None else None  # aiokafka wants a value or a key
+        return await self._write(answer.topic, answer.partition, body, headers, key)
+
+    async def _write(
+        self,
+        topic: str,
+        partition: int | None,
+        body: bytes | None,
+        headers: Headers,
+        key: bytes | None,
+    ) -> asyncio.Future[Any]:
+        """Hand a record to the producer; the future says that the broker has it."""
+        producer = self._producer
+        if producer is None:
+            raise ConnectError(f"{self.address} is being reconnected")
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                written: asyncio.Future[Any] = await producer.send(
+                    topic, body, key, partition, headers=headers
+                )
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self.address, sent=False) from error
+        written.add_done_callback(_look_at)
+        return written
+
+    async def _stored(self, written: asyncio.Future[Any]) -> None:
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await asyncio.shield(written)
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self.address, sent=True) from error
+
+    # ------------------------------------------------------------------- partitions and commits
+
+    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
+        """Let what runs end, within reason, and commit it before others go on from there."""
+        places = set(revoked)
+        self._owned -= places
+        lanes = [self._lanes[place] for place in places if place in self._lanes]
+        for lane in lanes:
+            lane.drop_waiting()
+        deadline = time.monotonic() + self._session / 2
+        while any(lane.running for lane in lanes) and not self._stopping:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                log.info("%s: %d handlers are not awaited", self._group,
+                         sum(lane.running for lane in lanes))  # fmt: skip
+                break
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._progress.wait()
+            except TimeoutError:
+                continue
+        await self._commit(places)
+
+    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
+        """Go on from what is committed; without that from the end, or the beginning."""
+        consumer = self._consumer
+        places = set(assigned)
+        for place in places:
+            committed = await consumer.committed(place)
+            lane = self._lanes.get(place)
+            if committed is None:
+                lane = None  # also a topic that was made anew
+                new = place.partition >= self._first.get(place.topic, 0)
+                find = consumer.beginning_offsets if new or self._from_beginning else (
+                    consumer.end_offsets
+                )  # fmt: skip
+                committed = (await find([place]))[place]
+                known = None
+            else:
+                known = committed
+            if lane is None:
+                lane = self._lanes[place] = self._lane(place.topic)
+            lane.committed = known
+            consumer.seek(place, lane.begin(committed))
+        self._owned |= places
+        self._dirty.set()
+        self._joined.set()
+
+    async def _commit_always(self) -> None:
+        while True:
+            await self._dirty.wait()
+            self._dirty.clear()
+            await self._commit()
+            await asyncio.sleep(COMMIT_INTERVAL)
+
+    async def _commit(self, places: Iterable[Any] | None = None) -> None:
+        """Commit what is finished, without a gap, in these partitions or all of ours."""
+        offsets = {}
+        for place in tuple(self._owned if places is None else places):
+            lane = self._lanes.get(place)
+            if lane is not None and lane.prefix is not None and lane.prefix != lane.committed:
+                offsets[place] = lane.prefix
+        consumer = self._consumer
+        if not offsets or consumer is None:
+            return
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await consumer.commit(offsets)
+        except (*AIOKAFKA_ERRORS, TimeoutError) as error:
+            # the next one says the same, or the partition is another member's by now
+            log.debug("%s: offsets were not committed: %r", self._group, error)
+            if places is None:
+                self._dirty.set()
+            return
+        for place, offset in offsets.items():
+            self._lanes[place].committed = offset
+
+
+def _answer_of(record: Any) -> _Answer | None:
+    """Where a request wants its reply; None for an event."""
+    id = topic = partition = None  # noqa: A001
+    for name, value in record.headers:
+        if name == CORRELATION:
+            id = value  # noqa: A001
+        elif name == REPLY_TOPIC:
+            topic = value
+        elif name == REPLY_PARTITION:
+            partition = value
+    if not id or not topic:
+        return None
+    number = int(partition) if partition and partition.isdigit() and len(partition) < 7 else None
+    return _Answer(id, topic.decode(errors="replace"), number)
+
+
+def _look_at(written: asyncio.Future[Any]) -> None:
+    if not written.cancelled():
+        written.exception()
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    if task is not None and not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+
+
