@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from resilient_client import ClientProxy
-from tests.peers.brokers import BROKERS, require_broker
+from tests.peers.brokers import BROKERS, Kafka, free_port, require_broker
 from tests.peers.process import Peer
 from tests.peers.proxy import TcpProxy
 
@@ -235,6 +235,29 @@ async def nats(loop: str) -> AsyncIterator[Rig]:
         yield rig
 
 
+@asynccontextmanager
+async def kafka(loop: str) -> AsyncIterator[Rig]:
+    """A broker tells its clients where to connect: those behind the proxy, to the proxy."""
+    require_broker("kafka")
+    broker = _brokers.get("kafka")
+    if broker is None:
+        broker = _brokers["kafka"] = Kafka(proxy_port=free_port())
+    await broker.start_async()  # again, where the test before has failed without its broker
+    assert isinstance(broker, Kafka)
+    # each service in a group of its own: one that was killed is a member until its session expires
+    query = f"?group={os.urandom(4).hex()}"
+    service = Service(broker.url + query, {}, loop)
+    proxy = TcpProxy(broker.proxied_port)
+    proxy.port = broker.proxy_port
+    try:
+        await service.start_async()
+        async with proxy:
+            url = f"kafka://127.0.0.1:{proxy.port}{query}"
+            yield Rig("kafka", url, service, broker, proxy, tells_loss=True)
+    finally:
+        service.stop()
+
+
 RIGS: dict[str, Callable[[str], Any]] = {
     "nats": nats,
     "tcp": tcp,
@@ -243,4 +266,5 @@ RIGS: dict[str, Callable[[str], Any]] = {
     "mqtt": mqtt,
     "redis": redis,
     "redis_stream": redis_stream,
+    "kafka": kafka,
 }

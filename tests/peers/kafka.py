@@ -66,6 +66,8 @@ class Kafka(Peer):
     ``ssl_port`` (``client_certificates`` demands one there), ``sasl_port`` (SASL without TLS) and
     ``sasl_ssl_port``; SASL is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 for ``users``.
     ``authorizer=True`` gives the users no rights on anything until the test grants them.
+    ``proxy_port`` is where a proxy of ``proxied_port`` will listen: clients that come through it are
+    told to stay there.
     The first start takes 4-8 s, a restart about 5.
     """
 
@@ -79,6 +81,7 @@ class Kafka(Peer):
         users: Mapping[str, str] | None = None,
         client_certificates: bool = False,
         authorizer: bool = False,
+        proxy_port: int = 0,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -86,6 +89,8 @@ class Kafka(Peer):
         self.users = dict(users or {"alice": "alice-secret"})
         self.client_certificates = client_certificates
         self.authorizer = authorizer
+        self.proxy_port = proxy_port
+        self.proxied_port = 0
         self.options = options
         self.ssl_port = self.sasl_port = self.sasl_ssl_port = 0
 
@@ -109,13 +114,18 @@ class Kafka(Peer):
             listeners["SSL"] = self.ssl_port
             listeners["SASL_PLAINTEXT"] = self.sasl_port
             listeners["SASL_SSL"] = self.sasl_ssl_port
-        advertised = ",".join(f"{name}://{self.host}:{port}" for name, port in listeners.items())
+        bound = ",".join(f"{name}://{self.host}:{port}" for name, port in listeners.items())
+        advertised = bound
+        if self.proxy_port:
+            self.proxied_port = free_port()
+            bound += f",PROXIED://{self.host}:{self.proxied_port}"
+            advertised += f",PROXIED://{self.host}:{self.proxy_port}"
         lines = [
             SETTINGS,
             f"controller.quorum.voters=1@{self.host}:{controller}",
-            f"listeners={advertised},CONTROLLER://{self.host}:{controller}",
+            f"listeners={bound},CONTROLLER://{self.host}:{controller}",
             f"advertised.listeners={advertised}",
-            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,"
+            "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,"
             + ",".join(f"{name}:{name}" for name in listeners),
             f"log.dirs={self.folder / 'data'}",
         ]

@@ -94,6 +94,23 @@ def on_lost(client: Any, lost: Callable[[str], object]) -> None:
     client._on_connection_closed = closed  # noqa: SLF001
 
 
+def interrupt(consumer: Any) -> None:
+    """End a fetch that is parked at the broker: it knows nothing of what was assigned since.
+
+    A broker answers one request of a connection after another, so another connection it must be.
+    """
+    for connection in list(consumer._client._conns.values()):  # noqa: SLF001
+        if connection._requests:  # noqa: SLF001
+            connection.close(reason=CloseReason.SHUTDOWN)
+
+
+async def learn(consumer: Any, topic: str) -> None:
+    """Let a consumer know a topic's leaders before it is assigned a partition of it."""
+    known = consumer._client.add_topic(topic)  # noqa: SLF001
+    interrupt(consumer)
+    await known
+
+
 async def why_unreachable(
     made: dict[str, Any], endpoint: str, error: BaseException
 ) -> ResilientClientError:
@@ -197,6 +214,9 @@ async def _hang_up(client: Any) -> None:
     if sync is not None:
         sync.cancel()
         await asyncio.wait({sync}, timeout=CLOSE_TIMEOUT)
+    client.force_metadata_update = _no_update
+    if client._md_update_fut is not None and not client._md_update_fut.done():  # noqa: SLF001
+        client._md_update_fut.set_result(False)  # noqa: SLF001
     closed: list[Any] = []
     for connection in list(client._conns.values()):  # noqa: SLF001
         writer = connection._writer  # noqa: SLF001
@@ -206,6 +226,13 @@ async def _hang_up(client: Any) -> None:
     client._conns.clear()  # noqa: SLF001
     if closed:
         await asyncio.wait(closed, timeout=CLOSE_TIMEOUT)
+
+
+def _no_update() -> asyncio.Future[bool]:
+    """In place of `force_metadata_update` where nothing will update any more."""
+    future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    future.set_result(False)
+    return future
 
 
 async def leave(consumer: Any) -> None:

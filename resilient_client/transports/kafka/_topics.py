@@ -6,8 +6,10 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
+from aiokafka.errors import for_code
 from aiokafka.protocol.admin import CreateTopicsRequest
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.offset import OffsetRequest
 
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports.kafka._driver import REQUEST_TIMEOUT, RETRY_WAIT
@@ -22,7 +24,8 @@ MAX_REPLICATION = 3
 _LONGEST = 249  # characters, Kafka's own limit
 _possible = re.compile(r"[a-zA-Z0-9._-]+").fullmatch
 
-_NONE, _UNKNOWN, _INVALID = 0, 3, 17
+_UNCOMMITTED, _END = 0, -1  # isolation level; timestamp
+_NONE, _UNKNOWN, _INVALID = 0, 3, 17  # error codes
 _DENIED = (29, 31)  # topic, cluster
 _EXISTS, _TOO_FEW_BROKERS, _NOT_CONTROLLER, _POLICY, _TIMED_OUT = 36, 38, 41, 44, 7
 
@@ -66,6 +69,7 @@ class Topics:
         self._partitions = partitions or DEFAULT_PARTITIONS
         self._replication = replication
         self._known: dict[str, int] = {}
+        self._leaders: dict[tuple[str, int], int] = {}
 
     def known(self, name: str) -> int | None:
         """How many partitions it has, if that has been asked before."""
@@ -125,7 +129,23 @@ class Topics:
                 check_topic(name)
             elif code == _NONE and partitions and all(each[0] == _NONE for each in partitions):
                 self._known[name] = len(partitions)
+                for _, number, leader, *_ in partitions:
+                    self._leaders[name, number] = leader
         return absent
+
+    async def end_of(self, name: str, partition: int) -> int:
+        """The offset that the next record of this partition will have.
+
+        Raises:
+            KafkaError: the broker does not say.
+        """
+        request = OffsetRequest(-1, _UNCOMMITTED, [(name, [(partition, _END)])])
+        answer = await self._client.send(self._leaders[name, partition], request)
+        [(_, [(_, code, *_, offset)])] = answer.topics
+        if code != _NONE:
+            raise for_code(code)(name)
+        end: int = offset
+        return end
 
     def _node(self) -> Any:
         node = self._client.get_random_node()

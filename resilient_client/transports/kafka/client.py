@@ -27,6 +27,8 @@ from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
+    interrupt,
+    learn,
     on_lost,
     settings,
     why_unreachable,
@@ -57,7 +59,6 @@ PREPARE_TIMEOUT = 5.0
 BATCH_SIZE = 256 * 1024
 """Bytes that may wait for one partition: what is sent together while a request is under way."""
 _OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
-_FETCH_WAIT = 100  # ms a fetch may park: how long the first call of a new pattern waits for it
 
 
 class _Connection:
@@ -82,7 +83,6 @@ class _Connection:
         self.places: dict[str, Headers] = {}  # by route: where its replies go
         self._positions: dict[Any, int] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
-        self._assigning = asyncio.Lock()
         self._received = received
         self._lost = lost
         self._ending: asyncio.Task[None] | None = None
@@ -140,18 +140,18 @@ class _Connection:
         there = await self.topics.ensure([route, topic], PREPARE_TIMEOUT)
         place = TopicPartition(topic, random.randrange(there[topic]))
         try:
-            async with asyncio.timeout(PREPARE_TIMEOUT), self._assigning:
-                await self.consumer._client.add_topic(topic)  # noqa: SLF001
-                end: int = (await self.consumer.end_offsets([place]))[place]
-                # from here to the last seek nothing else runs
-                self._positions[place] = end
-                self.consumer.assign(list(self._positions))
-                for each, offset in self._positions.items():
-                    self.consumer.seek(each, offset)
+            async with asyncio.timeout(PREPARE_TIMEOUT):
+                end = await self.topics.end_of(topic, place.partition)
+                await learn(self.consumer, topic)
         except TimeoutError:
             raise ConnectError(f"the end of {topic} is not known in {PREPARE_TIMEOUT} s") from None
         except AIOKAFKA_ERRORS as error:
             raise ours(error, topic, sent=False) from error
+        self._positions[place] = end
+        self.consumer.assign(list(self._positions))
+        for each, offset in self._positions.items():
+            self.consumer.seek(each, offset)
+        interrupt(self.consumer)
         self.places[route] = [
             (REPLY_TOPIC, topic.encode()),
             (REPLY_PARTITION, str(place.partition).encode()),
@@ -249,9 +249,7 @@ class ClientTransport(BaseTransport):
             max_batch_size=BATCH_SIZE,
             max_request_size=self._max_size + _OVERHEAD,
         )
-        consumer = AIOKafkaConsumer(
-            **self._made, enable_auto_commit=False, fetch_max_wait_ms=_FETCH_WAIT
-        )
+        consumer = AIOKafkaConsumer(**self._made, enable_auto_commit=False)
         try:
             await producer.start()
             await consumer.start()

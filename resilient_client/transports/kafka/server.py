@@ -44,7 +44,7 @@ from resilient_client.transports.kafka._headers import (
     metadata_of,
 )
 from resilient_client.transports.kafka._lane import Lane
-from resilient_client.transports.kafka._topics import Topics, check_topic
+from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
 from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
 from resilient_client.transports.kafka.client import BATCH_SIZE
 
@@ -206,6 +206,7 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
+        self._stopping = False
         self._change("connecting")
         try:
             await self._build()
@@ -239,7 +240,10 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
             raise await why_unreachable(self._made, self.address, error) from error
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         routes = {each.route for each in self._app.subscriptions()}
-        there = await self._topics.ensure(sorted(routes), START_TIMEOUT)
+        replies = {
+            each.route + REPLY_SUFFIX for each in self._app.subscriptions() if not each.is_event
+        }
+        there = await self._topics.ensure(sorted(routes | replies), START_TIMEOUT)
         for topic, partitions in there.items():
             self._first.setdefault(topic, partitions)
         consumer = AIOKafkaConsumer(
