@@ -25,7 +25,8 @@ class Meeting:
         prefix: before every pattern, so that tests on one broker do not meet.
         client_options, server_options: our transport's own.
         nest: settings for Nest's side.
-        prefix_words: whether patterns may hold dots and braces (topics of Kafka may not).
+        object_patterns: whether patterns may be objects (topics of Kafka may not).
+        texts: whether a Nest client gets numbers as text, and null where an answer ends.
     """
 
     transport: str
@@ -38,6 +39,18 @@ class Meeting:
     nest: Mapping[str, Any] = field(default_factory=dict)
     object_patterns: bool = True
     metadata_versions: frozenset[int] = frozenset({12})
+    texts: bool = False
+
+    def payload(self, data: dict[str, Any]) -> dict[str, Any]:
+        """What a Nest client is given to send this: on Kafka a "value" in it would be the whole."""
+        return {"value": data} if self.texts else data
+
+    def values(self, values: list[Any]) -> list[Any]:
+        """What a Nest client saw, where it sees numbers as text and the end as null."""
+        if not self.texts:
+            return values
+        values = values[:-1] if values and values[-1] is None else values
+        return [int(v) if isinstance(v, str) and v.isdigit() else v for v in values]
 
     def nest_server_place(self) -> dict[str, Any]:
         return {"broker": self.broker} if self.broker else {}
@@ -82,10 +95,39 @@ def nats(request: pytest.FixtureRequest, unique: str) -> Meeting:
     return Meeting("nats", url, url, f"{unique}.")
 
 
+_KAFKA_HANDLERS = (
+    "sum echo null_value no_value array unicode big observable_last observable_late"
+    " observable_promise observable_empty observable_error count rpc_string rpc_object rpc_array"
+    " plain_error http_exception throw_string bigint delay user_created events metadata"
+).split()
+_KAFKA_CALLED = (
+    "sum echo null thread count late torn rpc_string rpc_object bug delay headers"
+).split()
+
+
+def kafka(request: pytest.FixtureRequest, unique: str) -> Meeting:
+    broker = request.getfixturevalue("kafka_broker")
+    prefix = f"{unique}."
+    return Meeting(
+        "kafka",
+        broker.url,
+        broker.url,
+        prefix,
+        server_options={"group": unique},
+        nest={
+            "handlers": _KAFKA_HANDLERS,
+            "patterns": [prefix + name for name in _KAFKA_CALLED],
+        },
+        object_patterns=False,
+        texts=True,
+    )
+
+
 NEST_RIGS: dict[str, Callable[[pytest.FixtureRequest, str], Meeting]] = {
     "nats": nats,
     "tcp": tcp,
     "amqp": amqp,
     "mqtt": mqtt,
     "redis": redis,
+    "kafka": kafka,
 }

@@ -120,9 +120,11 @@ async def test_our_client_tells_a_nest_servers_errors_apart(meeting: Meeting) ->
             assert error.sent
         error = await error_of(client.send(f"{p}rpc_object", 1))
         assert (error.code, error.status, error.message) == ("E42", 422, "boom")
-        assert isinstance(
-            await error_of(client.send(f"{p}bigint", 1, timeout=0.5)), DeadlineExceeded
-        )
+        if meeting.texts:  # to Kafka a BigInt can be written
+            assert await client.send(f"{p}bigint", 1) == 10
+        else:
+            error = await error_of(client.send(f"{p}bigint", 1, timeout=0.5))
+            assert isinstance(error, DeadlineExceeded)
 
 
 async def test_calls_to_a_nest_server_run_side_by_side_and_out_of_order(meeting: Meeting) -> None:
@@ -264,7 +266,8 @@ async def called_by_nest(
 async def test_a_nest_client_reads_every_shape_our_server_sends(meeting: Meeting) -> None:
     p = meeting.prefix
     async with called_by_nest(meeting, []) as client:
-        assert (await client.send(f"{p}sum", [1, 2, 3])).value == 6
+        seen = meeting.values
+        assert seen((await client.send(f"{p}sum", [1, 2, 3])).values) == [6]
         if meeting.object_patterns:
             assert (await client.send({"cmd": f"{p}sum"}, [1, 2])).value == 3
             nested = {"a": {"c": 1, "d": "x"}, "svc": f"{p}n", "b": 2}
@@ -273,13 +276,13 @@ async def test_a_nest_client_reads_every_shape_our_server_sends(meeting: Meeting
         for value in ({"a": [1, None]}, [1, "two"], "text", UNICODE, {"\u00e9": "\U0001f600"}):
             assert (await client.send(f"{p}echo", value)).value == value
         assert (await client.send(f"{p}null", 1)).values == [None]
-        assert (await client.send(f"{p}thread", 1)).value == 2
+        assert seen((await client.send(f"{p}thread", 1)).values) == [2]
         many = await client.send(f"{p}count", 100)
-        assert (many.values, many.complete) == (list(range(100)), True)
+        assert (seen(many.values), many.complete) == (list(range(100)), True)
         empty = await client.send(f"{p}count", 0)
-        assert (empty.values, empty.complete) == ([], True)
+        assert (seen(empty.values), empty.complete) == ([], True)
         late = await client.send(f"{p}late", 3)
-        assert (late.values, late.complete) == ([0, 1, 2], True)
+        assert (seen(late.values), late.complete) == ([0, 1, 2], True)
         big = "\U0001f600x" * 100_000
         assert (await client.send(f"{p}echo", big, timeout=30)).value == big
 
@@ -295,7 +298,7 @@ async def test_a_nest_client_sees_our_servers_errors_as_nests_own(meeting: Meeti
             answer = await client.send(p + name, 1)
             assert (answer.error_name, answer.error) == (None, payload), name
         torn = await client.send(f"{p}torn", 1)
-        assert (torn.values, torn.error) == ([1, 2], BOOM)
+        assert (meeting.values(torn.values), torn.error) == ([1, 2], BOOM)
         refused = await client.send(f"{p}sum", ["one"])
         assert refused.error["code"] == "INVALID_PAYLOAD"
         assert "$[0]" in refused.error["message"]
@@ -309,12 +312,14 @@ async def test_a_nest_client_sees_our_servers_errors_as_nests_own(meeting: Meeti
 async def test_a_nest_clients_calls_run_side_by_side(meeting: Meeting) -> None:
     p = meeting.prefix
     async with called_by_nest(meeting, []) as client:
-        await client.send(f"{p}delay", {"ms": 0, "value": "warm"})
+        wrap = meeting.payload
+        await client.send(f"{p}delay", wrap({"ms": 0, "value": "warm"}))
         answers = await asyncio.gather(
-            *(client.send(f"{p}delay", {"ms": 200 - 5 * n, "value": n}) for n in range(40))
+            *(client.send(f"{p}delay", wrap({"ms": 200 - 5 * n, "value": n})) for n in range(40))
         )
         lost = [n for n, answer in enumerate(answers) if not answer.complete]
-        assert [a.value for a in answers if a.complete] == [n for n in range(40) if n not in lost]
+        seen = [meeting.values(answer.values) for answer in answers if answer.complete]
+        assert seen == [[n] for n in range(40) if n not in lost]
         assert len(lost) <= (0 if meeting.transport != "mqtt" else 1)  # Nest's own race on MQTT
 
 
@@ -351,8 +356,8 @@ async def test_older_versions_of_nest_speak_the_same_both_ways(
         await ours.emit(f"{p}user_created", {"run": "r", "id": 1})
     heard: list[Any] = []
     async with called_by_nest(meeting, heard, version) as nest:
-        assert (await nest.send(f"{p}sum", [1, 2, 3])).value == 6
-        assert (await nest.send(f"{p}late", 3)).values == [0, 1, 2]
+        assert meeting.values((await nest.send(f"{p}sum", [1, 2, 3])).values) == [6]
+        assert meeting.values((await nest.send(f"{p}late", 3)).values) == [0, 1, 2]
         assert (await nest.send(f"{p}rpc_object", 1)).error == BOOM
         await nest.emit(f"{p}happened", {"n": 1})
         for _ in range(250):

@@ -66,8 +66,8 @@ class Kafka(Peer):
     ``ssl_port`` (``client_certificates`` demands one there), ``sasl_port`` (SASL without TLS) and
     ``sasl_ssl_port``; SASL is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512 for ``users``.
     ``authorizer=True`` gives the users no rights on anything until the test grants them.
-    ``proxy_port`` is where a proxy of ``proxied_port`` will listen: clients that come through it are
-    told to stay there.
+    ``proxy_port`` is where a proxy of ``proxied_port`` will listen: clients that come through it
+    are told to stay there.
     The first start takes 4-8 s, a restart about 5.
     """
 

@@ -12,10 +12,8 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.conn import CloseReason, create_conn
-from aiokafka.errors import KafkaConnectionError, KafkaError
-
 from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports.kafka._aiokafka import CloseReason, create_conn, errors
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 
 if TYPE_CHECKING:
@@ -115,7 +113,7 @@ async def why_unreachable(
     made: dict[str, Any], endpoint: str, error: BaseException
 ) -> ResilientClientError:
     """The truth about a failed start: aiokafka tells it to its log only."""
-    if not isinstance(error, KafkaConnectionError):
+    if not isinstance(error, errors.KafkaConnectionError):
         if isinstance(error, AIOKAFKA_ERRORS):
             return ours(error, endpoint, sent=False)
         return ConnectError(f"{endpoint}: {type(error).__name__}: {error}")
@@ -140,14 +138,14 @@ async def why_unreachable(
         return ConnectError(f"{endpoint}: {reason.strerror or reason}")
     except ValueError as reason:  # SCRAM: the broker does not know the password either
         return ConfigurationError(f"{endpoint}: {reason}", hint="check who answers there")
-    except KafkaError as reason:
+    except errors.KafkaError as reason:
         return _ended_early(made, endpoint, reason) or ours(reason, endpoint, sent=False)
     connection.close()
     return ConnectError(f"{endpoint}: the broker is not ready")
 
 
 def _ended_early(
-    made: dict[str, Any], endpoint: str, error: KafkaError
+    made: dict[str, Any], endpoint: str, error: errors.KafkaError
 ) -> ResilientClientError | None:
     """A port that hangs up on the first words may want TLS, or a certificate of ours."""
     cause = error.__cause__
@@ -181,7 +179,7 @@ async def _discard_producer(producer: Any) -> None:
         await asyncio.wait({sender}, timeout=CLOSE_TIMEOUT)
         if sender.done() and not sender.cancelled():
             sender.exception()
-    batches.fail_all(KafkaConnectionError("the producer was closed"))
+    batches.fail_all(errors.KafkaConnectionError("the producer was closed"))
     await _hang_up(client)  # what its sender may have opened meanwhile
 
 

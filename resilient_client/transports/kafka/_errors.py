@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiokafka import errors as kafka
-
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -15,6 +13,7 @@ from resilient_client.errors import (
     Throttled,
     redact,
 )
+from resilient_client.transports.kafka._aiokafka import errors as kafka
 
 if TYPE_CHECKING:
     from resilient_client.errors import ResilientClientError

@@ -30,7 +30,7 @@ def headers_of(metadata: Mapping[str, str]) -> tuple[Headers, bytes | None]:
 
 
 def metadata_of(headers: Iterable[tuple[str, bytes | None]], key: bytes | None) -> dict[str, str]:
-    """What a handler may see of a record's headers and key: bounded, printable, lower-case names."""
+    """What a handler may see of a record's headers and key: bounded and printable."""
     found: dict[str, Any] = {}
     if key:
         found[KEY] = key.decode(errors="replace")

@@ -6,12 +6,13 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
-from aiokafka.errors import for_code
-from aiokafka.protocol.admin import CreateTopicsRequest
-from aiokafka.protocol.metadata import MetadataRequest
-from aiokafka.protocol.offset import OffsetRequest
-
 from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports.kafka._aiokafka import (
+    CreateTopicsRequest,
+    MetadataRequest,
+    OffsetRequest,
+    errors,
+)
 from resilient_client.transports.kafka._driver import REQUEST_TIMEOUT, RETRY_WAIT
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 
@@ -129,23 +130,28 @@ class Topics:
                 check_topic(name)
             elif code == _NONE and partitions and all(each[0] == _NONE for each in partitions):
                 self._known[name] = len(partitions)
-                for _, number, leader, *_ in partitions:
-                    self._leaders[name, number] = leader
+                for each in partitions:
+                    self._leaders[name, each[1]] = each[2]
         return absent
 
     async def end_of(self, name: str, partition: int) -> int:
-        """The offset that the next record of this partition will have.
+        """The offset that the next record of this partition will have; tries until it is told.
 
         Raises:
             KafkaError: the broker does not say.
         """
         request = OffsetRequest(-1, _UNCOMMITTED, [(name, [(partition, _END)])])
-        answer = await self._client.send(self._leaders[name, partition], request)
-        [(_, [(_, code, *_, offset)])] = answer.topics
-        if code != _NONE:
-            raise for_code(code)(name)
-        end: int = offset
-        return end
+        while True:
+            answer = await self._client.send(self._leaders[name, partition], request)
+            [(_, [(_, code, *_, offset)])] = answer.topics
+            if code == _NONE:
+                end: int = offset
+                return end
+            error = errors.for_code(code)
+            if not error.retriable:
+                raise error(name)
+            await asyncio.sleep(RETRY_WAIT)  # a topic that was just made
+            await self._look([name])
 
     def _node(self) -> Any:
         node = self._client.get_random_node()
@@ -177,5 +183,3 @@ class Topics:
             hint=f"make it with: kafka-topics.sh --bootstrap-server {server} --create"
             f" --topic {name} --partitions {self._partitions}",
         )
-
-

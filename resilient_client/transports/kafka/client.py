@@ -9,8 +9,6 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-
 from resilient_client.context import fresh_id
 from resilient_client.errors import (
     ConnectError,
@@ -24,6 +22,11 @@ from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
 from resilient_client.transports._link import Link, spawn
 from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports.kafka._aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    TopicPartition,
+)
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
@@ -255,7 +258,7 @@ class ClientTransport(BaseTransport):
             await consumer.start()
         except BaseException as error:
             await discard(producer, consumer)
-            if isinstance(error, AIOKAFKA_ERRORS + (OSError,)):
+            if isinstance(error, (*AIOKAFKA_ERRORS, OSError)):
                 raise await why_unreachable(self._made, self.endpoint, error) from error
             raise
         return _Connection(

@@ -10,8 +10,6 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener
-
 from resilient_client.context import ATTEMPT_HEADER
 from resilient_client.errors import (
     ConfigurationError,
@@ -26,6 +24,11 @@ from resilient_client.events import ConnectionChanged
 from resilient_client.message import NO_VALUE, Message
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
+from resilient_client.transports.kafka._aiokafka import (
+    AIOKafkaConsumer,
+    AIOKafkaProducer,
+    ConsumerRebalanceListener,
+)
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
@@ -87,7 +90,7 @@ class _Answer:
         self.partition = partition
 
 
-class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+class ServerListener:
     """The server's end: a member of a consumer group, and a producer of replies.
 
     Args:
@@ -233,10 +236,8 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
             async with asyncio.timeout(self._request_timeout):
                 await producer.start()
         except TimeoutError as error:
-            raise ConnectError(
-                f"{self.address}: no answer in {self._request_timeout} s"
-            ) from error
-        except AIOKAFKA_ERRORS + (OSError,) as error:
+            raise ConnectError(f"{self.address}: no answer in {self._request_timeout} s") from error
+        except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         routes = {each.route for each in self._app.subscriptions()}
@@ -266,7 +267,7 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
                 await self._commit()
         except TimeoutError as error:
             raise ConnectError(f"{self.address}: group {self._group} lets nobody in") from error
-        except AIOKAFKA_ERRORS + (OSError,) as error:
+        except (*AIOKAFKA_ERRORS, OSError) as error:
             raise ours(error, self.address, sent=False) from error
 
     async def stop(self) -> None:
@@ -463,9 +464,7 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
 
     # -------------------------------------------------------------------------------- replies
 
-    async def _respond(
-        self, lane: Lane, records: list[Any], answer: _Answer, reply: Reply
-    ) -> None:
+    async def _respond(self, lane: Lane, records: list[Any], answer: _Answer, reply: Reply) -> None:
         try:
             if not await self._can_answer(answer):
                 return
@@ -635,6 +634,9 @@ class ServerListener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokaf
             self._lanes[place].committed = offset
 
 
+ConsumerRebalanceListener.register(ServerListener)
+
+
 def _answer_of(record: Any) -> _Answer | None:
     """Where a request wants its reply; None for an event."""
     id = topic = partition = None  # noqa: A001
@@ -660,5 +662,3 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
     if task is not None and not task.done():
         task.cancel()
         await asyncio.wait({task})
-
-
