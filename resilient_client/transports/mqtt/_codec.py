@@ -348,6 +348,11 @@ class PacketReader:
             self._make_room()
         return self._view[self._end :] if self._end else self._view
 
+    @property
+    def first(self) -> int:
+        """The first byte that has been received and not taken."""
+        return self._buffer[self._start]
+
     def buffer_updated(self, nbytes: int) -> list[tuple[int, bytes]]:
         """`nbytes` have arrived: the packets that are complete now, as first byte and body.
 

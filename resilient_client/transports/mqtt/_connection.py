@@ -200,6 +200,8 @@ class Connection(Stream):
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = True
         try:
+            if not self._connack.done() and self._reader.first != CONNACK:
+                raise ProtocolError(f"{self._endpoint}: what answers there is no MQTT broker")
             for first, body in self._reader.buffer_updated(nbytes):
                 if self.closed:
                     return
