@@ -23,6 +23,7 @@ from resilient_client import (
 from resilient_client.events import Degraded
 from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
+from tests.peers.proxy import TcpProxy
 
 from .redis_peer import command
 from .test_redis import NewBroker, client_of, error_of, eventually, server_of
@@ -288,6 +289,30 @@ async def test_a_stream_that_is_removed_is_made_anew_and_that_is_told(
     assert any(isinstance(event, Degraded) and "removed" in event.reason for event in told)
 
 
+async def test_without_a_file_what_redis_had_is_gone_and_that_is_told(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis, persistent=False)
+    heard: list[int] = []
+    told: list[Any] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+        await asyncio.sleep(60 if n == 1 else 0)
+
+    server = stream_server(broker.url, "s", hear, max_calls=1, observers=[told.append], grace=0)
+    async with server, client_of(broker.url, stream="s") as client:
+        assert (await client.emit("order.placed", 1)).delivery == "accepted"
+        await eventually(lambda: heard == [1])
+        assert (await client.emit("order.placed", 2)).delivery == "accepted"
+        await asyncio.to_thread(broker.restart)
+        await eventually(
+            lambda: any(isinstance(event, Degraded) and "removed" in event.reason for event in told)
+        )
+        assert pending(broker, "s") == 0
+    assert heard == [1]
+
+
 # ----------------------------------------------------------------------------------- poison
 
 
@@ -410,15 +435,15 @@ async def test_a_full_redis_refuses_events_as_throttled(new_broker: NewBroker) -
         assert not error.sent
 
 
-async def test_an_emit_under_way_when_redis_dies_may_have_been_stored(
-    new_broker: NewBroker,
+async def test_an_emit_under_way_when_the_connection_breaks_may_have_been_stored(
+    redis_broker: Redis, unique: str
 ) -> None:
-    broker = new_broker(Redis)
-    async with client_of(broker.url, stream="s") as client:
-        broker.freeze()
-        call = asyncio.ensure_future(error_of(client.emit("order.placed", 1, timeout=20)))
-        await asyncio.sleep(0.1)
-        broker.kill()
-        error = await call
-        assert isinstance(error, ConnectionLost)
-        assert error.sent
+    async with TcpProxy(redis_broker.port) as proxy:
+        async with client_of(f"redis://127.0.0.1:{proxy.port}", stream=unique) as client:
+            proxy.blackhole("down")
+            call = asyncio.ensure_future(error_of(client.emit("order.placed", 1, timeout=20)))
+            await eventually(lambda: command(redis_broker, "XLEN", unique) == 1)
+            proxy.cut()
+            error = await call
+            assert isinstance(error, ConnectionLost)
+            assert error.sent

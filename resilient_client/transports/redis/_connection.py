@@ -189,7 +189,10 @@ async def connect(
                     continue
                 raise error_of(error, f"connecting to {target}") from None
     except ConnectionLost as error:
-        raise _unwelcome(connection, target, error) from None
+        cause = connection.ended_by
+        if tls is not None and not isinstance(cause, ssl.SSLError):
+            cause = await _look_again(target, tls)
+        raise _unwelcome(cause, target, error) from None
     except BaseException:
         connection.on_lost = None
         connection.transport.abort()
@@ -197,11 +200,23 @@ async def connect(
     return connection
 
 
+async def _look_again(target: Target, tls: ssl.SSLContext) -> Exception | None:
+    """Why a new connection is closed: what was written at once may have hidden the alert."""
+    probe = await dial(lambda: Connection(None, _ignore), target, DEFAULT_PORT, tls)
+    try:
+        for _ in range(10):
+            if probe.closed:
+                break
+            await asyncio.sleep(0.02)
+    finally:
+        probe.transport.abort()
+    return probe.ended_by
+
+
 def _unwelcome(
-    connection: Connection, target: Target, error: ConnectionLost
+    cause: Exception | None, target: Target, error: ConnectionLost
 ) -> ResilientClientError:
     """Why Redis closed a new connection; with TLS 1.3 it looks at our certificate only then."""
-    cause = connection.ended_by
     if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
         return ConfigurationError(
             f"{target} does not accept our certificate: {cause.reason}",

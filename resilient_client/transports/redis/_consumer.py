@@ -45,6 +45,8 @@ MAX_DELIVER = 5
 _BATCH = 64  # events asked for at once
 _BLOCK = 1000  # milliseconds a read waits; below the silence that counts as a lost connection
 _ACK_TIMEOUT = 5.0
+_LONGEST_WAIT = 30.0  # seconds before what Redis refuses is tried again
+_REMOVED = "the stream {} or its group was removed, with what was in it: made anew"
 
 
 class Consumer:
@@ -63,8 +65,8 @@ class Consumer:
         self,
         app: App,
         link: Link[Session],
-        endpoint: str,
         *,
+        endpoint: str,
         stream: str,
         group: str,
         ack_wait: float,
@@ -89,7 +91,7 @@ class Consumer:
         self._room.set()
         self._slots = app.slots(self._room.clear, self._room.set)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stopping = False
+        self._begun = self._stopping = False
 
     # --------------------------------------------------------------------------------- its life
 
@@ -104,42 +106,50 @@ class Consumer:
             for each in self._app.subscriptions()
             if each.is_event and self._is_glob(each)
         ]
-        await self._make_group(session)
+        if await self._make_group(session) and self._begun:
+            self._tell(_REMOVED.format(self._stream))
+        self._begun = True
         for work, name in ((self._read, "read"), (self._mind, "mind")):
             task = spawn(self._unless_lost(session, work), f"{name} {self._stream}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _make_group(self, session: Session) -> None:
+    async def _make_group(self, session: Session) -> bool:
+        """Whether it was missing. It begins at the oldest event there is."""
         try:
             await session.commands.call(
                 "XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"
             )
         except Refused as error:
-            if error.code != "BUSYGROUP":
-                raise error_of(error, f"XGROUP CREATE {self._stream} {self._group}") from None
+            if error.code == "BUSYGROUP":
+                return False
+            raise error_of(error, f"XGROUP CREATE {self._stream} {self._group}") from None
+        return True
 
     async def _unless_lost(self, session: Session, work: Any) -> None:
         """Do it, again after an error of Redis's, until the session or the server ends."""
-        removed = False
+        wait = 0.5
         while not session.closed:
             try:
-                if removed:
-                    await self._make_group(session)
                 await work(session)
             except ConnectionLost:
                 return
             except Refused as error:
-                if removed := error.code in {"NOGROUP", "UNBLOCKED"}:
-                    self._tell(f"the stream {self._stream} or its group was removed: made anew")
+                if error.code in {"NOGROUP", "UNBLOCKED"}:
+                    try:
+                        if await self._make_group(session):
+                            self._tell(_REMOVED.format(self._stream))
+                        continue
+                    except ResilientClientError as refused:
+                        self._tell(str(refused))
                 else:
                     self._tell(str(error_of(error, f"reading {self._stream}")))
-                    await asyncio.sleep(1.0)
             except Exception:
                 log.exception("reading the stream %s failed", self._stream)
-                await asyncio.sleep(1.0)
             else:
                 return
+            await asyncio.sleep(wait)
+            wait = min(_LONGEST_WAIT, wait * 2)
 
     def stop(self) -> None:
         """Take nothing new in; events that have not begun are left to others."""
@@ -176,24 +186,29 @@ class Consumer:
     # ---------------------------------------------------------------------------------- reading
 
     async def _read(self, session: Session) -> None:
-        """First what was given to us and is not acknowledged, then what is new."""
         assert session.reader is not None  # noqa: S101
-        cursor: bytes = b"0"
+        await self._recover(session)
         while not self._stopping:
             await self._room.wait()
             reply = await session.reader.call(
                 "XREADGROUP", "GROUP", self._group, self.name, "COUNT", _BATCH, "BLOCK", _BLOCK,
-                "STREAMS", self._stream, cursor,
+                "STREAMS", self._stream, ">",
             )  # fmt: skip
-            entries = reply[0][1] if reply else []
-            if cursor == b">":
-                for entry, fields in entries:
-                    self._take(entry, fields, 1)
-            elif entries:
-                cursor = entries[-1][0]
-                await self._again(session, entries)
-            else:
-                cursor = b">"
+            for entry, fields in reply[0][1] if reply else ():
+                self._take(entry, fields, 1)
+
+    async def _recover(self, session: Session) -> None:
+        """What was given to us on the connection before: acknowledge it, or take it."""
+        call, stream, group = session.commands.call, self._stream, self._group
+        given = [e[0] for e in await call("XPENDING", stream, group, "-", "+", 10_000, self.name)]
+        for entry in [each for each, handled in self._held.items() if handled]:
+            if entry in given:
+                await self._acknowledge(entry)
+            else:  # somebody else has, or it is gone
+                del self._held[entry]
+        lost = [each for each in given if each not in self._held]
+        if lost:
+            await self._again(session, await call("XCLAIM", stream, group, self.name, 0, *lost))
 
     async def _mind(self, session: Session) -> None:
         """Renew what is in work here, take over what was left undone elsewhere."""
@@ -218,8 +233,6 @@ class Consumer:
         """Take events that were delivered before, unless they were too often."""
         for entry, fields in entries:
             if entry in self._held:
-                if self._held[entry]:
-                    await self._acknowledge(entry)
                 continue
             found = await session.commands.call(
                 "XPENDING", self._stream, self._group, entry, entry, 1

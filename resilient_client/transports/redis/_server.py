@@ -28,6 +28,8 @@ from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, C
 from resilient_client.transports.redis._session import Door, Session, together
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_client.events import Event
     from resilient_client.transports._base import App, Job, Subscription, Target
 
@@ -59,6 +61,9 @@ class ServerListener:
         queue: refused: pub/sub cannot share.
         max_size: bytes of one payload, each way.
     """
+
+    _link: Link[Session]  # these two are made at each start
+    _backlog: Backlog
 
     def __init__(
         self,
@@ -97,18 +102,12 @@ class ServerListener:
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
         )
-        self._routes: dict[bytes, str] = {}  # by channel or channel pattern
-        self._globs: set[bytes] = set()
-        self._jobs: dict[bytes, Job] = {}  # by the JSON of the request's id
-        self._stopping = False
-        self._backlog = Backlog(app, "redis", self.address)
-        self._link = Link[Session](self.address, self._dial, clock=app.clock, notify=self._notify)
-        self._consumer: Consumer | None = None
+        self._make_consumer: Callable[[Link[Session]], Consumer] | None = None
         if stream is not None:
-            self._consumer = Consumer(
+            self._make_consumer = partial(
+                Consumer,
                 app,
-                self._link,
-                self.address,
+                endpoint=self.address,
                 stream=stream,
                 group=stream if group is None else group,
                 ack_wait=ack_wait,
@@ -116,6 +115,11 @@ class ServerListener:
                 dead_length=stream_length,
                 is_glob=self._is_glob,
             )
+        self._routes: dict[bytes, str] = {}  # by channel or channel pattern
+        self._globs: set[bytes] = set()
+        self._jobs: dict[bytes, Job] = {}  # by the JSON of the request's id
+        self._stopping = True  # not started yet
+        self._consumer: Consumer | None = None
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse what a handler asks for and Redis does not have."""
@@ -133,7 +137,7 @@ class ServerListener:
         new, reason = getattr(event, "new", ""), getattr(event, "reason", "")
         if new == "reconnecting":
             log.warning("%s: the connection was lost: %s", self.address, reason)
-        elif new == "idle" and not self._stopping:
+        elif new == "idle" and getattr(event, "old", "") == "reconnecting":
             log.error("%s: not connected any more: %s", self.address, reason)
         self._app.notify(event)
 
@@ -175,6 +179,13 @@ class ServerListener:
             self._routes[name] = subscription.route
             if self._is_glob(subscription):
                 self._globs.add(name)
+        self._stopping = False
+        self._backlog = Backlog(self._app, "redis", self.address)
+        self._link = Link[Session](
+            self.address, self._dial, clock=self._app.clock, notify=self._notify
+        )
+        if self._make_consumer is not None:
+            self._consumer = self._make_consumer(self._link)
         await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
 
     # --------------------------------------------------------------------------------- messages
@@ -258,6 +269,8 @@ class ServerListener:
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
+        if self._stopping:
+            return
         self._stopping = True
         if self._consumer is not None:
             self._consumer.stop()
@@ -273,6 +286,8 @@ class ServerListener:
 
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
+        if not hasattr(self, "_link"):
+            return  # it was never started
         self._stopping = True
         self._backlog.close()
         if self._consumer is not None:
