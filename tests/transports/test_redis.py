@@ -378,6 +378,18 @@ async def test_what_a_url_cannot_say_is_refused() -> None:
     await client.aclose()
 
 
+async def test_a_pattern_that_no_channel_can_be_named_after_is_refused(
+    redis_broker: Redis,
+) -> None:
+    async with client_of(redis_broker.url) as client:
+        for call in (client.send("\ud800", 1), client.emit("\ud800", 1)):
+            error = await error_of(call)
+            assert isinstance(error, ConfigurationError)
+            assert not error.sent
+    with pytest.raises(ConfigurationError, match="named so"):
+        server_of(redis_broker.url).message_pattern("\ud800")(_same)
+
+
 async def test_a_database_that_does_not_exist_is_refused(redis_broker: Redis) -> None:
     with pytest.raises(ConfigurationError, match="out of range"):
         await client_of(f"{redis_broker.url}/99").connect()

@@ -151,6 +151,35 @@ async def test_wildcards_and_numbers_and_mappings_are_found_in_a_stream(
     ]  # fmt: skip
 
 
+async def test_an_event_is_over_when_the_handlers_of_all_its_patterns_have_ended(
+    redis_broker: Redis, unique: str
+) -> None:
+    heard: list[str] = []
+    server = server_of(redis_broker.url, stream=unique, ack_wait=0.2)
+
+    def handler(name: str, seconds: float) -> Any:
+        async def hear() -> None:
+            await asyncio.sleep(seconds)
+            heard.append(name)
+            if heard == ["exact"]:
+                raise RemoteError("not yet")
+
+        return hear
+
+    for pattern, name, seconds in (
+        ("order.placed", "exact", 0),
+        ("order.*", "star", 0.1),
+        ("*.placed", "other", 0.05),
+        ("order.?", "none", 0),
+    ):
+        server.event_pattern(pattern)(handler(name, seconds))
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+        await eventually(lambda: len(heard) == 6)
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+    assert Counter(heard) == {"exact": 2, "star": 2, "other": 2}, "one failed: all were run again"
+
+
 # ----------------------------------------------------------------------------------- deaths
 
 

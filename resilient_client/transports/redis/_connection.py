@@ -102,8 +102,13 @@ class Connection(Stream):
         if self.closed:
             on_reply(ConnectionLost("the connection was closed"))
             return
+        try:
+            data = hiredis.pack_command(command)  # type: ignore[arg-type]  # a tuple of any length
+        except UnicodeEncodeError as error:  # half of a surrogate pair, in a pattern say
+            on_reply(Refused(f"ERR {error}"))
+            return
         self._waiting.append(on_reply)
-        self.send(hiredis.pack_command(command))  # type: ignore[arg-type]  # a tuple of any length
+        self.send(data)
 
     def call(self, *command: str | bytes | int) -> asyncio.Future[Any]:
         """Send a command; the future gives its reply, or raises `Refused` or `ConnectionLost`."""

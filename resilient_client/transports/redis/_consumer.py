@@ -12,7 +12,6 @@ import os
 import re
 import socket
 from fnmatch import translate
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import (
@@ -31,8 +30,9 @@ from resilient_client.transports.redis._connection import Refused, error_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from resilient_client.errors import RemoteError
     from resilient_client.message import Reply
-    from resilient_client.transports._base import App, Subscription
+    from resilient_client.transports._base import App, Respond, Subscription
     from resilient_client.transports._link import Link
     from resilient_client.transports.redis._session import Session
 
@@ -104,7 +104,7 @@ class Consumer:
         self._globs = [
             (re.compile(translate(each.route.replace("[^", "[!"))), each.route)
             for each in self._app.subscriptions()
-            if each.is_event and self._is_glob(each)
+            if self._is_glob(each)
         ]
         if await self._make_group(session) and self._begun:
             self._tell(_REMOVED.format(self._stream))
@@ -266,30 +266,42 @@ class Consumer:
         except ProtocolError as error:
             self._later(self._set_aside(entry, fields, error.args[0], deliveries))
             return
-        route = path
-        if not self._app.receivers(path):
-            route = next((each for glob, each in self._globs if glob.match(path)), path)
-        message = Message(
-            route,
-            request.data,
-            request.metadata,
-            None,
-            received=self._app.clock.now(),
-            subject=None if route == path else path,
-            raw=(entry, fields),
-        )
-        respond = partial(self._ended, entry, fields, deliveries)
-        self._app.accept(message, respond, self._slots, "redis")
+        routes = [path] if self._app.receivers(path) else []
+        routes += [route for glob, route in self._globs if route != path and glob.match(path)]
+        respond = self._joint(entry, fields, deliveries, max(1, len(routes)))
+        for route in routes or [path]:
+            message = Message(
+                route,
+                request.data,
+                request.metadata,
+                None,
+                received=self._app.clock.now(),
+                subject=None if route == path else path,
+                raw=(entry, fields),
+            )
+            self._app.accept(message, respond, self._slots, "redis")
+
+    def _joint(self, entry: bytes, fields: list[bytes], deliveries: int, left: int) -> Respond:
+        """An event is over when the handlers of every pattern that matches it have ended."""
+        failure: RemoteError | None = None
+
+        async def respond(reply: Reply) -> None:
+            nonlocal left, failure
+            left -= 1
+            failure = failure or reply.error
+            if not left:
+                await self._ended(entry, fields, deliveries, failure)
+
+        return respond
 
     async def _ended(
         self,
         entry: bytes,
         fields: list[bytes],
         deliveries: int,
-        reply: Reply,
+        error: RemoteError | None,
     ) -> None:
         """The handlers have ended: acknowledge, leave for another try, or set aside."""
-        error = reply.error
         if error is None or isinstance(error, NoHandlerError):
             await self._acknowledge(entry)
         elif isinstance(error, InvalidPayloadError) or deliveries >= self._max_deliver:

@@ -127,6 +127,10 @@ class ServerListener:
             raise ConfigurationError(
                 f"{handler.route}: redis:// has no queue groups", hint=_SHARED_HINT
             )
+        try:
+            handler.route.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"a channel cannot be named so: {error}") from None
 
     def _is_glob(self, subscription: Subscription) -> bool:
         """`*` and `?` also match themselves, so nothing is lost where none was meant."""
