@@ -5,7 +5,7 @@ killed with SIGKILL and started again, frozen with SIGSTOP, and its connection i
 table for the documentation:
 
 - told after kill, cut: from the fault until a pending call has its error.
-- frozen, noticed: until a pending call with ample time has its error; "deadline" where nothing but a
+- frozen, noticed: until a pending call with ample time has its error; "deadline" where only a
   call's own deadline ends it.
 - back: from the moment the peer takes connections again until a call is answered.
 - events: of 300 at 100 a second through kill and restart, how many `emit` reported as failed, how

@@ -38,6 +38,13 @@ SETTINGS = {
     "CircuitBreaker.open_for_max": (2.0, 60.0, "likewise"),
 }
 
+SHARED: dict[str, dict[str, Any]] = {
+    "amqp": {"queue": "resilient_client.demo", "durable": False},
+    "nats": {"queue": "resilient_client.demo"},
+    "mqtt": {"share": "resilient_client.demo"},
+}
+"""What lets two servers share the work of one broker, and on RabbitMQ what cannot do without."""
+
 
 def _policies() -> list[Any]:
     value = {name: setting[0] for name, setting in SETTINGS.items()}
@@ -139,7 +146,8 @@ def _sent(error: ResilientClientError) -> str:
 
 async def _play(given: Namespace, output: Output, spans: Spans) -> int:
     view = View(output, SETTINGS)
-    options = dict(given.option)
+    scheme = given.url.partition("://")[0]
+    options = {**SHARED.get(scheme.removesuffix("s"), {}), **dict(given.option)}
     own_port = given.url.rstrip("/").endswith(":0")
     processes = [Process(given.url, name, options) for name in ("alpha", "beta")]
     async with AsyncExitStack() as stack:
@@ -151,7 +159,7 @@ async def _play(given: Namespace, output: Output, spans: Spans) -> int:
             urls, policies=_policies(), name="demo", telemetry=spans.telemetry, **options
         )
         await stack.enter_async_context(client)
-        view.settings(client.explain(), urls)
+        view.settings(client.explain(), urls, options)
         await _first_calls(client, view)
         load = Load(client, given.rate)
         _watch(client, view)

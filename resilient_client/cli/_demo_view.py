@@ -47,15 +47,17 @@ class View:
         else:
             print(text, flush=True)
 
-    def settings(self, explained: str, urls: list[str]) -> None:
+    def settings(self, explained: str, urls: list[str], options: Mapping[str, Any]) -> None:
         """What differs from the defaults, and what the pipeline comes to."""
         if self._output.as_json:
             changed = {name: {"is": i, "default": d} for name, (i, d, _) in self._settings.items()}
-            self._output.value({"endpoints": urls, "settings": changed})
+            self._output.value({"endpoints": urls, "settings": changed, "options": sorted(options)})
             return
         print("Settings that differ from the defaults:")
         for name, (value, default, why) in self._settings.items():
             print(f"  {name} = {value} instead of {default}: {why}")
+        if options:
+            print(f"Options of the transport: {', '.join(sorted(options))}")
         print(explained, flush=True)
 
     def __enter__(self) -> Self:
