@@ -27,6 +27,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports.mqtt._codec import publish, text
 from tests.peers.brokers import Mosquitto
 from tests.peers.certificates import certificates
+from tests.transports.mqtt_peers import Peer, scripted_client
 
 pytestmark = pytest.mark.broker
 NewBroker = Callable[..., Any]
@@ -509,19 +510,66 @@ async def test_messages_at_qos_1_stay_within_what_the_broker_takes_at_once(
     async with server, client_of(broker) as client:
         connection = link_of(client).current
         most = 0
-        publish = connection.publish
+        write = connection._write
 
         def watched(*arguments: Any) -> None:
             nonlocal most
-            publish(*arguments)
+            write(*arguments)
             most = max(most, len(connection._inflight))
 
-        connection.publish = watched
+        connection._write = watched
         receipts = await asyncio.gather(*(client.emit(unique, n) for n in range(500)))
         assert {receipt.delivery for receipt in receipts} == {"accepted"}
         await until(lambda: len(heard) == 500)
         assert most == connection._window <= 256
         assert sorted(heard) == list(range(500))
+
+
+async def test_what_waits_for_its_turn_was_not_sent_and_never_is(unique: str) -> None:
+    numbers: list[int] = []
+    release = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.welcome(b"\x20\x06\x00\x00\x03\x21\x00\x01")  # one at a time
+        await peer.subscribed()
+        while True:
+            message, _ = await peer.message()
+            numbers.append(message.payload.count(b"first"))
+            await release.wait()
+            peer.write(b"\x40\x02" + (message.packet_id or 0).to_bytes(2, "big"))
+
+    async with scripted_client(script) as client:
+        first = asyncio.ensure_future(error_of(client.send("x", "first", timeout=30)))
+        await until(lambda: numbers == [1])
+        late = await error_of(client.send("x", "late", timeout=0.1))
+        assert isinstance(late, DeadlineExceeded)
+        assert not late.sent
+        late = await error_of(client.emit("x", "late", timeout=0.1))
+        assert not late.sent
+        late = await error_of(anext(aiter(client.stream("x", "late", timeout=0.1))))
+        assert not late.sent
+        for call in (client.send("x", "left"), client.emit("x", "left")):
+            task = asyncio.ensure_future(call)
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        last = asyncio.ensure_future(client.emit("x", "first and last", timeout=30))
+        await asyncio.sleep(0.05)
+        release.set()
+        assert (await last).delivery == "accepted"
+        assert numbers == [1, 1]
+        release.clear()
+        sent = asyncio.ensure_future(error_of(client.emit("x", "first", timeout=30)))
+        await until(lambda: len(numbers) == 3)
+        waits = asyncio.ensure_future(error_of(client.emit("x", "never", timeout=30)))
+        await asyncio.sleep(0.05)
+        link_of(client).current.transport.abort()
+        lost, unsent = await sent, await waits
+        assert isinstance(lost, ConnectionLost)
+        assert lost.sent
+        assert isinstance(unsent, ConnectError)
+        assert not unsent.sent
+        assert isinstance(await first, ConnectionLost)
 
 
 async def test_slow_event_handlers_stop_the_reading_and_nothing_is_lost(

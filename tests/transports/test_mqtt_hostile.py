@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from resilient_client import (
-    ClientProxy,
     ConfigurationError,
     ConnectError,
     ConnectionLost,
@@ -23,22 +20,14 @@ from resilient_client import (
     Throttled,
 )
 from resilient_client.errors import Outcome
-from resilient_client.transports.mqtt._codec import (
-    MESSAGE_EXPIRY,
-    PUBLISH,
-    Message,
-    PacketReader,
-    publish,
-    read_properties,
-    text,
-    varint,
-)
+from resilient_client.transports.mqtt._codec import MESSAGE_EXPIRY, PUBLISH, publish, text
 from resilient_client.transports.mqtt._reasons import (
     REASONS,
     connect_error,
     publish_error,
     subscribe_error,
 )
+from tests.transports.mqtt_peers import Peer, broker, scripted_client
 
 # MQTT 5, section 2.4, table 2-6: which codes which packet may carry
 SUCCESS = {0x00, 0x01, 0x02, 0x04, 0x10, 0x11, 0x18, 0x19}
@@ -76,7 +65,7 @@ def test_every_reason_code_becomes_an_error_of_ours() -> None:
         assert isinstance(error, ConfigurationError | ConnectError), code
         if code in SUBACK_CODES:
             assert isinstance(error, ConnectError) == (code in TEMPORARY), code
-        error = publish_error("t", code, told)
+        error = publish_error(code, told)
         if code == 0x10:
             assert isinstance(error, NoHandlerError)
         elif code < 0x80:
@@ -99,98 +88,13 @@ def test_every_reason_code_becomes_an_error_of_ours() -> None:
     assert type(subscribe_error("t", 4, 0x80, {})) is ConfigurationError
 
 
-# ------------------------------------------------------------------------------- scripted brokers
-
-CONNACK = b"\x20\x03\x00\x00\x00"
-Script = Callable[["Peer"], Awaitable[None]]
-
-
-class Peer:
-    """One connection, as a broker's script sees it."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._packets = PacketReader(1 << 20)
-        self._waiting: list[tuple[int, bytes]] = []
-
-    async def packet(self, kind: int) -> bytes:
-        """The body of the next packet of this kind."""
-        while True:
-            while self._waiting:
-                first, body = self._waiting.pop(0)
-                if first & 0xF0 == kind:
-                    return body
-            data = await self._reader.read(4096)
-            if not data:
-                raise ConnectionError
-            room = self._packets.get_buffer(-1)
-            room[: len(data)] = data
-            self._waiting += self._packets.buffer_updated(len(data))
-
-    async def message(self) -> tuple[Message, dict[int, Any]]:
-        body = await self.packet(PUBLISH)
-        size = int.from_bytes(body[:2], "big")
-        return Message(0x32, body, 5), read_properties(body, 2 + size + 2)[0]
-
-    def write(self, data: bytes) -> None:
-        self._writer.write(data)
-
-    async def welcome(self, connack: bytes = CONNACK) -> None:
-        await self.packet(0x10)
-        self.write(connack)
-
-    async def subscribed(self, code: int = 0, more: bytes = b"") -> None:
-        body = await self.packet(0x80)
-        filters, at = 0, 3
-        while at < len(body):
-            at += 3 + int.from_bytes(body[at : at + 2], "big")
-            filters += 1
-        answer = body[:2] + varint(len(more)) + more + bytes([code]) * filters
-        self.write(b"\x90" + varint(len(answer)) + answer)
-
-
-@asynccontextmanager
-async def broker(script: Script) -> AsyncIterator[str]:
-    """A broker that plays this script on every connection; its URL."""
-    tasks: set[asyncio.Task[Any]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await script(Peer(reader, writer))
-            await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+# ---------------------------------------------------------------------------- brokers that refuse
 
 
 async def error_of(call: Any) -> Any:
     with pytest.raises(Exception) as caught:
         await call
     return caught.value
-
-
-@asynccontextmanager
-async def client_of(script: Script, **options: Any) -> AsyncIterator[ClientProxy]:
-    async with broker(script) as url:
-        client = ClientProxy(url, policies=(), telemetry=False, **options)
-        try:
-            yield client
-        finally:
-            await client.aclose()
 
 
 async def hold() -> None:
@@ -218,7 +122,7 @@ async def test_a_broker_that_refuses_is_understood_at_once(
     async def script(peer: Peer) -> None:
         await peer.welcome(connack)
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         started = time.monotonic()
         error = await error_of(client.send("x", 1, timeout=10))
         assert isinstance(error, kind), error
@@ -227,7 +131,7 @@ async def test_a_broker_that_refuses_is_understood_at_once(
 
 
 async def test_a_broker_that_says_nothing_bounds_connecting() -> None:
-    async with client_of(lambda _peer: hold()) as client:
+    async with scripted_client(lambda _peer: hold()) as client:
         started = time.monotonic()
         error = await error_of(client.send("x", 1, timeout=0.3))
         assert isinstance(error, ConnectError)
@@ -240,7 +144,7 @@ async def test_a_refused_subscription_is_final_on_either_end() -> None:
         while True:
             await peer.subscribed(0x87, b"\x1f\x00\x04why!")
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         for _ in range(2):
             error = await error_of(client.send("topic", 1, timeout=10))
             assert isinstance(error, ConfigurationError)
@@ -259,7 +163,7 @@ async def test_a_subscription_without_an_answer_costs_the_call_its_time() -> Non
         await peer.welcome()
         await hold()
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         errors = await asyncio.gather(
             *(error_of(client.send("x", n, timeout=0.3)) for n in range(5))
         )
@@ -279,7 +183,7 @@ async def test_a_request_expires_with_its_deadline_and_an_event_never() -> None:
             peer.write(b"\x40\x02" + message.packet_id.to_bytes(2, "big"))
         await hold()
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         calls = [
             asyncio.ensure_future(error_of(client.send("x", 1, timeout=timeout)))
             for timeout in (0.2, 4.5, float("inf"))
@@ -301,7 +205,7 @@ async def test_a_refused_request_and_a_refused_event_were_not_sent() -> None:
             peer.write(b"\x40\x03" + message.packet_id.to_bytes(2, "big") + bytes([code]))
         await hold()
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         for kind in (Throttled, RemoteError, NoHandlerError):
             error = await error_of(client.send("x", 1, timeout=10))
             assert type(error) is kind
@@ -335,7 +239,7 @@ async def test_a_connection_that_ends_says_why_and_fails_what_is_pending(
         await peer.message()
         peer.write(last)
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         error = await error_of(client.send("x", 1, timeout=10))
         assert isinstance(error, ConnectionLost)
         assert said in str(error)
@@ -364,7 +268,7 @@ async def test_noise_on_a_reply_topic_disturbs_nobody() -> None:
         assert await peer.packet(0x40) == b"\x00\x09"
         await hold()
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         assert await client.send("x", 1, timeout=10) == 7
 
 
@@ -378,7 +282,7 @@ async def test_a_session_that_is_taken_over_twice_is_not_fought_for() -> None:
         peer.write(b"\xe0\x01\x8e")
 
     told: list[Any] = []
-    async with client_of(script, client_id="me", observers=[told.append]) as client:
+    async with scripted_client(script, client_id="me", observers=[told.append]) as client:
         error = await error_of(client.send("x", 1, timeout=10))
         assert not error.sent
         await asyncio.sleep(0.7)
@@ -394,11 +298,11 @@ async def test_a_broker_without_qos_1_is_told_apart() -> None:
         await peer.subscribed()
         await hold()
 
-    async with client_of(script) as client:
+    async with scripted_client(script) as client:
         error = await error_of(client.emit("x", 1))
         assert isinstance(error, ConfigurationError)
         assert "qos=0" in str(error)
-    async with client_of(script, qos=0) as client:
+    async with scripted_client(script, qos=0) as client:
         assert (await client.emit("x", 1)).delivery == "written"
 
 

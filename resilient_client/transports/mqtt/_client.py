@@ -167,10 +167,9 @@ class ClientTransport(BaseTransport):
         if type(key) is int:  # an event waits for it
             self._replies.value(key, answer, True)
         elif code := answer.reasons[0]:
-            route, id = key  # noqa: A001
-            error = publish_error(route, code, answer.properties)
+            error = publish_error(code, answer.properties)
             if error is not None:
-                self._replies.fail(id, error)
+                self._replies.fail(key, error)
 
     def ended(self, connection: Connection) -> None:
         """Nothing that is pending will be answered."""
@@ -195,9 +194,9 @@ class ClientTransport(BaseTransport):
 
     async def _request(self, topic: _Topic, call: Call) -> Reply:
         connection = self._link.current or await self._link.get(call.connect_deadline)
-        if topic.subscribed is not connection or connection.full:
+        if topic.subscribed is not connection or connection.congested:
             await self._prepared(call, connection, topic)
-        key = f"{self._prefix}{next(self._ids)}"
+        key = self._prefix + str(next(self._ids))
         if not self._ours:
             call.metadata[PEER_HEADER] = "1"
         if self._new:
@@ -209,58 +208,82 @@ class ClientTransport(BaseTransport):
         else:
             values = None
             payload = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
-        self._fits(connection, topic, payload, values)
-        about = (call.route, key) if self._qos else None
-        sent, call.sent = call.sent, True
+        sent, call.sent = call.sent, False
         try:
             if call.kind == "stream":
-                items = self._replies.open(key, call, lambda: self._cancel(key))
-                connection.publish(topic.raw, payload, values, about)
+                items = self._replies.open(key, call, lambda: self._leave(connection, key))
+                self._write(connection, key, call, topic, payload, values)
                 return await items.opened()
             future = self._replies.expect(key, call)
-            connection.publish(topic.raw, payload, values, about)
             try:
+                self._write(connection, key, call, topic, payload, values)
                 return await future
             except asyncio.CancelledError:
-                self._cancel(key)
+                self._leave(connection, key)
                 raise
             finally:
                 self._replies.forget(key)
                 del future  # it holds an error whose traceback holds this frame
         except ResilientClientError as error:
-            if not error.sent:  # the broker has given it to nobody
-                call.sent = sent
-            raise
+            raise _truth(error, connection, key, call) from None
+        finally:
+            call.sent = call.sent or sent
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
         topic = self._topics.get(call.route) or self._new_topic(call.route)
         connection = self._link.current or await self._link.get(call.connect_deadline)
-        if connection.full:
+        if connection.congested:
             await self._prepared(call, connection)
         values = user_properties(call.metadata) if self._new else None
         metadata = None if self._new else call.metadata
         payload = event_packet(pattern_json(call.pattern), call.body, metadata)
-        self._fits(connection, topic, payload, values)
-        sent, call.sent = call.sent, True
-        if not self._qos:
-            connection.publish(topic.raw, payload, values)
-            return Receipt("written")
         key = next(self._ids)
+        if not self._qos:
+            self._write(connection, key, call, topic, payload, values)
+            return Receipt("written")
+        sent, call.sent = call.sent, False
         future = self._replies.expect(key, call)
-        connection.publish(topic.raw, payload, values, key)
         try:
+            self._write(connection, key, call, topic, payload, values)
             answer: Answer = (await future).body
+            error = publish_error(answer.reasons[0], answer.properties)
+            if isinstance(error, NoHandlerError):
+                return Receipt("accepted", 0)
+            if error is not None:
+                raise error
+        except asyncio.CancelledError:
+            connection.withdraw(key)
+            raise
+        except ResilientClientError as error:
+            raise _truth(error, connection, key, call) from None
         finally:
+            call.sent = call.sent or sent
             self._replies.forget(key)
             del future
-        error = publish_error(call.route, answer.reasons[0], answer.properties)
-        if error is None:
-            return Receipt("accepted")
-        if isinstance(error, NoHandlerError):
-            return Receipt("accepted", 0)
-        call.sent = sent
-        raise error
+        return Receipt("accepted")
+
+    def _write(
+        self,
+        connection: Connection,
+        key: str | int,
+        call: Call,
+        topic: _Topic,
+        payload: bytes,
+        values: bytes | None,
+    ) -> None:
+        """Write at the quality of service that is wanted; noted in `call.sent`, then or later."""
+        size = len(topic.raw) + len(payload) + len(values or b"") + 16
+        if size > connection.largest:
+            raise PayloadError(
+                f"a packet of {size} bytes is larger than the broker takes: {connection.largest}",
+                hint="send less, or raise the broker's limit",
+            )
+        if self._qos:
+            connection.hand_over(key, call, topic.raw, payload, values)
+        else:
+            call.sent = True
+            connection.publish(topic.raw, payload, values)
 
     def _new_topic(self, route: str) -> _Topic:
         if len(self._topics) >= TOPICS:
@@ -276,13 +299,13 @@ class ClientTransport(BaseTransport):
     async def _prepared(
         self, call: Call, connection: Connection, topic: _Topic | None = None
     ) -> None:
-        """Wait for the reply topic's subscription, and until there is room for another message."""
+        """Wait for the reply topic's subscription, and until the broker has read enough."""
         left = call.attempt_deadline - self._clock.now()
         try:
             async with asyncio.timeout(left if left < inf else None):
                 if topic is not None and topic.subscribed is not connection:
                     await self._subscribe(topic, connection)
-                await connection.room()
+                await connection.drained()
         except ConnectionLost as error:
             raise ConnectError(error.args[0]) from None
         except TimeoutError:
@@ -299,15 +322,10 @@ class ClientTransport(BaseTransport):
             raise subscribe_error(topic.reply, connection.version, code, answer.properties)
         topic.subscribed = connection
 
-    def _fits(
-        self, connection: Connection, topic: _Topic, payload: bytes, values: bytes | None
-    ) -> None:
-        size = len(topic.raw) + len(payload) + len(values or b"") + 16
-        if size > connection.largest:
-            raise PayloadError(
-                f"a packet of {size} bytes is larger than the broker takes: {connection.largest}",
-                hint="send less, or raise the broker's limit",
-            )
+    def _leave(self, connection: Connection, key: str) -> None:
+        """The caller of this has left: take it back, or tell the peer."""
+        if not connection.withdraw(key):
+            self._cancel(key)
 
     def _cancel(self, key: str) -> None:
         """Tell peers of ours that nobody waits any more; a Nest peer would not understand."""
@@ -336,3 +354,17 @@ class ClientTransport(BaseTransport):
         self._replies.fail_all(lambda: ConnectionLost("the client was closed"))
         if connection is not None:
             await connection.leave()
+
+
+def _truth(
+    error: ResilientClientError, connection: Connection, key: str | int, call: Call
+) -> ResilientClientError:
+    """The error, and `call.sent`, knowing whether the broker has given the message to anybody."""
+    connection.withdraw(key)
+    if not call.sent:  # it was still waiting for its turn
+        if isinstance(error, ConnectionLost):
+            return ConnectError(error.args[0])
+        error.sent = False
+    elif not error.sent:
+        call.sent = False
+    return error

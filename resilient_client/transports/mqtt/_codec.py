@@ -132,33 +132,37 @@ def read_properties(data: bytes, at: int) -> tuple[dict[int, Any], int]:
     """
     size, at = _read_varint(data, at)
     stop = at + size
-    if stop > len(data):
-        raise ProtocolError("an MQTT packet ends inside its properties")
     found: dict[int, Any] = {}
-    while at < stop:
-        name = data[at]
-        at += 1
-        if name == USER_PROPERTY:
-            key, at = _binary(data, at)
-            value, at = _binary(data, at)
-            pairs = found.setdefault(USER_PROPERTY, {})
-            pairs[key.decode(errors="replace")] = value.decode(errors="replace")
-        elif name in _WIDTHS:
-            if width := _WIDTHS[name]:
-                number, at = int.from_bytes(data[at : at + width], "big"), at + width
+    pairs: dict[str, str] = {}
+    try:
+        while at < stop:
+            name = data[at]
+            at += 1
+            if name == USER_PROPERTY:
+                key, at = _binary(data, at)
+                value, at = _binary(data, at)
+                pairs = found.setdefault(USER_PROPERTY, {})
+                pairs[key.decode(errors="replace")] = value.decode(errors="replace")
+            elif name in _WIDTHS:
+                if width := _WIDTHS[name]:
+                    number, at = int.from_bytes(data[at : at + width], "big"), at + width
+                else:
+                    number, at = _read_varint(data, at)
+                if name == SUBSCRIPTION_ID:
+                    found.setdefault(name, []).append(number)
+                else:
+                    found[name] = number
+            elif name in _TEXTS or name in _BINARY:
+                raw, at = _binary(data, at)
+                found[name] = raw.decode(errors="replace") if name in _TEXTS else raw
             else:
-                number, at = _read_varint(data, at)
-            if name == SUBSCRIPTION_ID:
-                found.setdefault(name, []).append(number)
-            else:
-                found[name] = number
-        elif name in _TEXTS or name in _BINARY:
-            raw, at = _binary(data, at)
-            found[name] = raw.decode(errors="replace") if name in _TEXTS else raw
-        else:
-            raise ProtocolError(f"an MQTT packet with the unknown property {name:#04x}")
-    if at != stop:
+                raise ProtocolError(f"an MQTT packet with the unknown property {name:#04x}")
+    except IndexError:
+        at = -1
+    if at != stop or stop > len(data):
         raise ProtocolError("an MQTT packet's properties end inside one of them")
+    if pairs:
+        found[USER_PROPERTY] = pairs
     return found, stop
 
 

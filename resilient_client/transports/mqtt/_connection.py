@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.events import Event
+    from resilient_client.message import Call
     from resilient_client.transports._base import Target
 
 log = logging.getLogger("resilient_client.mqtt")
@@ -156,7 +157,7 @@ class Connection(Stream):
         self._last_id = 0
         self._window = INFLIGHT
         self._inflight: dict[int, Any] = {}  # published at QoS 1, by packet id
-        self._room: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[Any, tuple[Call, bytes, bytes, bytes | None]] = {}  # for their turn
         self._unacked: deque[int] = deque()  # received at QoS 1, in the order of their coming
         self._ready: dict[int, int] = {}  # those that may be acknowledged, with their reason
 
@@ -268,46 +269,39 @@ class Connection(Stream):
             key = self._inflight.pop(answer.packet_id)
         except KeyError:
             raise ProtocolError("the broker acknowledges what was not sent") from None
-        self._wake()
+        if self._waiting and len(self._inflight) < self._window:
+            next_key = next(iter(self._waiting))
+            self._write(next_key, *self._waiting.pop(next_key))
         self._owner.acked(self, key, answer)
 
     # -------------------------------------------------------------------------------- what is sent
 
-    @property
-    def full(self) -> bool:
-        """As much is unacknowledged, or unread, as may be: `room` waits."""
-        return self._writable is not None or len(self._inflight) >= self._window
+    def publish(self, topic: bytes, payload: bytes, values: bytes | None) -> None:
+        """Write a message at QoS 0; `topic` is a codec's `text`."""
+        self.send(publish(topic, payload, None, values))
 
-    async def room(self) -> None:
-        """Wait until another message may be written; raises `ConnectionLost`."""
-        while self.full and not self.closed:
-            if self._writable is not None:
-                await self.drained()
-                continue
-            waiter = self.loop.create_future()
-            self._room.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                self._wake()  # the place may have been given to us
-                raise
-        if self.closed:
-            raise ConnectionLost(self.reason)
+    def hand_over(
+        self, key: Any, call: Call, topic: bytes, payload: bytes, values: bytes | None
+    ) -> None:
+        """Write a message at QoS 1 as soon as the broker takes another, and set `call.sent` then.
 
-    def _wake(self) -> None:
-        while self._room:
-            waiter = self._room.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        The owner's `acked` is told of the answer, with the key.
+        """
+        if len(self._inflight) < self._window:
+            self._write(key, call, topic, payload, values)
+        else:
+            self._waiting[key] = call, topic, payload, values
 
-    def publish(self, topic: bytes, payload: bytes, values: bytes | None, key: Any = None) -> None:
-        """Write a message, at QoS 1 when it has a key; `topic` is a codec's `text`."""
-        if key is None:
-            self.send(publish(topic, payload, None, values))
-            return
+    def withdraw(self, key: Any) -> bool:
+        """Whether that message has not been written; then it will not be."""
+        return self._waiting.pop(key, None) is not None
+
+    def _write(
+        self, key: Any, call: Call, topic: bytes, payload: bytes, values: bytes | None
+    ) -> None:
         packet_id = self._next_id()
         self._inflight[packet_id] = key
+        call.sent = True
         self.send(publish(topic, payload, packet_id, values))
 
     def _next_id(self) -> int:
@@ -400,8 +394,6 @@ class Connection(Stream):
                 asked.set_exception(ConnectionLost(self.reason))
                 asked.exception()  # whoever asked may have left
         self._asked.clear()
-        while self._room:
-            self._wake()
         self._ended(self)
 
 

@@ -89,15 +89,13 @@ def subscribe_error(
     return ConnectError(told)
 
 
-def publish_error(
-    topic: str, code: int, properties: Mapping[int, Any]
-) -> ResilientClientError | None:
+def publish_error(code: int, properties: Mapping[int, Any]) -> ResilientClientError | None:
     """Why a message was not taken; None when it was. Nothing of it was delivered."""
     if code == NO_SUBSCRIBERS:
-        return NoHandlerError(f"nobody is subscribed to {topic!r}", sent=False)
+        return NoHandlerError("nobody is subscribed to this topic", sent=False)
     if code < 0x80:
         return None
-    told = f"the broker refuses a message to {topic!r}: {reason_text(code, properties)}"
+    told = f"the broker refuses the message: {reason_text(code, properties)}"
     if code in (0x96, 0x97):
         return Throttled(told, status=429, sent=False)
     if code in _FINAL:

@@ -1,0 +1,102 @@
+"""A broker that plays a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from resilient_client import ClientProxy
+from resilient_client.transports.mqtt._codec import (
+    PUBLISH,
+    Message,
+    PacketReader,
+    read_properties,
+    varint,
+)
+
+CONNACK = b"\x20\x03\x00\x00\x00"
+Script = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """One connection, as a broker's script sees it."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._packets = PacketReader(1 << 20)
+        self._waiting: list[tuple[int, bytes]] = []
+
+    async def packet(self, kind: int) -> bytes:
+        """The body of the next packet of this kind."""
+        while True:
+            while self._waiting:
+                first, body = self._waiting.pop(0)
+                if first & 0xF0 == kind:
+                    return body
+            data = await self._reader.read(4096)
+            if not data:
+                raise ConnectionError
+            room = self._packets.get_buffer(-1)
+            room[: len(data)] = data
+            self._waiting += self._packets.buffer_updated(len(data))
+
+    async def message(self) -> tuple[Message, dict[int, Any]]:
+        body = await self.packet(PUBLISH)
+        size = int.from_bytes(body[:2], "big")
+        return Message(0x32, body, 5), read_properties(body, 2 + size + 2)[0]
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def welcome(self, connack: bytes = CONNACK) -> None:
+        await self.packet(0x10)
+        self.write(connack)
+
+    async def subscribed(self, code: int = 0, more: bytes = b"") -> None:
+        body = await self.packet(0x80)
+        filters, at = 0, 3
+        while at < len(body):
+            at += 3 + int.from_bytes(body[at : at + 2], "big")
+            filters += 1
+        answer = body[:2] + varint(len(more)) + more + bytes([code]) * filters
+        self.write(b"\x90" + varint(len(answer)) + answer)
+
+
+@asynccontextmanager
+async def broker(script: Script) -> AsyncIterator[str]:
+    """A broker that plays this script on every connection; its URL."""
+    tasks: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await script(Peer(reader, writer))
+            await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def scripted_client(script: Script, **options: Any) -> AsyncIterator[ClientProxy]:
+    async with broker(script) as url:
+        client = ClientProxy(url, policies=(), telemetry=False, **options)
+        try:
+            yield client
+        finally:
+            await client.aclose()
