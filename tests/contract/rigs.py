@@ -258,8 +258,27 @@ async def kafka(loop: str) -> AsyncIterator[Rig]:
         service.stop()
 
 
+@asynccontextmanager
+async def nats_stream(loop: str) -> AsyncIterator[Rig]:
+    """Durable events; a broker for each test, as no two streams may have a subject in common."""
+    if (old := _brokers.pop("nats", None)) is not None:
+        old.stop()
+    async with _brokered(
+        "nats",
+        loop,
+        "nats",
+        query="?stream=faults",
+        service_options={"ack_wait": 2.0},
+        tells_loss=True,
+        may_duplicate=True,
+        detects_freeze=10.0,
+    ) as rig:
+        yield rig
+
+
 RIGS: dict[str, Callable[[str], Any]] = {
     "nats": nats,
+    "nats_stream": nats_stream,
     "tcp": tcp,
     "http": http,
     "amqp": amqp,

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import re
 import ssl
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.transports._base import Target
+from resilient_client.transports._link import spawn
 from resilient_client.transports._stream import Stream, dial, not_connected
 
 if TYPE_CHECKING:
@@ -302,10 +302,10 @@ class _Wire(Transport):
         """The library writes too little to wait for."""
 
     def close(self) -> None:
-        self._socket.transport.close()
+        self._socket.transport.abort()  # a peer that does not read would keep what is unsent
 
     async def wait_closed(self) -> None:
-        await self._socket.close()
+        """Closed it is, for all that the library needs."""
 
     def at_eof(self) -> bool:
         return self._socket.closed
@@ -365,6 +365,7 @@ class Connection:
         self.violations: list[str] = []
         self.asking: dict[str, asyncio.Future[str]] = {}
         self.socket = socket
+        self._closing: asyncio.Task[None] | None = None
         self._violated = violated
         self._library = library
         self._sid = _FIRST_SID
@@ -372,6 +373,8 @@ class Connection:
         def over(reason: str) -> None:
             told = library.last_error
             ended(reason if told is None else str(told).removeprefix("nats: "))
+            # nats-py's own tasks may not have noticed, and would stay
+            self._closing = spawn(library.close(), f"close {target}")
 
         socket.ended = over
         library.on_reader_end(lambda: socket.transport.abort())  # noqa: PLW0108  (TLS replaces it)
@@ -488,10 +491,8 @@ class Connection:
     async def aclose(self) -> None:
         """Write what waits, and close."""
         self.socket.ended = None
-        self.socket.flush()
-        with suppress(Exception):
-            await self._library.close()
         await self.socket.close()
+        await self._library.close()
 
 
 class Place:
@@ -601,7 +602,9 @@ class Place:
                     **login,
                 )
             if not library.is_connected:
-                raise ProtocolError(f"{target} does not shake hands as a NATS server does")
+                raise ProtocolError(
+                    f"{target} does not shake hands as a NATS server does", sent=False
+                )
             connection = Connection(target, socket, library, ended, violated)
             return connection
         except ResilientClientError:

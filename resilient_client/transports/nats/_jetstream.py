@@ -204,10 +204,10 @@ class Consumer:
         self._inbox = f"_INBOX.{fresh_id()}".encode()
         connection.subscribe(self._inbox.decode(), self._received)
         self._asked = self._misses = 0
-        self._ask(connection)
+        self._ask()
 
-    def _ask(self, connection: Connection | None = None) -> None:
-        connection = connection or self._current()
+    def _ask(self) -> None:
+        connection = self._current()
         count = _BATCH - self._asked
         if self._paused or self._stopped or connection is None or count < _BATCH // 2:
             return

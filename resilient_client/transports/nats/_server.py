@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER, fresh_id
@@ -17,6 +16,7 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
+from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._link import DIAL_TIMEOUT, Link
 from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.nats")
 
-MAX_BACKLOG = 10_000
-MAX_BACKLOG_BYTES = 64 * 1024 * 1024
-"""Events of one subscription that wait here until they may run; what is beyond is dropped."""
 MAX_GREETED = 4096  # clients of our make that are remembered as knowing us
 _PRIVATE = (b"_INBOX.", b"$", CANCEL_ROUTE.encode())  # what a pattern of > alone does not mean
 
@@ -57,13 +54,8 @@ class _Subject:
         self._wild = "*" in tokens or tokens[-1] == ">"
         self._any = tokens[0] in ("*", ">")
         self._listener = listener
-        self._app = app
         self._now = app.clock.now
-        self.slots = app.slots(self._pause, self._resume)
-        self._paused = False
-        self._backlog: deque[Message] = deque()
-        self._backlog_bytes = 0
-        self._dropped = 0
+        self.backlog = Backlog(app, "nats", listener.address)
 
     def received(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         """A message has arrived."""
@@ -89,10 +81,8 @@ class _Subject:
         )
         if message.id is not None:
             self._request(message, reply)
-        elif self._paused:
-            self._keep(message)
         else:
-            self._app.accept(message, None, self.slots, "nats")
+            self.backlog.accept(message, None)
 
     def _request(self, message: Message, reply: bytes) -> None:
         listener, id_json = self._listener, message.id
@@ -107,39 +97,9 @@ class _Subject:
                 if ours:
                     listener.jobs.pop(reply, None)
 
-        job = self._app.accept(message, respond, self.slots, "nats")
+        job = self.backlog.accept(message, respond)
         if ours and job is not None:
             listener.jobs[reply] = job
-
-    def _keep(self, message: Message) -> None:
-        size = len(message.body)
-        if (
-            len(self._backlog) >= MAX_BACKLOG
-            or self._backlog_bytes + size > MAX_BACKLOG_BYTES
-        ):  # fmt: skip
-            self._dropped += 1
-            if self._dropped == 1:
-                self._tell("events come faster than they are handled: some are dropped")
-            return
-        self._backlog_bytes += size
-        self._backlog.append(message)
-
-    def _tell(self, text: str) -> None:
-        log.warning("%s: %s", self.route, text)
-        self._app.notify(Degraded(self._listener.address, f"{self.route}: {text}"))
-
-    def _pause(self) -> None:
-        self._paused = True
-
-    def _resume(self) -> None:
-        self._paused = False
-        while self._backlog and not self._paused:
-            message = self._backlog.popleft()
-            self._backlog_bytes -= len(message.body)
-            self._app.accept(message, None, self.slots, "nats")
-        if self._dropped and not self._backlog:
-            self._tell(f"{self._dropped} events were dropped")
-            self._dropped = 0
 
 
 class ServerListener:
@@ -196,6 +156,7 @@ class ServerListener:
         self._greets = False  # whether we may hear of callers that have left
         self._greeted: set[bytes] = set()
         self._stopped = False
+        self._ready: Connection | None = None  # subscribed on, if not yet the link's own
         self._link = Link[Connection](
             self.address, self._dial, clock=app.clock, notify=app.notify
         )  # fmt: skip
@@ -235,11 +196,16 @@ class ServerListener:
                 queue or "resilient_client",
                 ack_wait=self._ack_wait,
                 max_deliver=self._max_deliver,
-                current=lambda: self._link.current,
+                current=self._current,
             )
             for route, queue in durable.items()
         ]
         await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
+
+    def _current(self) -> Connection | None:
+        """The connection to write to: messages may arrive before dialling has ended."""
+        ready = self._ready
+        return None if ready is None or ready.closed else ready
 
     async def _dial(self) -> Connection:
         connection: Connection | None = None
@@ -254,6 +220,7 @@ class ServerListener:
                 self._app.notify(Degraded(self.address, text))
 
         connection = await self._place.connect(ended, violated)
+        self._ready = connection
         try:
             if not self._stopped:
                 await self._subscribe(connection)
@@ -283,7 +250,7 @@ class ServerListener:
     def greet(self, reply: bytes) -> None:
         """Show ourselves to a client of our make, so that it tells us when a caller leaves."""
         inbox = reply.rpartition(b".")[0]
-        connection = self._link.current
+        connection = self._current()
         if inbox in self._greeted or not self._greets or connection is None:
             return
         if len(self._greeted) >= MAX_GREETED:
@@ -306,10 +273,10 @@ class ServerListener:
         codec = self._app.codec
 
         async def write(data: bytes) -> None:
-            connection = self._link.current
+            connection = self._current()
             if connection is not None and connection.socket.congested:
                 await connection.socket.drained()
-                connection = self._link.current
+                connection = self._current()
             if connection is None:
                 raise ConnectionLost("there is no connection to the broker")
             connection.send(connection.message(subject, "", None, data))
@@ -345,7 +312,7 @@ class ServerListener:
         for consumer in self._consumers:
             consumer.close()
         for subject in self._subjects:
-            subject.slots.close()
+            subject.backlog.close()
         connection = await self._link.aclose()
         if connection is not None:
             await connection.aclose()
