@@ -58,6 +58,7 @@ class _Line:
         self.replies = replies
         self.subjects: dict[str, str] = {}  # of who waits: the keys of this table of pending
         self.streamed: set[str] = set()  # subjects that the stream is known to take
+        self.making = asyncio.Lock()  # of the stream
         self.peers: dict[str, None] = {}  # where servers of our make hear that a caller has left
         self.connection: Connection
         self._codec = codec
@@ -270,16 +271,20 @@ class ClientTransport(BaseTransport):
         answer = None
         if call.route in line.streamed:
             answer = await self._stored(line, call, headers, packet)
+            if answer is None:
+                line.streamed.discard(call.route)
         if answer is None:  # not known yet, or gone since
             left = call.attempt_deadline - self._clock.now()
             try:
-                async with asyncio.timeout(left if left < float("inf") else None):
-                    await _jetstream.ensure_stream(line.connection, self._stream, [call.route])
+                async with asyncio.timeout(left if left < float("inf") else None), line.making:
+                    if call.route not in line.streamed:
+                        await _jetstream.ensure_stream(line.connection, self._stream, [call.route])
+                        line.streamed.add(call.route)
             except TimeoutError:
                 raise call.expired(sent=False) from None
-            if len(line.streamed) < MAX_SUBJECTS:
-                line.streamed.add(call.route)
             answer = await self._stored(line, call, headers, packet)
+            if len(line.streamed) > MAX_SUBJECTS:
+                line.streamed.clear()
         if answer is None:
             raise ConnectError(f"no stream takes {call.route!r} now")
         return Receipt("stored")

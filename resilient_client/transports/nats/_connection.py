@@ -363,7 +363,7 @@ class Connection:
         self.target = target
         self.max_payload: int = library.max_payload
         self.violations: list[str] = []
-        self.asking: dict[str, asyncio.Future[str]] = {}
+        self._asking: dict[asyncio.Future[str], str] = {}  # what waits for JetStream's API
         self.socket = socket
         self._closing: asyncio.Task[None] | None = None
         self._violated = violated
@@ -386,10 +386,12 @@ class Connection:
 
     def violated(self, text: str) -> None:
         """The server refuses a subject; all it says of it is this text, in lower case."""
-        asking = self.asking.get(text.partition('"')[2].rpartition('"')[0])
-        if asking is not None:
-            if not asking.done():
-                asking.set_result(text)
+        subject = text.partition('"')[2].rpartition('"')[0]
+        asking = [future for future, each in self._asking.items() if each == subject]
+        for future in asking:
+            if not future.done():
+                future.set_result(text)
+        if asking:
             return
         if len(self.violations) < 10:
             self.violations.append(text)
@@ -458,11 +460,12 @@ class Connection:
         """
         payload = b"" if body is None else encode(body)
         subject = f"$JS.API.{subject}"
-        refused = self.socket.loop.create_future()
-        self.asking[subject.lower()] = refused
+        refused: asyncio.Future[str] = self.socket.loop.create_future()
+        self._asking[refused] = subject.lower()
         request = asyncio.ensure_future(self._library.request(subject, payload, timeout))
         try:
-            await asyncio.wait({request, refused}, return_when=asyncio.FIRST_COMPLETED)
+            waiting: set[asyncio.Future[Any]] = {request, refused}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if refused.done():
                 raise ConfigurationError(
                     f"{self.target}: {refused.result()}",
@@ -479,7 +482,7 @@ class Connection:
         except Exception as error:
             raise translate(error, self.target) from error
         finally:
-            del self.asking[subject.lower()]
+            del self._asking[refused]
             request.cancel()
             refused.cancel()
         return decode(answer.data)

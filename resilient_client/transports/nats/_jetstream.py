@@ -173,6 +173,7 @@ class Consumer:
         self._paused = self._stopped = False
         self._open: dict[bytes, None] = {}  # what was delivered and is not acknowledged
         self._inbox = b""
+        self._sid = 0
         self._asked = 0  # events the server may still send
         self._misses = 0
         self._watch: TimerHandle | None = None
@@ -202,7 +203,7 @@ class Consumer:
         if (error := answer.get("error")) is not None:
             raise refused(error, f"consumer {self._name} of stream {self._stream}")
         self._inbox = f"_INBOX.{fresh_id()}".encode()
-        connection.subscribe(self._inbox.decode(), self._received)
+        self._sid = connection.subscribe(self._inbox.decode(), self._received)
         self._asked = self._misses = 0
         self._ask()
 
@@ -329,8 +330,11 @@ class Consumer:
         self._ask()
 
     def stop(self) -> None:
-        """Take nothing new."""
+        """Take nothing new: the server forgets what it was asked for."""
         self._stopped = True
+        connection = self._current()
+        if connection is not None:
+            connection.unsubscribe(self._sid)
 
     def close(self) -> None:
         """Give back what was not done, for another replica to do."""
