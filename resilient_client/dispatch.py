@@ -576,19 +576,29 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------- the end
 
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        running = {job.task for slots in self._slots for job in slots.jobs if job.task is not None}
+        return {task for task in running | self._refusing if not task.done()}
+
     async def drain(self, grace: float) -> None:
         """Wait for what runs, at most `grace` seconds; then cancel it."""
         self.draining = True
-        tasks = {job.task for slots in self._slots for job in slots.jobs if job.task is not None}
-        tasks |= self._refusing
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace)
-            for slots in tuple(self._slots):
-                for job in tuple(slots.jobs):
-                    job.abort()
-            if late:
-                log.warning("%d handlers were cancelled at the end of the grace time", len(late))
-                await asyncio.wait(late, timeout=1.0)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace
+        late: set[asyncio.Task[None]] = set()
+        while not late and (tasks := self._tasks()):  # events that waited may have begun meanwhile
+            _, late = await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
+        waiting = sum(len(slots.waiting) for slots in self._slots)
+        if waiting:
+            log.warning("%d events had not begun at the end of the grace time", waiting)
+        for slots in tuple(self._slots):
+            slots.drop()
+        for slots in tuple(self._slots):
+            for job in tuple(slots.jobs):
+                job.abort()
+        if late:
+            log.warning("%d handlers were cancelled at the end of the grace time", len(late))
+            await asyncio.wait(late, timeout=1.0)
         self._deadlines.clear()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
