@@ -396,7 +396,7 @@ class Connection(Stream):
 
     def _frames(self) -> None:
         view, at, end = self._view, self._start, self._end
-        while end - at >= 8:
+        while end - at >= wire.HEAD.size:
             kind, number, size = wire.HEAD.unpack_from(view, at)
             if size > self.frame_max - 8:
                 raise ValueError(f"a frame of {size} bytes")
