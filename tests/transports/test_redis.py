@@ -32,6 +32,7 @@ from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports.redis import _client, _connection
+from resilient_client.transports.redis._session import Session
 from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
 from tests.peers.certificates import certificates
@@ -485,6 +486,19 @@ async def test_a_server_that_starts_without_redis_is_told_and_can_be_cancelled(
         assert await client.send("x.echo", 1) == 1
     async with server, client_of(broker.url) as client:
         assert await client.send("x.echo", 2) == 2, "a server may be started again"
+
+
+async def test_a_connection_that_ends_while_it_is_made_ready_is_not_used(
+    redis_broker: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def subscribe(session: Session, command: str, name: str | bytes) -> None:
+        session.commands.transport.abort()
+        await asyncio.sleep(0.05)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "subscribe", subscribe)
+        with pytest.raises(ConnectError, match="has ended"):
+            await echo_server(redis_broker.url, "x").start()
 
 
 async def test_a_frozen_redis_is_noticed_without_any_call(new_broker: NewBroker) -> None:

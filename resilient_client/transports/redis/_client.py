@@ -138,6 +138,7 @@ class ClientTransport(BaseTransport):
         await self._door.enter(session)
         if self._stream is not None:
             await self._look_at_disk(session)
+        session.check()
         return session
 
     async def _look_at_disk(self, session: _ClientSession) -> None:
@@ -259,8 +260,7 @@ class ClientTransport(BaseTransport):
 
         def published(receivers: Any) -> None:
             if type(receivers) is not int:
-                if isinstance(receivers, Refused):
-                    replies.fail(key, error_of(receivers, f"PUBLISH {call.route}"))
+                replies.fail(key, _error_in(receivers, f"PUBLISH {call.route}"))
             elif not receivers:
                 replies.fail(key, NoHandlerError(_NOBODY, sent=False))
 
@@ -349,10 +349,19 @@ class ClientTransport(BaseTransport):
 
 def _handed_over(replies: PendingReplies, key: str, doing: str, reply: Any) -> None:
     """Redis has answered an event: with the receivers, or its id in the stream."""
-    if isinstance(reply, Refused):
-        replies.fail(key, error_of(reply, doing))
-    elif not isinstance(reply, Exception):  # a lost connection has failed it already
+    if isinstance(reply, Exception):
+        replies.fail(key, _error_in(reply, doing))
+    else:
         replies.value(key, reply, last=True)
+
+
+def _error_in(reply: Any, doing: str) -> ResilientClientError:
+    """The error that Redis gave for an answer, or the connection instead of one."""
+    if isinstance(reply, Refused):
+        return error_of(reply, doing)
+    if isinstance(reply, ConnectionLost):
+        return reply
+    return ProtocolError(f"{doing}: Redis answered {type(reply).__name__}")
 
 
 def _ignore(reply: Any) -> None:

@@ -166,6 +166,7 @@ class ServerListener:
         except BaseException:
             session.abort()
             raise
+        session.check()
         return session
 
     async def _subscribe(self, session: Session, command: str, name: bytes) -> None:

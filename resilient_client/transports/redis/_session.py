@@ -56,6 +56,11 @@ class Session:
             self.abort()
             self._on_lost(self, reason)
 
+    def check(self) -> None:
+        """Raise `ConnectError` when it has ended before anybody had it."""
+        if self.closed:
+            raise ConnectError(f"the new connection has ended: {self.reason}")
+
     def abort(self) -> None:
         """End them all at once."""
         self.closed = True
@@ -139,8 +144,7 @@ class Door:
             )
             if more:
                 session.reader = more[0]
-            if session.closed:
-                raise ConnectError(f"{self.target}: {session.reason}")
+            session.check()
         except BaseException:
             session.abort()
             raise
