@@ -30,10 +30,10 @@ test: .venv/.has-all
 	@if [ -x scripts/install_peers.sh ]; then scripts/install_peers.sh; fi
 	@scripts/test_others.sh
 	@echo "==== the whole suite on $$($(BIN)/python --version)"
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -n 3 --dist loadgroup -m "not slow"
 
 test-fast: .venv/.has-all
-	@$(PYTEST) -m "not broker and not interop and not slow"
+	@$(PYTEST) -n 2 --dist loadgroup -m "not broker and not interop and not slow"
 
 check: format-check lint types imports repository docs
 

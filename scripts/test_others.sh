@@ -16,5 +16,5 @@ for version in 3.11 3.12 3.13; do
         scripts/environment.sh "$venv" test "$python"
     fi
     echo "==== the fast part on Python $version"
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider -m "not broker and not interop and not slow" "$@"
+    "$venv/bin/python" -m pytest -q -p no:cacheprovider -n 2 --dist loadgroup -m "not broker and not interop and not slow" "$@"
 done

@@ -19,6 +19,14 @@ settings.register_profile("searching", max_examples=2000, **_slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side (`-n 3 --dist loadgroup`), what shares a broker or a file runs on one worker."""
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        group = parameters.get("scheme") or parameters.get("meeting") or item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 async def _run(function: Any, arguments: dict[str, Any]) -> None:
     await function(**arguments)
     for _ in range(3):  # let callbacks of what just ended run

@@ -90,6 +90,21 @@ def end(process: subprocess.Popen[bytes], number: int = signal.SIGKILL, grace: f
             pipe.close()
 
 
+def _until_stopped(group: int) -> None:
+    """A thread that runs on another processor goes on until it next meets the kernel."""
+    for _ in range(1000):
+        running = False
+        for stat in Path("/proc").glob("[0-9]*/task/*/stat"):
+            try:
+                fields = stat.read_text().rpartition(") ")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            running |= int(fields[2]) == group and fields[0] not in "TtZX"
+        if not running:
+            return
+        time.sleep(0.005)
+
+
 def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
     try:
         os.killpg(process.pid, number)
@@ -215,6 +230,7 @@ class Peer:
         if self.process is not None:
             signal_group(self.process, signal.SIGSTOP)
             self.frozen = True
+            _until_stopped(self.process.pid)
 
     def thaw(self) -> None:
         if self.process is not None:
