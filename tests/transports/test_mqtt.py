@@ -77,11 +77,13 @@ async def error_of(call: Any) -> Any:
 # ------------------------------------------------------------------------------ who gets a message
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
 async def test_wildcards_tell_the_topic_and_an_exact_pattern_goes_first(
-    mqtt_broker: Mosquitto, unique: str
+    mqtt_broker: Mosquitto, unique: str, version: str
 ) -> None:
-    server = server_at(mqtt_broker)
+    server = server_at(mqtt_broker, version=version)
     heard: list[Any] = []
+    calls: list[str] = []
 
     @server.message_pattern(f"{unique}/+/read")
     async def read(context: Context) -> list[str]:
@@ -89,11 +91,16 @@ async def test_wildcards_tell_the_topic_and_an_exact_pattern_goes_first(
 
     @server.message_pattern(f"{unique}/42/read")
     async def the_one(context: Context) -> list[str]:
+        calls.append("exact")
         return ["exact", context.pattern]
 
     @server.event_pattern(f"{unique}-log/#")
     async def note(payload: Any, context: Context) -> None:
         heard.append((context.pattern, payload))
+
+    @server.event_pattern(f"{unique}-log/+/b")
+    async def registered_later() -> None:
+        calls.append("later")
 
     async with server, client_of(mqtt_broker) as client:
         assert await client.send(f"{unique}/7/read") == ["wild", f"{unique}/7/read"]
@@ -101,6 +108,8 @@ async def test_wildcards_tell_the_topic_and_an_exact_pattern_goes_first(
         await client.emit(f"{unique}-log", 0)
         await client.emit(f"{unique}-log/a/b", 1)
         await until(lambda: len(heard) == 2)
+        await asyncio.sleep(0.1)
+    assert calls == ["exact"]  # each message once, though it comes for every pattern it fits
     assert sorted(heard) == [(f"{unique}-log", 0), (f"{unique}-log/a/b", 1)]
 
 
@@ -239,6 +248,20 @@ async def test_versions_meet_at_the_broker(mqtt_broker: Mosquitto, unique: str) 
 
 
 # ------------------------------------------------------------------------------- what is not lost
+
+
+async def test_a_broker_that_has_forgotten_a_lasting_session_is_told(
+    new_broker: NewBroker, unique: str
+) -> None:
+    broker = new_broker(Mosquitto, options=["autosave_on_changes false", "autosave_interval 3600"])
+    told: list[str] = []
+    observe = lambda event: told.append(getattr(event, "reason", ""))  # noqa: E731
+    server = server_at(broker, client_id=unique, session_expiry=60, observers=[observe])
+    server.event_pattern(unique)(lambda: None)
+    async with server:
+        broker.kill()
+        await broker.restart_async()
+        await until(lambda: any("not kept the session" in reason for reason in told))
 
 
 @asynccontextmanager

@@ -36,6 +36,7 @@ from resilient_client.transports.mqtt._codec import (
     SERVER_KEEP_ALIVE,
     SESSION_EXPIRY,
     SUBACK,
+    SUBSCRIPTION_IDS,
     UNSUBACK,
     Answer,
     Message,
@@ -65,6 +66,7 @@ DEFAULT_KEEPALIVE = 10
 INFLIGHT = 256
 """Messages at QoS 1 that are unacknowledged at once, each way, unless the broker allows fewer."""
 _FILTERS = 8  # in one packet, which is what the large public brokers allow
+_ALERT_WITHIN = 0.5  # seconds
 _TAKEOVERS_WITHIN = 10.0  # seconds between two that mean: there are two of us
 
 
@@ -128,6 +130,7 @@ class Connection(Stream):
         brief: it has lasted for less than half a keepalive.
         largest: bytes of the largest packet that the broker takes.
         maximum_qos: the highest that the broker takes.
+        numbers: whether the broker says for which subscription it sends a message.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Connection(Stream):
         self.session = False
         self.largest = MAX_PACKET
         self.maximum_qos = 1
+        self.numbers = False
         self.paused = False
         self.brief = True
         self._login = login
@@ -163,14 +167,15 @@ class Connection(Stream):
 
     # ------------------------------------------------------------------------------- its beginning
 
-    async def open(self) -> None:
-        """Log in.
+    async def open(self, *, silent: bool = False) -> None:
+        """Log in; or, silent, only hear why the broker ends the connection.
 
         Raises:
             ConfigurationError: the broker refuses us, and will again.
             ConnectError: it refuses us now, or is gone.
         """
-        self.send(self._login.packet())
+        if not silent:
+            self.send(self._login.packet())
         answer = await self._connack
         if code := answer.reasons[0]:
             raise connect_error(self._endpoint, self.version, code, answer.properties)
@@ -178,6 +183,7 @@ class Connection(Stream):
         self.session = answer.session
         self.largest = told.get(MAXIMUM_PACKET, MAX_PACKET)
         self.maximum_qos = told.get(MAXIMUM_QOS, 1)
+        self.numbers = self.version == 5 and told.get(SUBSCRIPTION_IDS, 1) == 1
         self._window = min(INFLIGHT, told.get(RECEIVE_MAXIMUM, INFLIGHT))
         self._keepalive = told.get(SERVER_KEEP_ALIVE, self._keepalive)
         if self._keepalive:
@@ -313,9 +319,12 @@ class Connection(Stream):
                 return packet_id
 
     async def subscribe(
-        self, filters: Sequence[tuple[str, int]]
+        self, filters: Sequence[tuple[str, int]], *, numbered: bool = False
     ) -> list[tuple[str, int, Mapping[int, Any]]]:
         """Ask for these topic filters, each with its options, and wait for the broker's answers.
+
+        Args:
+            numbered: in version 5, number them from 1, and have each message say whose it is.
 
         Returns:
             (topic filter, reason code, properties) of each.
@@ -323,8 +332,12 @@ class Connection(Stream):
         Raises:
             ConnectionLost: the connection ended meanwhile.
         """
-        groups = [filters[start : start + _FILTERS] for start in range(0, len(filters), _FILTERS)]
-        asked = [(group, self.ask(group)) for group in groups]
+        size = 1 if numbered and self.numbers else _FILTERS
+        groups = [filters[start : start + size] for start in range(0, len(filters), size)]
+        asked = [
+            (group, self.ask(group, number if size == 1 else 0))
+            for number, group in enumerate(groups, 1)
+        ]
         results: list[tuple[str, int, Mapping[int, Any]]] = []
         for group, future in asked:
             answer = await future
@@ -332,14 +345,14 @@ class Connection(Stream):
             results += [(topic, code, answer.properties) for (topic, _), code in codes]
         return results
 
-    def ask(self, filters: Sequence[tuple[str, int]]) -> asyncio.Future[Answer]:
+    def ask(self, filters: Sequence[tuple[str, int]], number: int = 0) -> asyncio.Future[Answer]:
         """Ask for these topic filters; the future is the broker's answer, a reason for each.
 
         Raises:
             ConnectionLost: the connection has ended.
         """
         packet_id, answer = self._ask(len(filters))
-        self.send(subscribe(self.version, packet_id, filters))
+        self.send(subscribe(self.version, packet_id, filters, number))
         return answer
 
     def forget(self, *filters: str) -> asyncio.Future[Answer]:
@@ -467,21 +480,40 @@ class Session:
                 "takes over the other's session",
                 hint="give each its own client_id=",
             )
-        port = DEFAULT_TLS_PORT if self._tls else DEFAULT_PORT
-        endpoint = str(self._target)
-        connection = await dial(
-            lambda: Connection(self._login, self._owner, endpoint, self._lost),
-            self._target,
-            port,
-            self._tls,
-        )
+        connection = await self._reach()
         try:
             await connection.open()
             await self._owner.ready(connection)
-        except BaseException:
+        except BaseException as error:
             connection.break_off("it could not be made ready")
+            if self._tls is not None and connection.closed and isinstance(error, ConnectError):
+                await self._hear_alert()
             raise
         return connection
+
+    async def _reach(self) -> Connection:
+        endpoint = str(self._target)
+        return await dial(
+            lambda: Connection(self._login, self._owner, endpoint, self._lost),
+            self._target,
+            DEFAULT_TLS_PORT if self._tls else DEFAULT_PORT,
+            self._tls,
+        )
+
+    async def _hear_alert(self) -> None:
+        """Raise what TLS says, if it is TLS that refuses us.
+
+        In TLS 1.3 a missing certificate is refused after the handshake, and by then our CONNECT is
+        under way: where the broker closes without reading it, its alert is lost with the rest.
+        """
+        connection = await self._reach()
+        try:
+            async with asyncio.timeout(_ALERT_WITHIN):
+                await connection.open(silent=True)
+        except TimeoutError:
+            return
+        finally:
+            connection.break_off("it was made to hear a reason")
 
     def _lost(self, connection: Connection) -> None:
         if connection.reason_code == TAKEN_OVER:

@@ -33,6 +33,7 @@ from resilient_client.transports.mqtt._connection import (
 from resilient_client.transports.mqtt._reasons import subscribe_error
 
 if TYPE_CHECKING:
+    from resilient_client.events import Event
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Job, Subscription, Target
 
@@ -84,7 +85,7 @@ class ServerListener:
             self,
             target,
             app.clock,
-            app.notify,
+            self._notify,
             version=version,
             client_id=client_id,
             keepalive=keepalive,
@@ -95,10 +96,12 @@ class ServerListener:
         self._link = self._session.link
         self._new = self._session.version == 5
         self._slots = app.slots(self._pause, self._resume)
-        self._paused = self._stopping = False
+        self._paused = self._stopping = self._been_here = False
         self._filters: dict[str, int] = {}
         self._exact: dict[str, str] = {}  # topic to route
         self._wild: list[tuple[list[str], str]] = []  # levels of a filter to route
+        self._names: dict[str, set[str]] = {}  # route to the filters asked for
+        self._numbers: dict[str, frozenset[int]] = {}  # and their numbers
         self._find = lru_cache(maxsize=1024)(self._look_up)
         self._jobs: dict[bytes, Job] = {}
         self._cancellable = False  # the broker lets us hear cancel messages
@@ -122,11 +125,17 @@ class ServerListener:
             else:
                 self._exact.setdefault(topic, handler.route)
             name = f"$share/{share}/{topic}" if share else topic
+            self._names.setdefault(handler.route, set()).add(name)
             qos = handler.extras.get("qos", self._qos) if handler.is_event else 0
             # events are state, perhaps: a retained one is for all who come later
             fresh = 0 if handler.is_event or not self._new else _NO_RETAINED
             old = filters.get(name)
             filters[name] = qos | fresh if old is None else (old | qos) & (fresh | 1)
+        numbers = {name: number for number, name in enumerate(filters, 1)}
+        self._numbers = {
+            route: frozenset(numbers[name] for name in names)
+            for route, names in self._names.items()
+        }
         return filters
 
     def _look_up(self, topic: str) -> tuple[str, bool] | None:
@@ -155,8 +164,7 @@ class ServerListener:
             request = read_request(message.payload)
         except ProtocolError:
             request = text_event(message.payload)
-        echo = request.external and topic.endswith("/reply")  # a reply, seen by a wildcard
-        if found is None or (found[1] and echo):
+        if found is None or self._not_for_us(found, message, request.external):
             connection.acknowledge(message)
             return
         route, wild = found
@@ -174,12 +182,20 @@ class ServerListener:
             connection.acknowledge(message)
             if not message.retained:  # of a caller who has long since left
                 self._request(connection, incoming, topic, PEER_HEADER in headers)
-        elif self._stopping:
-            return  # unacknowledged: a lasting session gets it again
+        elif self._stopping and self._lasting:
+            return  # unacknowledged: it comes again
         elif message.packet_id is None:
             self._app.accept(incoming, None, self._slots, "mqtt")
         else:
             self._app.accept(incoming, _acknowledge(connection, message), self._slots, "mqtt")
+
+    def _not_for_us(self, found: tuple[str, bool], message: Message, external: bool) -> bool:  # noqa: FBT001
+        """A reply that a wildcard hears, or the copy for a pattern that another goes before."""
+        route, wild = found
+        told = message.subscriptions
+        if told and self._numbers[route].isdisjoint(told):
+            return True
+        return wild and external and message.topic.endswith("/reply")
 
     def _request(self, connection: Connection, message: Incoming, topic: str, ours: bool) -> None:  # noqa: FBT001
         id_json: bytes = message.id
@@ -250,27 +266,41 @@ class ServerListener:
         if any(options & 1 for options in self._filters.values()) and not connection.maximum_qos:
             raise ConfigurationError("the broker gives no messages at QoS 1", hint="use qos=0")
         asked = [*self._filters.items(), (CANCEL_ROUTE, 0)]
-        *answers, (_, cancel, _) = await connection.subscribe(asked)
+        # a message that fits several patterns comes once for each
+        *answers, (_, cancel, _) = await connection.subscribe(asked, numbered=bool(self._wild))
         self._cancellable = cancel < 0x80
         for topic, code, told in answers:
             if code >= 0x80:
                 raise subscribe_error(topic, connection.version, code, told)
         if self._paused:
             connection.pause()
+        if self._lasting and self._been_here and not connection.session:
+            self._tell("the broker has not kept the session: events of the absence are lost")
+        self._been_here = True
 
     def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
         """Nothing is published at QoS 1."""
 
     def ended(self, connection: Connection) -> None:
         """The link dials again."""
-        if connection.reason_code and not self._stopping:
-            log.warning("%s: %s", self.address, connection.reason)
+
+    def _notify(self, event: Event) -> None:
+        new, reason = getattr(event, "new", ""), getattr(event, "reason", "")
+        if new == "reconnecting":
+            log.warning("%s: the connection was lost: %s", self.address, reason)
+        elif new == "idle" and getattr(event, "old", "") == "reconnecting":
+            log.error("%s: not connected any more: %s", self.address, reason)
+        self._app.notify(event)
+
+    def _tell(self, reason: str) -> None:
+        log.warning("%s: %s", self.address, reason)
+        self._app.notify(Degraded(self.address, reason))
 
     def _pause(self) -> None:
         self._paused = True
         if self._link.current is not None:
             self._link.current.pause()
-        self._app.notify(Degraded(self.address, "handlers are slow: nothing more is read for now"))
+        self._tell("the handlers are too slow: nothing more is read for now")
 
     def _resume(self) -> None:
         self._paused = False
@@ -297,6 +327,7 @@ class ServerListener:
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         connection = await self._link.aclose()
+        self._slots.drop()
         self._slots.close()
         if connection is not None:
             await connection.leave()
