@@ -468,9 +468,17 @@ class Session:
         )
         self.version = self._login.version
         self._named = client_id is not None
-        self.link = Link[Connection](str(target), self._dial, clock=clock, notify=notify)
+        self._clock, self._notify = clock, notify
+        self.link = self.new_link()
         self._taken_over = -_TAKEOVERS_WITHIN
         self._two_of_us = False
+
+    def new_link(self) -> Link[Connection]:
+        """Begin anew, after `link` has been closed."""
+        self.link = Link[Connection](
+            str(self._target), self._dial, clock=self._clock, notify=self._notify
+        )
+        return self.link
 
     async def _dial(self) -> Connection:
         if self._two_of_us:

@@ -116,6 +116,9 @@ class ServerListener:
 
     def _subscriptions(self) -> dict[str, int]:
         """Each topic filter with its options [3.8.3.1]."""
+        self._exact.clear()
+        self._wild.clear()
+        self._names.clear()
         filters: dict[str, int] = {}
         for handler in self._app.subscriptions():
             group, topic = _topic_of(handler.route)
@@ -309,7 +312,12 @@ class ServerListener:
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
+        if self._stopping:  # it has been started before
+            self._link = self._session.new_link()
+            self._slots = self._app.slots(self._pause, self._resume)
+            self._stopping = self._paused = self._been_here = False
         self._filters = self._subscriptions()
+        self._find.cache_clear()
         await self._link.get(self._app.clock.now() + START_TIMEOUT)
 
     async def stop(self) -> None:
