@@ -83,6 +83,22 @@ def encode(value: Any) -> bytes:
         return _refusing(_encode, value)
 
 
+def plain(value: Any) -> Any:
+    """A value of builtins for whatever JSON would have a form for; bytes stay bytes.
+
+    Raises:
+        PayloadError: it has no such form; the text names the type.
+    """
+    try:
+        return msgspec.to_builtins(
+            value, builtin_types=(bytes, bytearray), str_keys=True, enc_hook=default
+        )
+    except RecursionError:
+        raise PayloadError(f"the value cannot be taken apart: {_TOO_DEEP}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PayloadError(f"a {type(value).__qualname__} has no fields: {short(error)}") from error
+
+
 def _refusing(encoder: Callable[[Any], bytes], value: Any) -> bytes:
     try:
         return encoder(value)

@@ -153,6 +153,12 @@ async def http(loop: str) -> AsyncIterator[Rig]:
         yield rig
 
 
+@asynccontextmanager
+async def grpc(loop: str) -> AsyncIterator[Rig]:
+    async with _direct("grpc", loop, tells_loss=True) as rig:
+        yield rig
+
+
 _brokers: dict[str, Peer] = {}
 
 
@@ -287,4 +293,5 @@ RIGS: dict[str, Callable[[str], Any]] = {
     "redis": redis,
     "redis_stream": redis_stream,
     "kafka": kafka,
+    "grpc": grpc,
 }

@@ -1,0 +1,247 @@
+"""grpcio's channels: their settings, one connection of one of them, and how it is watched."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError
+from resilient_client.transports._link import DIAL_TIMEOUT, spawn
+from resilient_client.transports.grpc._library import aio, grpc
+from resilient_client.transports.grpc._status import not_connected
+
+READY = grpc.ChannelConnectivity.READY
+_FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+_NEVER = 2**31 - 1  # milliseconds, as the C library counts
+_OVERHEAD = 64 * 1024  # bytes that the envelope of a plain pattern may add to a payload
+_METADATA = 64 * 1024  # bytes of metadata taken in
+_PENDING = 10_000
+_PROBE = "/grpc.health.v1.Health/Check"
+_COMPRESSIONS = {
+    "gzip": grpc.Compression.Gzip,
+    "deflate": grpc.Compression.Deflate,
+    "none": grpc.Compression.NoCompression,
+}
+ChannelOptions = list[tuple[str, Any]]
+
+
+def compression_of(name: str | None) -> grpc.Compression | None:
+    """The library's word for an algorithm.
+
+    Raises:
+        ConfigurationError: there is none of that name.
+    """
+    if name is None:
+        return None
+    try:
+        return _COMPRESSIONS[name.lower()]
+    except (KeyError, AttributeError):
+        raise ConfigurationError(
+            f"compression={name!r} is not known", hint=f"there are {', '.join(_COMPRESSIONS)}"
+        ) from None
+
+
+def common_options(
+    max_size: int,
+    keepalive: float,
+    keepalive_timeout: float,
+    ping_timeout: float | None,
+    given: Mapping[str, Any] | None,
+) -> ChannelOptions:
+    """What both ends set.
+
+    All three knobs of keepalive are needed: with the default of the third (a minute) a frozen peer
+    is noticed only after that minute.
+
+    Raises:
+        ConfigurationError: a number that makes no sense.
+    """
+    for name, value in (
+        ("max_size", max_size),
+        ("keepalive", keepalive),
+        ("keepalive_timeout", keepalive_timeout),
+        ("ping_timeout", keepalive_timeout if ping_timeout is None else ping_timeout),
+    ):
+        if value < 0 or (value == 0 and name != "keepalive"):
+            raise ConfigurationError(f"{name}={value} must be above 0")
+    options: ChannelOptions = [
+        ("grpc.max_send_message_length", -1),  # looked at before it comes to that
+        ("grpc.max_receive_message_length", min(max_size + _OVERHEAD, _NEVER)),
+        ("grpc.max_metadata_size", _METADATA),
+        ("grpc.absolute_max_metadata_size", 2 * _METADATA),
+    ]
+    if keepalive:
+        ping = keepalive_timeout if ping_timeout is None else ping_timeout
+        options += [
+            ("grpc.keepalive_time_ms", _milliseconds(keepalive)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(keepalive_timeout)),
+            ("grpc.http2.ping_timeout_ms", _milliseconds(ping)),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    options += list((given or {}).items())
+    return options
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, min(int(seconds * 1000), _NEVER)) if seconds < inf else _NEVER
+
+
+def client_options(common: ChannelOptions, server_name: str | None, *, proxy: bool) -> ChannelOptions:
+    """What only a client sets.
+
+    One channel is one connection, dialled by the `Link` and never by the library's own backoff. Its
+    transparent retries stay on: they repeat only what the peer has said it never looked at.
+    """
+    options: ChannelOptions = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.min_reconnect_backoff_ms", _milliseconds(DIAL_TIMEOUT)),
+        ("grpc.client_idle_timeout_ms", _NEVER),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.enable_http_proxy", int(proxy)),
+    ]
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return [*options, *common]
+
+
+def server_options(
+    common: ChannelOptions,
+    max_connection_age: float | None,
+    max_connection_age_grace: float,
+    max_connection_idle: float | None,
+) -> ChannelOptions:
+    """What only a server sets. Clients may ping as often as they like: they are told nothing."""
+    options: ChannelOptions = [
+        ("grpc.so_reuseport", 0),  # a port that is taken is an error
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1),
+        ("grpc.http2.max_ping_strikes", 0),
+        # calls that wait to be looked at: over this they are reset without a word
+        ("grpc.server.max_pending_requests", _PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
+    ]
+    if max_connection_age is not None:
+        options += [
+            ("grpc.max_connection_age_ms", _milliseconds(max_connection_age)),
+            ("grpc.max_connection_age_grace_ms", _milliseconds(max_connection_age_grace)),
+        ]
+    if max_connection_idle is not None:
+        options.append(("grpc.max_connection_idle_ms", _milliseconds(max_connection_idle)))
+    return [*options, *common]
+
+
+def pem(given: str | os.PathLike[str] | bytes | None, option: str) -> bytes | None:
+    """A certificate or key: its text, or where it is.
+
+    Raises:
+        ConfigurationError: there is no such file.
+    """
+    if given is None or isinstance(given, bytes):
+        return given
+    try:
+        return Path(given).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{option}= cannot be read: {error}") from error
+
+
+class Connection:
+    """A channel that was connected when it was made, until it no longer is.
+
+    Calls on it that are under way when it is left (the peer's GOAWAY) run to their end; then it is
+    closed.
+    """
+
+    __slots__ = ("_callables", "_calls", "_close", "_closed", "_retired", "channel", "watcher")
+
+    def __init__(self, channel: aio.Channel, close: Callable[[Connection], None]) -> None:
+        self.channel = channel
+        self.watcher: asyncio.Task[None] | None = None
+        self._callables: dict[tuple[str, bool, bool], Any] = {}
+        self._calls = 0
+        self._close = close
+        self._closed = self._retired = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether it still is."""
+        return not self._closed and self.channel.get_state() is READY
+
+    async def aclose(self) -> None:
+        """Close it; calls under way are cancelled. A watch must not outlive the channel."""
+        self._closed = True
+        watcher, self.watcher = self.watcher, None
+        if watcher is not None and not watcher.done() and watcher is not asyncio.current_task():
+            watcher.cancel()
+            await asyncio.wait({watcher})
+        await self.channel.close()
+        self._callables.clear()  # a cycle would keep the library's thread and sockets
+
+    def callable(self, path: str, requests: bool, responses: bool) -> Any:  # noqa: FBT001
+        """What makes calls of a method, on bytes."""
+        key = (path, requests, responses)
+        known = self._callables.get(key)
+        if known is None:
+            channel = self.channel
+            make = {
+                (False, False): channel.unary_unary,
+                (False, True): channel.unary_stream,
+                (True, False): channel.stream_unary,
+                (True, True): channel.stream_stream,
+            }[requests, responses]
+            known = self._callables[key] = make(path, None, None)
+        return known
+
+    def begun(self) -> None:
+        """A call is under way."""
+        self._calls += 1
+
+    def ended(self) -> None:
+        """A call has ended."""
+        self._calls -= 1
+        if self._retired and not self._calls:
+            self._close(self)
+
+    def retire(self) -> None:
+        """Make no more calls on it: close it when the last has ended."""
+        self._retired = True
+        if not self._calls:
+            self._close(self)
+
+
+async def connected(channel: aio.Channel) -> None:
+    """Return when the channel has a connection.
+
+    Raises:
+        ConnectError: the attempt failed.
+        ConfigurationError: whoever answers is not trusted.
+    """
+    state = channel.get_state(try_to_connect=True)
+    while state is not READY:
+        if state is _FAILED:
+            raise await _why(channel)
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+
+
+async def _why(channel: aio.Channel) -> ResilientClientError:
+    """Only a call is told the reason; this one fails without being sent."""
+    try:
+        await channel.unary_unary(_PROBE, None, None)(b"", timeout=1.0)
+    except aio.AioRpcError as error:
+        return not_connected(error.details() or "no connection")
+    return ConnectError("no connection")
+
+
+def watch(connection: Connection, lost: Callable[[Connection], None]) -> None:
+    """Call `lost` once the connection is no longer usable for new calls."""
+
+    async def wait() -> None:
+        await connection.channel.wait_for_state_change(READY)
+        lost(connection)
+
+    connection.watcher = spawn(wait(), "watch a gRPC channel")

@@ -1,0 +1,79 @@
+"""gRPC metadata and this package's headers: names to printable ASCII, or bytes where so named."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from resilient_client.context import DEADLINE_HEADER, PEER_HEADER
+from resilient_client.errors import PayloadError
+from resilient_client.transports._metadata import sanitised
+
+RECEIVERS_HEADER = "x-receivers"
+PREFER = ("prefer", "respond-async")  # RFC 7240 section 4.1, as over HTTP: this is an event
+Pair = tuple[str, str | bytes]
+_OURS: Pair = (PEER_HEADER, "1")
+# https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Custom-Metadata"
+_name = re.compile(r"[0-9a-z_.-]+").fullmatch
+_value = re.compile(r"[\x20-\x7e]*").fullmatch
+
+
+def outgoing(metadata: Mapping[str, str]) -> list[Pair]:
+    """A call's headers as metadata; the deadline travels as gRPC's own timeout.
+
+    Raises:
+        PayloadError: one of them cannot be metadata. The value is not shown: it may be secret.
+    """
+    pairs: list[Pair] = [_OURS]
+    for name, value in metadata.items():
+        if name != DEADLINE_HEADER:
+            pairs.append(_pair(name, value))
+    return pairs
+
+
+def _pair(name: str, value: Any) -> Pair:
+    if _name(name) is None or name.startswith("grpc-"):
+        raise PayloadError(f"header {name!r} has a name that gRPC does not allow")
+    if name.endswith("-bin"):
+        if isinstance(value, bytes):
+            return name, value
+        try:
+            return name, base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            raise PayloadError(f"header {name!r} holds bytes: give it their base64") from None
+    if _value(value) is None:
+        raise PayloadError(f"header {name!r} holds a character that gRPC metadata cannot")
+    return name, value
+
+
+def trailers(metadata: Any) -> list[Pair]:
+    """What a handler's error wants to travel beside it, as far as it can."""
+    pairs: list[Pair] = []
+    if isinstance(metadata, Mapping):
+        for name, value in metadata.items():
+            try:
+                pairs.append(_pair(str(name).lower(), value))
+            except (PayloadError, TypeError):
+                continue
+    return pairs
+
+
+def incoming(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str]:
+    """Received metadata as headers: repeated names joined by ", ", bytes as base64."""
+    found: dict[str, str] = {}
+    for name, value in metadata or ():
+        text = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        found[name] = f"{found[name]}, {text}" if name in found else text
+    return dict(sanitised(found))
+
+
+def own_of(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str | bytes]:
+    """Received trailers that are the application's, bytes as they are."""
+    return {
+        name: value
+        for name, value in metadata or ()
+        if not name.startswith(("grpc-", "x-resilient-client")) and name != "content-type"
+    }

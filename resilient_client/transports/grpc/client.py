@@ -1,0 +1,572 @@
+"""The client's end of grpc:// and grpcs://."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.clock import call_later
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    DeadlineExceeded,
+    NoHandlerError,
+    PayloadError,
+    ReplyTimeout,
+    ResilientClientError,
+)
+from resilient_client.message import NO_VALUE, Receipt, Reply
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._link import Link, spawn
+from resilient_client.transports.grpc._channel import (
+    Connection,
+    client_options,
+    common_options,
+    compression_of,
+    connected,
+    pem,
+    watch,
+)
+from resilient_client.transports.grpc._headers import PREFER, RECEIVERS_HEADER, incoming, outgoing
+from resilient_client.transports.grpc._library import ERRORS, aio, grpc
+from resilient_client.transports.grpc._methods import (
+    PLAIN,
+    Body,
+    Method,
+    PatternsMethod,
+    SchemaMethod,
+    several,
+)
+from resilient_client.transports.grpc._reflection import discover
+from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
+from resilient_client.transports.grpc._status import error_of
+
+if TYPE_CHECKING:
+    from resilient_client.clock import Clock
+    from resilient_client.events import Status
+    from resilient_client.message import Call
+    from resilient_client.transports._base import Environment, Target
+
+DEFAULT_PORT = 50051
+_EARLY = 0.005  # seconds by which the library's timer may be ahead of our clock
+_CLOSING = 1.0  # seconds the channels get to close
+
+
+class _Asked:
+    """A call's method and its request, or requests, encoded once for all attempts."""
+
+    __slots__ = ("begun", "method", "raw", "source")
+
+    def __init__(self, method: Method, raw: bytes, source: Any = None) -> None:
+        self.method = method
+        self.raw = raw
+        self.source = source
+        self.begun = False  # an attempt has taken something out of the source
+
+
+class ClientTransport(BaseTransport):
+    """The client's end: one channel, many calls side by side on it.
+
+    Args:
+        proto: path of the `.proto`, generated modules (`..._pb2`), or several of either; without it
+            the server's reflection is asked.
+        includes: folders in which what a `.proto` imports is looked for.
+        package: the only package whose services count.
+        ca: PEM file (or its bytes) of the authorities trusted for grpcs://; by default Mozilla's.
+        cert, key: PEM of this client's own certificate, where the server asks for one.
+        server_name: the name the server's certificate must have, when it is not the URL's host.
+        credentials: a `grpc.ChannelCredentials` instead of these four.
+        max_size: bytes of one message, each way.
+        compression: "gzip" or "deflate", of requests; answers are understood either way.
+        keepalive: seconds without traffic during a call before the peer is asked whether it is
+            there; 0 is never.
+        keepalive_timeout, ping_timeout: seconds it gets to answer; a peer that does not is lost.
+            The second is the first where it is not given.
+        trust_env: obey http_proxy and its kin.
+        channel_options: further arguments of the channel, as grpcio names them.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        env: Environment,
+        *,
+        proto: str | Any = None,
+        includes: str | Any = None,
+        package: str | None = None,
+        ca: str | Any = None,
+        cert: str | Any = None,
+        key: str | Any = None,
+        server_name: str | None = None,
+        credentials: Any = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+        compression: str | None = None,
+        keepalive: float = 20.0,
+        keepalive_timeout: float = 5.0,
+        ping_timeout: float | None = None,
+        trust_env: bool = False,
+        channel_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(target, env, max_size)
+        secure = target.scheme == "grpcs"
+        if not secure and any(each is not None for each in (ca, cert, key, server_name, credentials)):
+            raise ConfigurationError(
+                "certificates mean nothing to grpc://", hint="write grpcs://"
+            )
+        self._credentials = credentials
+        if secure and credentials is None:
+            self._credentials = grpc.ssl_channel_credentials(
+                pem(ca, "ca"), pem(key, "key"), pem(cert, "cert")
+            )
+        common = common_options(
+            max_size, keepalive, keepalive_timeout, ping_timeout, channel_options
+        )
+        self._options = client_options(common, server_name, proxy=trust_env)
+        self._compression = compression_of(compression)
+        self._address = _address(target, 443 if secure else DEFAULT_PORT)
+        self._authorization: str | None = None
+        if target.username is not None:
+            pair = f"{target.username}:{target.password or ''}".encode()
+            self._authorization = "Basic " + base64.b64encode(pair).decode()
+        self._schema = schema_of(proto, includes, package)
+        self._package = package
+        self._found: Schema | None = None  # what reflection told
+        self._link = Link(self.endpoint, self._dial, clock=env.clock, notify=env.notify)
+        self._closing: set[asyncio.Task[None]] = set()
+        self._left: set[Connection] = set()
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """The state of the connection."""
+        return self._link.status
+
+    # ----------------------------------------------------------------------------- what is asked
+
+    def encode(self, call: Call) -> None:
+        """See `Transport.encode`; what only reflection can say is encoded once it has been asked."""
+        route = call.route
+        method: Method | None = None
+        if is_method_route(route):
+            if self._schema is not None:
+                method = self._schema.method(route)
+            elif self._found is None or self._found.service(route) is None:
+                return
+            else:
+                method = _told(self._found, route)
+        call.body = self._asked(call, PLAIN[call.kind] if method is None else method)
+
+    def _asked(self, call: Call, method: Method) -> _Asked:
+        data = call.data
+        if method.requests:
+            if not several(data):
+                raise PayloadError(
+                    f"{call.route} takes a stream of requests, not a {type(data).__name__}",
+                    hint="give an async iterable, or a list, of mappings",
+                )
+            if hasattr(data, "__aiter__"):
+                return _Asked(method, b"", data)
+            raws = [self._bounded(method.request(each, self._codec, call.route)) for each in data]
+            return _Asked(method, b"", raws)
+        raw = self._bounded(method.request(data, self._codec, call.route))
+        return _Asked(method, raw)
+
+    def _bounded(self, raw: bytes) -> bytes:
+        if len(raw) > self._max_size:
+            raise PayloadError(
+                f"the message has {len(raw)} bytes, more than max_size={self._max_size}",
+                hint="send less, or raise max_size= on both ends",
+            )
+        return raw
+
+    async def _learn(self, call: Call, connection: Connection) -> _Asked:
+        """Encode a call whose method only the server can describe."""
+        if self._found is None:
+            self._found = Schema((), self._package)
+        if self._found.service(call.route) is None:
+            left = call.attempt_deadline - self._clock.now()
+            try:
+                async with asyncio.timeout(left if left < inf else None):
+                    await discover(connection.channel, self._found, call.route)
+            except TimeoutError:
+                raise call.expired(sent=call.sent) from None
+            except aio.AioRpcError as error:
+                raise self._refused(error, connection) from error
+        method = _told(self._found, call.route)
+        asked = call.body = self._asked(call, PLAIN[call.kind] if method is None else method)
+        return asked
+
+    def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
+        """See `Transport.decode`."""
+        return body.method.response(body.raw, type, self._codec)
+
+    # ---------------------------------------------------------------------------------- the calls
+
+    async def request(self, call: Call) -> Reply:
+        """See `Transport.request`."""
+        connection = self._link.current or await self._link.get(call.connect_deadline)
+        try:
+            asked: _Asked = call.body or await self._learn(call, connection)
+            method = asked.method
+            if call.kind == "stream" or method.responses:
+                return await self._stream(call, asked, connection)
+            raw, _ = await self._unary(call, asked, connection, [])
+        finally:
+            del connection  # an error's traceback holds this frame
+        if isinstance(method, PatternsMethod):
+            value = method.value(raw)
+            return Reply(NO_VALUE if value is NO_VALUE else Body(method, value))
+        return Reply(Body(method, raw))
+
+    async def _stream(self, call: Call, asked: _Asked, connection: Connection) -> Reply:
+        items = self._open(call, asked, connection, call.deadline)
+        del connection
+        await items.opened(call)
+        if call.kind == "stream":
+            return Reply(items=items)
+        try:
+            return Reply(await items.receive(call.attempt_deadline))
+        except StopAsyncIteration:
+            return Reply(NO_VALUE)
+        finally:
+            await items.aclose()
+
+    async def publish(self, call: Call) -> Receipt:
+        """See `Transport.publish`: a request whose answer says only that it was taken."""
+        connection = self._link.current or await self._link.get(call.attempt_deadline)
+        asked: _Asked = call.body or await self._learn(call, connection)
+        method = asked.method
+        try:
+            if method.responses:  # the first answer, or the end, is proof enough
+                items = self._open(call, asked, connection, call.attempt_deadline, [PREFER])
+                await items.opened(call)
+                await items.aclose()
+                return Receipt("accepted")
+            raw, rpc = await self._unary(call, asked, connection, [PREFER])
+        except NoHandlerError:
+            return Receipt("accepted", 0)
+        finally:
+            del connection
+        if isinstance(method, PatternsMethod):
+            return Receipt("accepted", method.receivers(raw))
+        told = incoming(await rpc.trailing_metadata()).get(RECEIVERS_HEADER, "")
+        known = told.isascii() and told.isdigit() and len(told) < 10
+        return Receipt("accepted", int(told) if known else None)
+
+    def _begin(
+        self, call: Call, asked: _Asked, connection: Connection, deadline: float, extra: list[Any]
+    ) -> tuple[Any, _Requests | None]:
+        """Start an RPC; the deadline travels as gRPC's own."""
+        left = deadline - self._clock.now()
+        if left <= 0:
+            raise call.expired(sent=False)
+        metadata = outgoing(call.metadata)
+        metadata += extra
+        if self._authorization is not None and "authorization" not in call.metadata:
+            metadata.append(("authorization", self._authorization))
+        method = asked.method
+        requests: _Requests | None = None
+        argument: Any = asked.raw
+        if method.requests:
+            requests = _Requests(self, asked, call.route)
+            argument = requests.each()
+        rpc = connection.callable(method.path, method.requests, method.responses)(
+            argument,
+            timeout=left if left < inf else None,
+            metadata=metadata,
+            compression=self._compression,
+        )
+        call.sent = True
+        connection.begun()
+        return rpc, requests
+
+    async def _unary(
+        self, call: Call, asked: _Asked, connection: Connection, extra: list[Any]
+    ) -> tuple[bytes, Any]:
+        before = call.sent
+        rpc, requests = self._begin(call, asked, connection, call.attempt_deadline, extra)
+        try:
+            return await rpc, rpc
+        except ERRORS as error:
+            failure = self._failed(call, error, connection, before)
+        except asyncio.CancelledError:
+            if _left_by_caller():
+                raise
+            failure = self._cancelled(requests)
+        finally:
+            connection.ended()
+            del rpc, connection  # an error's traceback holds this frame
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def _open(
+        self,
+        call: Call,
+        asked: _Asked,
+        connection: Connection,
+        deadline: float,
+        extra: list[Any] | None = None,
+    ) -> _Items:
+        before = call.sent
+        rpc, requests = self._begin(call, asked, connection, deadline, extra or [])
+        return _Items(self, call, asked.method, rpc, connection, requests, before)
+
+    def _failed(
+        self, call: Call, error: BaseException, connection: Connection, before: bool  # noqa: FBT001
+    ) -> ResilientClientError:
+        """Our error for grpcio's; what never left this side does not count as sent."""
+        if isinstance(error, aio.AioRpcError):
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                now = self._clock.now() + _EARLY
+                if now >= call.deadline:
+                    return DeadlineExceeded("the call's time ran out", sent=True)
+                if now >= call.attempt_deadline:
+                    return call.expired(sent=True)
+            call.status = error.code().name
+        mapped = self._refused(error, connection)
+        if isinstance(mapped, ConnectError):
+            call.sent = before
+        return mapped
+
+    def _refused(self, error: BaseException, connection: Connection) -> ResilientClientError:
+        schema = self._schema or self._found
+        return error_of(
+            error,
+            connected=self.status != "closed" and connection.connected,
+            pool=None if schema is None else schema.pool,
+        )
+
+    def _cancelled(self, requests: _Requests | None) -> ResilientClientError:
+        """Why a call was cancelled, when its caller did not."""
+        if requests is not None and requests.error is not None:
+            return requests.error
+        return ConnectionLost("the client was closed" if self.status == "closed" else "cancelled")
+
+    # --------------------------------------------------------------------------------- its life
+
+    async def _dial(self) -> Connection:
+        channel = self._channel()
+        try:
+            await connected(channel)
+        except BaseException:
+            await channel.close()
+            raise
+        connection = Connection(channel, self._close)
+        watch(connection, self._lost)
+        return connection
+
+    def _channel(self) -> aio.Channel:
+        if self._credentials is None:
+            return aio.insecure_channel(self._address, options=self._options)
+        return aio.secure_channel(self._address, self._credentials, options=self._options)
+
+    def _lost(self, connection: Connection) -> None:
+        if self._link.current is connection:
+            self._left.add(connection)
+        self._link.lost(connection, "the connection has ended, or its peer takes no more calls")
+        connection.retire()
+
+    def _close(self, connection: Connection) -> None:
+        self._left.discard(connection)
+        task = spawn(connection.aclose(), "close a gRPC channel")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
+        self._closing = set()
+        self._left = set()
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        connection = await self._link.aclose()
+        for each in (*self._left, *(() if connection is None else (connection,))):
+            self._close(each)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=_CLOSING)
+
+
+def _told(found: Schema, route: str) -> SchemaMethod | None:
+    """A method that reflection has told of; that its service has none is the peer's answer."""
+    try:
+        return found.method(route)
+    except ConfigurationError as error:
+        raise NoHandlerError(error.args[0], hint=error.hint) from None
+
+
+def _address(target: Target, default: int) -> str:
+    host = target.host
+    return f"[{host}]:{target.port(default)}" if ":" in host else f"{host}:{target.port(default)}"
+
+
+def _left_by_caller() -> bool:
+    """Whether a cancellation is the caller's: grpcio raises one too when a channel is closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class _Requests:
+    """The requests of a call that has a stream of them, encoded as they are wanted."""
+
+    __slots__ = ("_asked", "_route", "_transport", "error")
+
+    def __init__(self, transport: ClientTransport, asked: _Asked, route: str) -> None:
+        self.error: ResilientClientError | None = None
+        self._transport = transport
+        self._asked = asked
+        self._route = route
+        source = asked.source
+        if asked.begun and hasattr(source, "__aiter__") and aiter(source) is source:
+            raise PayloadError(
+                "the stream of requests was used up by an earlier attempt",
+                hint="give a list, or an object whose __aiter__ begins anew",
+            )
+
+    async def each(self) -> AsyncIterator[bytes]:
+        """The bytes of each request."""
+        asked = self._asked
+        asked.begun = True
+        if isinstance(asked.source, list):
+            for raw in asked.source:
+                yield raw
+            return
+        items = aiter(asked.source)
+        transport, method, route = self._transport, asked.method, self._route
+        try:
+            async for item in items:
+                yield transport._bounded(method.request(item, transport._codec, route))  # noqa: SLF001
+        except PayloadError as error:
+            self.error = error
+            error.sent = True
+            raise
+        except Exception as error:
+            self.error = PayloadError(f"the stream of requests failed: {error}", sent=True)
+            self.error.__cause__ = error
+            raise
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+
+class _Items:
+    """The responses of one call, read as they are wanted: HTTP/2 slows the peer down."""
+
+    __slots__ = (
+        "_before", "_call", "_clock", "_connection", "_ended", "_first", "_method", "_late",
+        "_requests", "_rpc", "_transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        transport: ClientTransport,
+        call: Call,
+        method: Method,
+        rpc: Any,
+        connection: Connection,
+        requests: _Requests | None,
+        before: bool,  # noqa: FBT001
+    ) -> None:
+        self._transport = transport
+        self._clock: Clock = transport._clock  # noqa: SLF001
+        self._call = call
+        self._method = method
+        self._rpc = rpc
+        self._connection = connection
+        self._requests = requests
+        self._before = before
+        self._first: list[Any] = []
+        self._late = False
+        self._ended = False
+
+    async def opened(self, call: Call) -> None:
+        """Have the first value, or the end, by the call's `attempt_deadline`."""
+        try:
+            self._first = [await self._next(call.attempt_deadline)]
+        except StopAsyncIteration:
+            return
+        except ReplyTimeout:
+            raise call.expired(sent=True) from None
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        if self._first:
+            return self._first.pop()
+        return await self._next(deadline)
+
+    async def _next(self, deadline: float) -> Any:
+        if self._ended:
+            raise StopAsyncIteration
+        timer = None
+        if deadline < inf:
+            timer = call_later(self._clock, deadline - self._clock.now(), self._expire)
+        failure: ResilientClientError | None = None
+        raw: Any = aio.EOF
+        connection = self._connection
+        try:
+            if self._method.responses:
+                raw = await self._rpc.read()
+            else:
+                raw = await self._rpc
+        except ERRORS as error:
+            failure = self._transport._failed(  # noqa: SLF001
+                self._call, error, connection, self._before
+            )
+        except asyncio.CancelledError:
+            if _left_by_caller():
+                self._end()
+                raise
+            if self._late:
+                failure = ReplyTimeout("the stream was silent for too long")
+            else:
+                failure = self._transport._cancelled(self._requests)  # noqa: SLF001
+        finally:
+            del connection
+            if timer is not None:
+                timer.cancel()
+        if failure is not None:
+            self._end()
+            try:
+                raise failure
+            finally:
+                del failure
+        if raw is aio.EOF:
+            self._end()
+            raise StopAsyncIteration
+        if not self._method.responses:
+            self._end()
+        if isinstance(self._method, PatternsMethod):
+            value = self._method.value(raw)
+            if value is NO_VALUE:
+                self._end()
+                raise StopAsyncIteration
+            raw = value
+        return Body(self._method, raw)
+
+    def _expire(self) -> None:
+        self._late = True
+        self._rpc.cancel()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.ended()
+            del self._connection  # an error's traceback may hold this
+
+    async def aclose(self) -> None:
+        """See `message.Items.aclose`: the server is told."""
+        self._first.clear()
+        if not self._ended:
+            self._end()
+            self._rpc.cancel()
+            del self._rpc

@@ -1,0 +1,417 @@
+"""The server's end of grpc:// and grpcs://."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.context import DEADLINE_HEADER, PEER_HEADER
+from resilient_client.errors import ConfigurationError, NoHandlerError, RemoteError
+from resilient_client.message import NO_VALUE, Message, Reply
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import spawn
+from resilient_client.transports.grpc._channel import (
+    common_options,
+    compression_of,
+    pem,
+    server_options,
+)
+from resilient_client.transports.grpc._headers import RECEIVERS_HEADER, incoming
+from resilient_client.transports.grpc._library import (
+    DecodeError,
+    HealthServicer,
+    add_health,
+    aio,
+    grpc,
+    health_pb2,
+)
+from resilient_client.transports.grpc._methods import EMIT, SEND, STREAM, PatternsMethod, SchemaMethod
+from resilient_client.transports.grpc._reflection import reflection_handlers
+from resilient_client.transports.grpc._schema import schema_of
+from resilient_client.transports.grpc._status import Status, status_name, status_of
+
+if TYPE_CHECKING:
+    from resilient_client.codecs import Codec
+    from resilient_client.transports._base import App, Job, Slots, Subscription, Target
+
+_DEFAULT_PORT = 50051
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class ServerListener:
+    """The server's end: the methods of a `.proto` that have handlers, and every plain pattern.
+
+    Health (`grpc.health.v1`) and reflection are answered too.
+
+    Args:
+        proto, includes, package: as for the client's end; without them there are plain patterns
+            only.
+        cert, key: PEM file (or its bytes) of this server's certificate and its key, for grpcs://.
+        ca: PEM of the authorities that clients' certificates must come from: makes them required.
+        credentials: a `grpc.ServerCredentials` instead of these three.
+        max_size: bytes of one message, each way.
+        compression: "gzip" or "deflate", of answers.
+        keepalive, keepalive_timeout, ping_timeout: seconds, as for the client's end.
+        max_connection_age: seconds after which a client is asked to connect anew, so that replicas
+            share the load; calls under way get `max_connection_age_grace` more.
+        max_connection_idle: seconds after which a connection without a call is closed.
+        reflection: whether clients may ask what there is.
+        channel_options: further arguments, as grpcio names them.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        app: App,
+        *,
+        proto: str | Any = None,
+        includes: str | Any = None,
+        package: str | None = None,
+        cert: str | Any = None,
+        key: str | Any = None,
+        ca: str | Any = None,
+        credentials: Any = None,
+        max_size: int = DEFAULT_MAX_SIZE,
+        compression: str | None = None,
+        keepalive: float = 20.0,
+        keepalive_timeout: float = 5.0,
+        ping_timeout: float | None = None,
+        max_connection_age: float | None = None,
+        max_connection_age_grace: float = 30.0,
+        max_connection_idle: float | None = None,
+        reflection: bool = True,
+        channel_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        secure = target.scheme == "grpcs"
+        if secure and credentials is None:
+            if cert is None or key is None:
+                raise ConfigurationError(
+                    "grpcs:// needs the server's certificate", hint="give cert= and key="
+                )
+            chain, private, authority = pem(cert, "cert"), pem(key, "key"), pem(ca, "ca")
+            assert chain is not None and private is not None  # noqa: S101, PT018
+            credentials = grpc.ssl_server_credentials(
+                [(private, chain)], authority, require_client_auth=authority is not None
+            )
+        elif not secure and any(each is not None for each in (cert, key, credentials)):
+            raise ConfigurationError("certificates mean nothing to grpc://", hint="write grpcs://")
+        self.address = str(target)
+        self._target = target
+        self._app = app
+        self._credentials = credentials if secure else None
+        self._port = target.port(443 if secure else _DEFAULT_PORT)
+        self._max_size = max_size
+        self._compression = compression_of(compression)
+        common = common_options(
+            max_size, keepalive, keepalive_timeout, ping_timeout, channel_options
+        )
+        self._options = server_options(
+            common, max_connection_age, max_connection_age_grace, max_connection_idle
+        )
+        self._schema = schema_of(proto, includes, package)
+        self._reflection = reflection
+        self._health: Any = None
+        self._server: aio.Server | None = None
+        self._stopping: asyncio.Task[None] | None = None
+
+    def check_pattern(self, handler: Subscription) -> None:
+        """Refuse a method that its service does not have, when it is registered."""
+        if self._schema is not None:
+            self._schema.method(handler.route)
+
+    async def start(self) -> None:
+        """See `ServerListener.start`."""
+        server = aio.server(options=self._options, compression=self._compression)
+        server.add_generic_rpc_handlers((_Methods(self._app, self._handlers()),))
+        health = self._health = HealthServicer()
+        add_health(health, server)
+        await health.set("", _SERVING)
+        if self._schema is not None:
+            for service in self._schema.services:
+                await health.set(service, _SERVING)
+        if self._reflection:
+            server.add_generic_rpc_handlers(tuple(reflection_handlers(self._schema)))
+        host = self._target.host
+        where = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(where)
+            else:
+                port = server.add_secure_port(where, self._credentials)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"{self._target} cannot be bound: {error}",
+                hint="is another process listening there? port 0 is any free one",
+            ) from error
+        await server.start()
+        self._server = server
+        shown = self._target.hostport
+        if self._target.url.port is not None:
+            shown = shown.rpartition(":")[0]
+        self.address = f"{self._target.scheme}://{shown}:{port}"
+
+    def _handlers(self) -> dict[str, Any]:
+        """By path, how its calls are answered."""
+        app = self._app
+        pool = None if self._schema is None else self._schema.pool
+        calls = _Calls(app, pool, self._max_size)
+        found: dict[str, Any] = {
+            SEND.path: grpc.unary_unary_rpc_method_handler(calls.plain(SEND)),
+            STREAM.path: grpc.unary_stream_rpc_method_handler(calls.plain(STREAM)),
+            EMIT.path: grpc.unary_unary_rpc_method_handler(calls.plain(EMIT)),
+        }
+        for handler in app.subscriptions():
+            method = None if self._schema is None else self._schema.method(handler.route)
+            if method is None or (method.path in found and not app.handles(handler.route)):
+                continue
+            make = {
+                (False, False): grpc.unary_unary_rpc_method_handler,
+                (False, True): grpc.unary_stream_rpc_method_handler,
+                (True, False): grpc.stream_unary_rpc_method_handler,
+                (True, True): grpc.stream_stream_rpc_method_handler,
+            }[method.requests, method.responses]
+            found[method.path] = make(calls.method(method, handler.route))
+        return found
+
+    async def stop(self) -> None:
+        """See `ServerListener.stop`: clients are asked to go elsewhere, what runs is answered."""
+        server = self._server
+        if server is None or self._stopping is not None:
+            return
+        await self._health.enter_graceful_shutdown()
+        self._stopping = spawn(server.stop(inf_grace()), "stop a gRPC server")
+        await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        """See `ServerListener.aclose`."""
+        await self.stop()
+        server, self._server = self._server, None
+        if server is None:
+            return
+        await server.stop(0)
+        if self._stopping is not None:
+            await asyncio.wait({self._stopping}, timeout=1.0)
+
+
+def inf_grace() -> float:
+    """Seconds that stand for 'as long as it takes': `aclose` ends it."""
+    return 24 * 3600.0
+
+
+class _Methods(grpc.GenericRpcHandler):
+    """Finds the handler of a path."""
+
+    def __init__(self, app: App, found: Mapping[str, Any]) -> None:
+        self._app = app
+        self._find = found.get
+
+    def service(self, handler_call_details: Any) -> Any:
+        """See `grpc.GenericRpcHandler`."""
+        return self._find(handler_call_details.method)
+
+
+class _Peer:
+    """One connection, as far as the server can tell: its caps, while it has calls."""
+
+    __slots__ = ("calls", "slots")
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = slots
+        self.calls = 0
+
+
+class _Calls:
+    """Makes what grpcio calls for each request."""
+
+    def __init__(self, app: App, pool: Any, max_size: int) -> None:
+        self.app = app
+        self.pool = pool
+        self.max_size = max_size
+        self._peers: dict[str, _Peer] = {}
+
+    def method(self, method: SchemaMethod, route: str) -> Callable[[Any, Any], Any]:
+        """For a method of the schema."""
+        codec = method.server_codec(self.app.codec)
+        responses = method.responses
+        handled = self.app.handles(route)
+
+        async def answer(body: Any, context: Any) -> bytes | None:
+            headers = _headers(context)
+            if not handled or "respond-async" in headers.get("prefer", ""):
+                count = await self._hand_over(route, body, headers, context, codec)
+                context.set_trailing_metadata(((RECEIVERS_HEADER, str(count)),))
+                return None if responses else b""
+            return await self._ask(route, body, headers, context, codec, None, responses)
+
+        return answer
+
+    def plain(self, method: PatternsMethod) -> Callable[[Any, Any], Any]:
+        """For a pattern of our own kind."""
+        pack = method.pack
+
+        async def answer(raw: bytes, context: Any) -> bytes | None:
+            headers = _headers(context)
+            try:
+                route, body = method.unpack(raw)
+            except DecodeError:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no Request")
+            if method is EMIT:
+                return method.accepted(await self._hand_over(route, body, headers, context, None))
+            return await self._ask(route, body, headers, context, None, pack, method.responses)
+
+        return answer
+
+    async def _ask(
+        self,
+        route: str,
+        body: Any,
+        headers: dict[str, str],
+        context: Any,
+        codec: Codec | None,
+        pack: Callable[[Any], bytes] | None,
+        responses: bool,  # noqa: FBT001
+    ) -> bytes | None:
+        """Have the request's handler run, and give back its answer."""
+        message = Message(
+            route, body, headers, True, received=self.app.clock.now(), raw=context, codec=codec,
+            status_of=status_name,
+        )  # fmt: skip
+        answer = _Answer(context, pack, responses=responses)
+        name = context.peer()
+        peer = self._peers.get(name)
+        if peer is None:
+            peer = self._peers[name] = _Peer(self.app.slots(_nothing, _nothing))
+        peer.calls += 1
+        job: Job | None = None
+        try:
+            job = self.app.accept(message, answer, peer.slots, "grpc")
+            error = await answer.done
+        except asyncio.CancelledError:
+            if job is not None:
+                job.cancel()
+            raise
+        finally:
+            peer.calls -= 1
+            if not peer.calls and self._peers.get(name) is peer:
+                del self._peers[name]
+                peer.slots.close()
+        if error is not None:
+            status = self._status(error, headers)
+            await context.abort(*status)
+        return answer.raw
+
+    def _status(self, error: RemoteError, headers: Mapping[str, str]) -> Status:
+        return status_of(error, self.pool, ours=PEER_HEADER in headers)
+
+    async def _hand_over(
+        self, route: str, body: Any, headers: dict[str, str], context: Any, codec: Codec | None
+    ) -> int:
+        """Accept an event; where nothing more may run, its sender waits until it does."""
+        waiting = _Waiting()
+        slots = self.app.slots(waiting.pause, waiting.resume)
+        headers.pop(DEADLINE_HEADER, None)
+        message = Message(
+            route, body, headers, received=self.app.clock.now(), raw=context, codec=codec
+        )
+        self.app.accept(message, None, slots, "grpc")
+        try:
+            if waiting.resumed is not None:
+                await waiting.resumed
+        except asyncio.CancelledError:
+            slots.drop()
+            raise
+        finally:
+            slots.close()
+        return self.app.receivers(route)
+
+
+class _Waiting:
+    """Whether an event may not run yet, and when it does."""
+
+    __slots__ = ("resumed",)
+
+    def __init__(self) -> None:
+        self.resumed: asyncio.Future[None] | None = None
+
+    def pause(self) -> None:
+        """It has to wait."""
+        self.resumed = asyncio.get_running_loop().create_future()
+
+    def resume(self) -> None:
+        """It runs."""
+        if self.resumed is not None and not self.resumed.done():
+            self.resumed.set_result(None)
+
+
+class _Answer:
+    """Takes a handler's reply to the caller; its future is the error the answer ends with."""
+
+    __slots__ = ("_context", "_pack", "_responses", "done", "raw")
+
+    def __init__(
+        self, context: Any, pack: Callable[[Any], bytes] | None, *, responses: bool
+    ) -> None:
+        self.raw: bytes | None = None if responses else b""
+        self.done: asyncio.Future[RemoteError | None] = asyncio.get_running_loop().create_future()
+        self._context = context
+        self._pack = pack
+        self._responses = responses
+
+    async def __call__(self, reply: Reply, /) -> None:
+        """See `transports._base.Respond`."""
+        error = reply.error
+        try:
+            if error is None:
+                if reply.items is not None:
+                    await self._stream(reply.items)
+                elif not self._responses:
+                    self.raw = self._bytes(reply.body)
+                elif reply.body is not NO_VALUE:
+                    await self._context.write(self._bytes(reply.body))
+        except RemoteError as torn:
+            error = torn
+        except aio.BaseError as gone:
+            raise ConnectionResetError(str(gone)) from gone
+        except Exception:
+            self._end(RemoteError("Internal server error"))
+            raise
+        self._end(error)
+
+    def _end(self, error: RemoteError | None) -> None:
+        if not self.done.done():
+            self.done.set_result(error)
+
+    async def _stream(self, items: Any) -> None:
+        """Every value; of a method with one response the first."""
+        try:
+            while True:
+                raw = self._bytes(await items.receive(inf))
+                if not self._responses:
+                    self.raw = raw
+                    return
+                await self._context.write(raw)
+        except StopAsyncIteration:
+            if not self._responses:
+                self.raw = self._bytes(NO_VALUE)
+
+    def _bytes(self, body: Any) -> bytes:
+        if self._pack is not None:
+            return self._pack(body)
+        return b"" if body is NO_VALUE else body  # type: ignore[no-any-return]
+
+
+def _headers(context: Any) -> dict[str, str]:
+    """What came beside the request; gRPC's own timeout as the header everything else reads."""
+    headers = incoming(context.invocation_metadata())
+    left = context.time_remaining()
+    if left is None:
+        headers.pop(DEADLINE_HEADER, None)
+    else:
+        headers[DEADLINE_HEADER] = str(int(left * 1000))
+    return headers
+
+
+def _nothing() -> None:
+    """A request over the cap is answered, not waited for."""
