@@ -90,7 +90,9 @@ def _milliseconds(seconds: float) -> int:
     return max(1, min(int(seconds * 1000), _NEVER)) if seconds < inf else _NEVER
 
 
-def client_options(common: ChannelOptions, server_name: str | None, *, proxy: bool) -> ChannelOptions:
+def client_options(
+    common: ChannelOptions, server_name: str | None, *, proxy: bool
+) -> ChannelOptions:
     """What only a client sets.
 
     One channel is one connection, dialled by the `Link` and never by the library's own backoff. Its
@@ -231,7 +233,8 @@ async def connected(channel: aio.Channel) -> None:
 async def _why(channel: aio.Channel) -> ResilientClientError:
     """Only a call is told the reason; this one fails without being sent."""
     try:
-        await channel.unary_unary(_PROBE, None, None)(b"", timeout=1.0)
+        probe: Any = channel.unary_unary(_PROBE, None, None)
+        await probe(b"", timeout=1.0)
     except aio.AioRpcError as error:
         return not_connected(error.details() or "no connection")
     return ConnectError("no connection")

@@ -200,13 +200,11 @@ def _conversion(
     write, read = _single(field, shapes)
     if not field.is_repeated:
         return write, read
+    written = _list if write is None else _each(write)
     if read is None:
-        return (None if write is None else _each(write)), None
+        return written, None
     one = read
-    return (
-        None if write is None else _each(write),
-        lambda items: [one(item) for item in items],
-    )
+    return written, lambda items: [one(item) for item in items]
 
 
 def _single(
@@ -255,13 +253,16 @@ def _integer(key: Any, path: str) -> Any:
         raise PayloadError(f"{path}: {key!r} is no integer key") from None
 
 
-def _each(write: Writer) -> Writer:
-    def write_each(value: Any, path: str) -> list[Any]:
-        if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-            raise PayloadError(f"{path}: a repeated field is a list, not a {type(value).__name__}")
-        return [write(item, f"{path}[{index}]") for index, item in enumerate(value)]
+def _list(value: Any, path: str) -> Iterable[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise PayloadError(f"{path}: a repeated field is a list, not a {type(value).__name__}")
+    return value
 
-    return write_each
+
+def _each(write: Writer) -> Writer:
+    return lambda value, path: [
+        write(item, f"{path}[{index}]") for index, item in enumerate(_list(value, path))
+    ]
 
 
 def _nested(shape: Shape) -> Writer:

@@ -138,17 +138,17 @@ PATTERNS_SERVICE = "resilient_client.Patterns"
 def _patterns_file() -> descriptor_pb2.FileDescriptorProto:
     """As a `.proto` would say it.
 
-        syntax = "proto3";
-        package resilient_client;
+    syntax = "proto3";
+    package resilient_client;
 
-        service Patterns {
-          rpc Send(Request) returns (Value);
-          rpc Stream(Request) returns (stream Value);
-          rpc Emit(Request) returns (Accepted);
-        }
-        message Request { string pattern = 1; bytes data = 2; }  // data: JSON
-        message Value { optional bytes data = 1; }               // absent: no value
-        message Accepted { int32 receivers = 1; }
+    service Patterns {
+      rpc Send(Request) returns (Value);
+      rpc Stream(Request) returns (stream Value);
+      rpc Emit(Request) returns (Accepted);
+    }
+    message Request { string pattern = 1; bytes data = 2; }  // data: JSON
+    message Value { optional bytes data = 1; }               // absent: no value
+    message Accepted { int32 receivers = 1; }
     """
     field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(
@@ -179,11 +179,12 @@ def _patterns_file() -> descriptor_pb2.FileDescriptorProto:
 
 PATTERNS_FILE = _patterns_file()
 _pool = DescriptorPool()
-_pool.Add(PATTERNS_FILE)  # type: ignore[no-untyped-call]
-_Request, _Value, _Accepted = (
+_pool.Add(PATTERNS_FILE)
+_classes: list[Any] = [
     GetMessageClass(_pool.FindMessageTypeByName(f"resilient_client.{name}"))
     for name in ("Request", "Value", "Accepted")
-)
+]
+_Request, _Value, _Accepted = _classes
 
 
 class PatternsMethod:

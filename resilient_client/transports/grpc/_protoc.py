@@ -35,7 +35,9 @@ def compile_protos(paths: Sequence[str], includes: Sequence[str]) -> bytes:
 
 
 @lru_cache(maxsize=32)
-def _compiled(files: tuple[str, ...], includes: tuple[str, ...], _changed: tuple[int, ...]) -> bytes:
+def _compiled(
+    files: tuple[str, ...], includes: tuple[str, ...], _changed: tuple[int, ...]
+) -> bytes:
     own = [str(Path(file).parent) for file in files]
     command = [sys.executable, "-m", "grpc_tools.protoc"]
     command += [f"-I{folder}" for folder in dict.fromkeys((*includes, *own))]
@@ -58,8 +60,10 @@ def _well_known() -> list[str]:
             "reading a .proto needs the library 'grpcio-tools', which is not installed",
             hint='pip install "resilient-client[grpc]"',
         )
-    found = [f"-I{Path(tools.origin).with_name('_proto')}"]
     rpc = find_spec("google.rpc")
-    for folder in () if rpc is None else rpc.submodule_search_locations or ():
-        found.append(f"-I{Path(folder).parent.parent}")
-    return found
+    folders = () if rpc is None else rpc.submodule_search_locations or ()
+    found = [
+        Path(tools.origin).with_name("_proto"),
+        *(Path(each).parent.parent for each in folders),
+    ]
+    return [f"-I{each}" for each in found]

@@ -135,7 +135,7 @@ def _everything(schema: Schema | None) -> tuple[DescriptorPool, list[str]]:
     ):
         files.setdefault(descriptor_pb2.FileDescriptorProto.FromString(raw).name, raw)
     for raw in files.values():
-        pool.AddSerializedFile(raw)  # type: ignore[no-untyped-call]
+        pool.AddSerializedFile(raw)
     own = [PATTERNS_FILE.package + ".Patterns", "grpc.health.v1.Health", V1ALPHA, V1]
     return pool, [*(schema.services if schema else ()), *own]
 

@@ -16,7 +16,9 @@ from resilient_client.transports.grpc._messages import Shape
 from resilient_client.transports.grpc._methods import SchemaMethod
 from resilient_client.transports.grpc._protoc import compile_protos
 
-_method_route = re.compile(r"((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)/([A-Za-z_]\w*)", re.ASCII).fullmatch
+_method_route = re.compile(
+    r"((?:[A-Za-z_]\w*\.)*)([A-Za-z_]\w*)/([A-Za-z_]\w*)", re.ASCII
+).fullmatch
 _FileProto = descriptor_pb2.FileDescriptorProto
 
 
@@ -65,9 +67,11 @@ class Schema:
             if name in new:
                 self._add(new[name], new)
         try:
-            self.pool.AddSerializedFile(file.SerializeToString())  # type: ignore[no-untyped-call]
+            self.pool.AddSerializedFile(file.SerializeToString())
         except TypeError as error:
-            raise ConfigurationError(f"the schema of {file.name} cannot be used: {error}") from error
+            raise ConfigurationError(
+                f"the schema of {file.name} cannot be used: {error}"
+            ) from error
 
     @property
     def services(self) -> list[str]:

@@ -14,8 +14,8 @@ from resilient_client import _json
 from resilient_client.errors import (
     DEADLINE_EXCEEDED_CODE,
     INTERNAL_SERVER_ERROR,
-    ConnectionLost,
     ConnectError,
+    ConnectionLost,
     DeadlineExceeded,
     InvalidPayloadError,
     NoHandlerError,
@@ -205,7 +205,7 @@ def _answered(
     connected: bool,  # noqa: FBT001
     pool: DescriptorPool | None,
 ) -> ResilientClientError:
-    found = {name: value for name, value in metadata or ()}
+    found = dict(metadata or ())
     if not found:
         lost = _unanswered(number, text, connected)
         if lost is not None:

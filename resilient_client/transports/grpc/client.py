@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Mapping
+import traceback
+from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.clock import call_later
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
-    ConnectionLost,
     DeadlineExceeded,
     NoHandlerError,
     PayloadError,
-    ReplyTimeout,
     ResilientClientError,
 )
 from resilient_client.message import NO_VALUE, Receipt, Reply
@@ -32,6 +30,13 @@ from resilient_client.transports.grpc._channel import (
     watch,
 )
 from resilient_client.transports.grpc._headers import PREFER, RECEIVERS_HEADER, incoming, outgoing
+from resilient_client.transports.grpc._items import (
+    Asked,
+    Items,
+    Requests,
+    cancelled,
+    left_by_caller,
+)
 from resilient_client.transports.grpc._library import ERRORS, aio, grpc
 from resilient_client.transports.grpc._methods import (
     PLAIN,
@@ -46,26 +51,15 @@ from resilient_client.transports.grpc._schema import Schema, is_method_route, sc
 from resilient_client.transports.grpc._status import error_of
 
 if TYPE_CHECKING:
-    from resilient_client.clock import Clock
     from resilient_client.events import Status
     from resilient_client.message import Call
     from resilient_client.transports._base import Environment, Target
 
 DEFAULT_PORT = 50051
 _EARLY = 0.005  # seconds by which the library's timer may be ahead of our clock
+# The wire has three digits of a timeout, rounded up: without this 30 s would arrive as 30.1.
+_ROUNDING = 0.002
 _CLOSING = 1.0  # seconds the channels get to close
-
-
-class _Asked:
-    """A call's method and its request, or requests, encoded once for all attempts."""
-
-    __slots__ = ("begun", "method", "raw", "source")
-
-    def __init__(self, method: Method, raw: bytes, source: Any = None) -> None:
-        self.method = method
-        self.raw = raw
-        self.source = source
-        self.begun = False  # an attempt has taken something out of the source
 
 
 class ClientTransport(BaseTransport):
@@ -113,10 +107,10 @@ class ClientTransport(BaseTransport):
     ) -> None:
         super().__init__(target, env, max_size)
         secure = target.scheme == "grpcs"
-        if not secure and any(each is not None for each in (ca, cert, key, server_name, credentials)):
-            raise ConfigurationError(
-                "certificates mean nothing to grpc://", hint="write grpcs://"
-            )
+        if not secure and any(
+            each is not None for each in (ca, cert, key, server_name, credentials)
+        ):
+            raise ConfigurationError("certificates mean nothing to grpc://", hint="write grpcs://")
         self._credentials = credentials
         if secure and credentials is None:
             self._credentials = grpc.ssl_channel_credentials(
@@ -147,7 +141,7 @@ class ClientTransport(BaseTransport):
     # ----------------------------------------------------------------------------- what is asked
 
     def encode(self, call: Call) -> None:
-        """See `Transport.encode`; what only reflection can say is encoded once it has been asked."""
+        """See `Transport.encode`; what only reflection can say is encoded when it has said it."""
         route = call.route
         method: Method | None = None
         if is_method_route(route):
@@ -159,7 +153,7 @@ class ClientTransport(BaseTransport):
                 method = _told(self._found, route)
         call.body = self._asked(call, PLAIN[call.kind] if method is None else method)
 
-    def _asked(self, call: Call, method: Method) -> _Asked:
+    def _asked(self, call: Call, method: Method) -> Asked:
         data = call.data
         if method.requests:
             if not several(data):
@@ -168,11 +162,11 @@ class ClientTransport(BaseTransport):
                     hint="give an async iterable, or a list, of mappings",
                 )
             if hasattr(data, "__aiter__"):
-                return _Asked(method, b"", data)
+                return Asked(method, b"", data)
             raws = [self._bounded(method.request(each, self._codec, call.route)) for each in data]
-            return _Asked(method, b"", raws)
+            return Asked(method, b"", raws)
         raw = self._bounded(method.request(data, self._codec, call.route))
-        return _Asked(method, raw)
+        return Asked(method, raw)
 
     def _bounded(self, raw: bytes) -> bytes:
         if len(raw) > self._max_size:
@@ -182,7 +176,7 @@ class ClientTransport(BaseTransport):
             )
         return raw
 
-    async def _learn(self, call: Call, connection: Connection) -> _Asked:
+    async def _learn(self, call: Call, connection: Connection) -> Asked:
         """Encode a call whose method only the server can describe."""
         if self._found is None:
             self._found = Schema((), self._package)
@@ -209,7 +203,7 @@ class ClientTransport(BaseTransport):
         """See `Transport.request`."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
         try:
-            asked: _Asked = call.body or await self._learn(call, connection)
+            asked: Asked = call.body or await self._learn(call, connection)
             method = asked.method
             if call.kind == "stream" or method.responses:
                 return await self._stream(call, asked, connection)
@@ -221,7 +215,7 @@ class ClientTransport(BaseTransport):
             return Reply(NO_VALUE if value is NO_VALUE else Body(method, value))
         return Reply(Body(method, raw))
 
-    async def _stream(self, call: Call, asked: _Asked, connection: Connection) -> Reply:
+    async def _stream(self, call: Call, asked: Asked, connection: Connection) -> Reply:
         items = self._open(call, asked, connection, call.deadline)
         del connection
         await items.opened(call)
@@ -237,7 +231,7 @@ class ClientTransport(BaseTransport):
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: a request whose answer says only that it was taken."""
         connection = self._link.current or await self._link.get(call.attempt_deadline)
-        asked: _Asked = call.body or await self._learn(call, connection)
+        asked: Asked = call.body or await self._learn(call, connection)
         method = asked.method
         try:
             if method.responses:  # the first answer, or the end, is proof enough
@@ -257,8 +251,8 @@ class ClientTransport(BaseTransport):
         return Receipt("accepted", int(told) if known else None)
 
     def _begin(
-        self, call: Call, asked: _Asked, connection: Connection, deadline: float, extra: list[Any]
-    ) -> tuple[Any, _Requests | None]:
+        self, call: Call, asked: Asked, connection: Connection, deadline: float, extra: list[Any]
+    ) -> tuple[Any, Requests | None]:
         """Start an RPC; the deadline travels as gRPC's own."""
         left = deadline - self._clock.now()
         if left <= 0:
@@ -268,14 +262,16 @@ class ClientTransport(BaseTransport):
         if self._authorization is not None and "authorization" not in call.metadata:
             metadata.append(("authorization", self._authorization))
         method = asked.method
-        requests: _Requests | None = None
+        requests: Requests | None = None
         argument: Any = asked.raw
         if method.requests:
-            requests = _Requests(self, asked, call.route)
+            requests = Requests(
+                asked, lambda each: self._bounded(method.request(each, self._codec, call.route))
+            )
             argument = requests.each()
         rpc = connection.callable(method.path, method.requests, method.responses)(
             argument,
-            timeout=left if left < inf else None,
+            timeout=None if left == inf else left - _ROUNDING if left > 1 else left,
             metadata=metadata,
             compression=self._compression,
         )
@@ -284,7 +280,7 @@ class ClientTransport(BaseTransport):
         return rpc, requests
 
     async def _unary(
-        self, call: Call, asked: _Asked, connection: Connection, extra: list[Any]
+        self, call: Call, asked: Asked, connection: Connection, extra: list[Any]
     ) -> tuple[bytes, Any]:
         before = call.sent
         rpc, requests = self._begin(call, asked, connection, call.attempt_deadline, extra)
@@ -293,9 +289,9 @@ class ClientTransport(BaseTransport):
         except ERRORS as error:
             failure = self._failed(call, error, connection, before)
         except asyncio.CancelledError:
-            if _left_by_caller():
+            if left_by_caller():
                 raise
-            failure = self._cancelled(requests)
+            failure = cancelled(requests)
         finally:
             connection.ended()
             del rpc, connection  # an error's traceback holds this frame
@@ -307,17 +303,28 @@ class ClientTransport(BaseTransport):
     def _open(
         self,
         call: Call,
-        asked: _Asked,
+        asked: Asked,
         connection: Connection,
         deadline: float,
         extra: list[Any] | None = None,
-    ) -> _Items:
+    ) -> Items:
         before = call.sent
         rpc, requests = self._begin(call, asked, connection, deadline, extra or [])
-        return _Items(self, call, asked.method, rpc, connection, requests, before)
+        return Items(
+            asked.method,
+            rpc,
+            connection,
+            requests,
+            lambda error, lost: self._failed(call, error, lost, before),
+            self._clock,
+        )
 
     def _failed(
-        self, call: Call, error: BaseException, connection: Connection, before: bool  # noqa: FBT001
+        self,
+        call: Call,
+        error: BaseException,
+        connection: Connection,
+        before: bool,  # noqa: FBT001
     ) -> ResilientClientError:
         """Our error for grpcio's; what never left this side does not count as sent."""
         if isinstance(error, aio.AioRpcError):
@@ -341,22 +348,20 @@ class ClientTransport(BaseTransport):
             pool=None if schema is None else schema.pool,
         )
 
-    def _cancelled(self, requests: _Requests | None) -> ResilientClientError:
-        """Why a call was cancelled, when its caller did not."""
-        if requests is not None and requests.error is not None:
-            return requests.error
-        return ConnectionLost("the client was closed" if self.status == "closed" else "cancelled")
-
     # --------------------------------------------------------------------------------- its life
 
     async def _dial(self) -> Connection:
         channel = self._channel()
         try:
             await connected(channel)
-        except BaseException:
+            connection = Connection(channel, self._close)
+        except BaseException as error:
             await channel.close()
+            # whoever keeps the error would keep the channel, and so the library's thread
+            traceback.clear_frames(error.__traceback__)
             raise
-        connection = Connection(channel, self._close)
+        finally:
+            del channel
         watch(connection, self._lost)
         return connection
 
@@ -407,166 +412,3 @@ def _told(found: Schema, route: str) -> SchemaMethod | None:
 def _address(target: Target, default: int) -> str:
     host = target.host
     return f"[{host}]:{target.port(default)}" if ":" in host else f"{host}:{target.port(default)}"
-
-
-def _left_by_caller() -> bool:
-    """Whether a cancellation is the caller's: grpcio raises one too when a channel is closed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-class _Requests:
-    """The requests of a call that has a stream of them, encoded as they are wanted."""
-
-    __slots__ = ("_asked", "_route", "_transport", "error")
-
-    def __init__(self, transport: ClientTransport, asked: _Asked, route: str) -> None:
-        self.error: ResilientClientError | None = None
-        self._transport = transport
-        self._asked = asked
-        self._route = route
-        source = asked.source
-        if asked.begun and hasattr(source, "__aiter__") and aiter(source) is source:
-            raise PayloadError(
-                "the stream of requests was used up by an earlier attempt",
-                hint="give a list, or an object whose __aiter__ begins anew",
-            )
-
-    async def each(self) -> AsyncIterator[bytes]:
-        """The bytes of each request."""
-        asked = self._asked
-        asked.begun = True
-        if isinstance(asked.source, list):
-            for raw in asked.source:
-                yield raw
-            return
-        items = aiter(asked.source)
-        transport, method, route = self._transport, asked.method, self._route
-        try:
-            async for item in items:
-                yield transport._bounded(method.request(item, transport._codec, route))  # noqa: SLF001
-        except PayloadError as error:
-            self.error = error
-            error.sent = True
-            raise
-        except Exception as error:
-            self.error = PayloadError(f"the stream of requests failed: {error}", sent=True)
-            self.error.__cause__ = error
-            raise
-        finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
-
-
-class _Items:
-    """The responses of one call, read as they are wanted: HTTP/2 slows the peer down."""
-
-    __slots__ = (
-        "_before", "_call", "_clock", "_connection", "_ended", "_first", "_method", "_late",
-        "_requests", "_rpc", "_transport",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        transport: ClientTransport,
-        call: Call,
-        method: Method,
-        rpc: Any,
-        connection: Connection,
-        requests: _Requests | None,
-        before: bool,  # noqa: FBT001
-    ) -> None:
-        self._transport = transport
-        self._clock: Clock = transport._clock  # noqa: SLF001
-        self._call = call
-        self._method = method
-        self._rpc = rpc
-        self._connection = connection
-        self._requests = requests
-        self._before = before
-        self._first: list[Any] = []
-        self._late = False
-        self._ended = False
-
-    async def opened(self, call: Call) -> None:
-        """Have the first value, or the end, by the call's `attempt_deadline`."""
-        try:
-            self._first = [await self._next(call.attempt_deadline)]
-        except StopAsyncIteration:
-            return
-        except ReplyTimeout:
-            raise call.expired(sent=True) from None
-
-    async def receive(self, deadline: float) -> Any:
-        """See `message.Items.receive`."""
-        if self._first:
-            return self._first.pop()
-        return await self._next(deadline)
-
-    async def _next(self, deadline: float) -> Any:
-        if self._ended:
-            raise StopAsyncIteration
-        timer = None
-        if deadline < inf:
-            timer = call_later(self._clock, deadline - self._clock.now(), self._expire)
-        failure: ResilientClientError | None = None
-        raw: Any = aio.EOF
-        connection = self._connection
-        try:
-            if self._method.responses:
-                raw = await self._rpc.read()
-            else:
-                raw = await self._rpc
-        except ERRORS as error:
-            failure = self._transport._failed(  # noqa: SLF001
-                self._call, error, connection, self._before
-            )
-        except asyncio.CancelledError:
-            if _left_by_caller():
-                self._end()
-                raise
-            if self._late:
-                failure = ReplyTimeout("the stream was silent for too long")
-            else:
-                failure = self._transport._cancelled(self._requests)  # noqa: SLF001
-        finally:
-            del connection
-            if timer is not None:
-                timer.cancel()
-        if failure is not None:
-            self._end()
-            try:
-                raise failure
-            finally:
-                del failure
-        if raw is aio.EOF:
-            self._end()
-            raise StopAsyncIteration
-        if not self._method.responses:
-            self._end()
-        if isinstance(self._method, PatternsMethod):
-            value = self._method.value(raw)
-            if value is NO_VALUE:
-                self._end()
-                raise StopAsyncIteration
-            raw = value
-        return Body(self._method, raw)
-
-    def _expire(self) -> None:
-        self._late = True
-        self._rpc.cancel()
-
-    def _end(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._connection.ended()
-            del self._connection  # an error's traceback may hold this
-
-    async def aclose(self) -> None:
-        """See `message.Items.aclose`: the server is told."""
-        self._first.clear()
-        if not self._ended:
-            self._end()
-            self._rpc.cancel()
-            del self._rpc

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import DEADLINE_HEADER, PEER_HEADER
-from resilient_client.errors import ConfigurationError, NoHandlerError, RemoteError
+from resilient_client.errors import ConfigurationError, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import spawn
@@ -27,7 +27,13 @@ from resilient_client.transports.grpc._library import (
     grpc,
     health_pb2,
 )
-from resilient_client.transports.grpc._methods import EMIT, SEND, STREAM, PatternsMethod, SchemaMethod
+from resilient_client.transports.grpc._methods import (
+    EMIT,
+    SEND,
+    STREAM,
+    PatternsMethod,
+    SchemaMethod,
+)
 from resilient_client.transports.grpc._reflection import reflection_handlers
 from resilient_client.transports.grpc._schema import schema_of
 from resilient_client.transports.grpc._status import Status, status_name, status_of
@@ -399,7 +405,7 @@ class _Answer:
     def _bytes(self, body: Any) -> bytes:
         if self._pack is not None:
             return self._pack(body)
-        return b"" if body is NO_VALUE else body  # type: ignore[no-any-return]
+        return b"" if body is NO_VALUE else body
 
 
 def _headers(context: Any) -> dict[str, str]:

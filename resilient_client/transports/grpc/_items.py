@@ -1,0 +1,202 @@
+"""What is under way in a call with more than one message, in either direction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from math import inf
+from typing import Any
+
+from resilient_client.clock import Clock, call_later
+from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout, ResilientClientError
+from resilient_client.message import NO_VALUE, Call
+from resilient_client.transports.grpc._channel import Connection
+from resilient_client.transports.grpc._library import ERRORS, aio
+from resilient_client.transports.grpc._methods import Body, Method, PatternsMethod
+
+Fail = Callable[[BaseException, Connection], ResilientClientError]
+"""What makes our error out of grpcio's."""
+
+
+def left_by_caller() -> bool:
+    """Whether a cancellation is the caller's: grpcio raises one too when a channel is closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def cancelled(requests: Requests | None) -> ResilientClientError:
+    """Why a call was cancelled, when its caller did not."""
+    if requests is not None and requests.error is not None:
+        return requests.error
+    return ConnectionLost("the client was closed")
+
+
+class Asked:
+    """A call's method and its request, or requests, encoded once for all attempts.
+
+    Attributes:
+        method: what is called.
+        raw: the one request.
+        source: of a stream of requests, a list of their bytes or an async iterable of data.
+        begun: an attempt has taken something out of the source.
+    """
+
+    __slots__ = ("begun", "method", "raw", "source")
+
+    def __init__(self, method: Method, raw: bytes, source: Any = None) -> None:
+        self.method = method
+        self.raw = raw
+        self.source = source
+        self.begun = False
+
+
+class Requests:
+    """The requests of a call that has a stream of them, encoded as they are wanted.
+
+    Raises:
+        PayloadError: an earlier attempt has used them up.
+    """
+
+    __slots__ = ("_asked", "_encode", "error")
+
+    def __init__(self, asked: Asked, encode: Callable[[Any], bytes]) -> None:
+        self.error: ResilientClientError | None = None
+        self._asked = asked
+        self._encode = encode
+        source = asked.source
+        if asked.begun and hasattr(source, "__aiter__") and aiter(source) is source:
+            raise PayloadError(
+                "the stream of requests was used up by an earlier attempt",
+                hint="give a list, or an object whose __aiter__ begins anew",
+            )
+
+    async def each(self) -> AsyncIterator[bytes]:
+        """The bytes of each request; what goes wrong is kept in `error`, the call is cancelled."""
+        asked, encode = self._asked, self._encode
+        asked.begun = True
+        if isinstance(asked.source, list):
+            for raw in asked.source:
+                yield raw
+            return
+        items = aiter(asked.source)
+        try:
+            async for item in items:
+                yield encode(item)
+        except PayloadError as error:
+            self.error = error
+            error.sent = True
+            raise
+        except Exception as error:
+            self.error = PayloadError(f"the stream of requests failed: {error}", sent=True)
+            self.error.__cause__ = error
+            raise
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+
+class Items:
+    """The responses of one call, read as they are wanted: HTTP/2 slows the peer down."""
+
+    __slots__ = (
+        "_clock", "_connection", "_ended", "_fail", "_first", "_late", "_method", "_requests",
+        "_rpc",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: Method,
+        rpc: Any,
+        connection: Connection,
+        requests: Requests | None,
+        fail: Fail,
+        clock: Clock,
+    ) -> None:
+        self._method = method
+        self._rpc = rpc
+        self._connection = connection
+        self._requests = requests
+        self._fail = fail
+        self._clock = clock
+        self._first: list[Any] = []
+        self._late = False
+        self._ended = False
+
+    async def opened(self, call: Call) -> None:
+        """Have the first value, or the end, by the call's `attempt_deadline`."""
+        try:
+            self._first = [await self._next(call.attempt_deadline)]
+        except StopAsyncIteration:
+            return
+        except ReplyTimeout:
+            raise call.expired(sent=True) from None
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        if self._first:
+            return self._first.pop()
+        return await self._next(deadline)
+
+    async def _next(self, deadline: float) -> Any:
+        if self._ended:
+            raise StopAsyncIteration
+        raw = await self._read(deadline)
+        if raw is aio.EOF:
+            self._end()
+            raise StopAsyncIteration
+        if not self._method.responses:
+            self._end()
+        if isinstance(self._method, PatternsMethod):
+            value = self._method.value(raw)
+            if value is NO_VALUE:
+                self._end()
+                raise StopAsyncIteration
+            raw = value
+        return Body(self._method, raw)
+
+    async def _read(self, deadline: float) -> Any:
+        """The next message or `EOF`, by that time."""
+        timer = None
+        if deadline < inf:
+            timer = call_later(self._clock, deadline - self._clock.now(), self._expire)
+        connection = self._connection
+        try:
+            return await (self._rpc.read() if self._method.responses else self._rpc)
+        except ERRORS as error:
+            failure = self._fail(error, connection)
+        except asyncio.CancelledError:
+            if left_by_caller():
+                self._end()
+                raise
+            failure = (
+                ReplyTimeout("the stream was silent for too long")
+                if self._late
+                else cancelled(self._requests)
+            )
+        finally:
+            del connection  # an error's traceback holds this frame
+            if timer is not None:
+                timer.cancel()
+        self._end()
+        try:
+            raise failure
+        finally:
+            del failure
+
+    def _expire(self) -> None:
+        self._late = True
+        self._rpc.cancel()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._connection.ended()
+            del self._connection
+
+    async def aclose(self) -> None:
+        """See `message.Items.aclose`: the server is told."""
+        self._first.clear()
+        if not self._ended:
+            self._end()
+            self._rpc.cancel()

@@ -1,0 +1,718 @@
+"""grpc:// with both ends ours: every kind of method, every way to know of it, every limit."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    ConnectError,
+    Context,
+    DeadlineExceeded,
+    InvalidPayloadError,
+    NoHandlerError,
+    PayloadError,
+    RemoteError,
+    ReplyTimeout,
+    Retry,
+    Server,
+    Throttled,
+    Timeout,
+)
+from resilient_client.testing import check_transport
+from resilient_client.transports.grpc._library import aio, grpc, status_pb2
+from tests.peers.certificates import certificates
+
+LOCAL = "grpc://127.0.0.1:0"
+PROTO = Path(__file__).parent.parent / "interop" / "shared" / "interop.proto"
+
+
+@dataclass
+class Number:
+    value: int
+
+
+@dataclass
+class Total:
+    total: int
+
+
+class Seen:
+    """What the handlers noticed."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.events: list[Any] = []
+        self.calls = 0
+
+
+def math_server(url: str = LOCAL, seen: Seen | None = None, **options: Any) -> Server:
+    options.setdefault("proto", PROTO)
+    server = Server(url, telemetry=False, grace=0.5, **options)
+    seen = seen or Seen()
+
+    @server.message_pattern("interop.Math/Sum")
+    async def add(payload: dict[str, list[int]]) -> dict[str, int]:
+        seen.calls += 1
+        return {"total": sum(payload["values"])}
+
+    @server.message_pattern("Math/Echo")
+    async def echo(payload: dict[str, Any]) -> dict[str, Any]:
+        return payload
+
+    @server.message_pattern("Math/Fail")
+    async def fail(payload: dict[str, Any], context: Context) -> None:
+        if payload["kind"] == "bug":
+            raise KeyError("a secret")
+        if payload["kind"] == "invalid":
+            raise InvalidPayloadError("no")
+        if payload["kind"] == "trailers":
+            raise RemoteError(
+                payload={"code": 8, "message": "m", "metadata": {"a": "b", "c-bin": b"\0\1"}}
+            )
+        if payload["kind"] == "rich":
+            info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "R"}
+            raise RemoteError(payload={"code": 9, "message": "m", "details": [info]})
+        if "code" in payload:
+            raise RemoteError(payload={"code": payload["code"], "message": payload["message"]})
+        raise RemoteError(payload["message"])
+
+    @server.message_pattern("Math/Delay")
+    async def delay(payload: dict[str, Any]) -> dict[str, Any]:
+        try:
+            await asyncio.sleep(payload["ms"] / 1000)
+        except asyncio.CancelledError:
+            seen.cancelled.set()
+            raise
+        return {"total": payload["value"]}
+
+    @server.message_pattern("Math/Metadata")
+    async def metadata(context: Context) -> dict[str, Any]:
+        context.raw.set_trailing_metadata((("x-trailing", "yes"),))
+        return {"values": dict(context.headers)}
+
+    @server.message_pattern("Math/Nothing")
+    async def nothing() -> None:
+        return None
+
+    @server.message_pattern("Math/Count")
+    async def count(payload: dict[str, Any]) -> AsyncIterator[dict[str, int]]:
+        try:
+            for i in range(payload["n"]):
+                yield {"value": i}
+                if payload["ms"]:
+                    await asyncio.sleep(payload["ms"] / 1000)
+        finally:
+            seen.cancelled.set()
+        if payload["fail"]:
+            raise RemoteError(payload={"code": 5, "message": "nope"})
+
+    @server.message_pattern("Math/Gather")
+    async def gather(numbers: AsyncIterator[Number]) -> Total:
+        return Total(sum([number.value async for number in numbers]))
+
+    @server.message_pattern("Math/Double")
+    async def double(numbers: AsyncIterator[Number]) -> AsyncIterator[Number]:
+        async for number in numbers:
+            yield Number(2 * number.value)
+
+    @server.event_pattern("Math/Flaky")
+    async def flaky(payload: Any) -> None:
+        seen.events.append(payload)
+
+    return server
+
+
+def client_of(server: Server, **options: Any) -> ClientProxy:
+    options.setdefault("policies", ())
+    return ClientProxy(server.addresses[0], telemetry=False, **options)
+
+
+async def error_of(call: Any) -> Any:
+    with pytest.raises(Exception) as caught:
+        await call
+    return caught.value
+
+
+async def numbers(*values: int) -> AsyncIterator[dict[str, int]]:
+    for value in values:
+        yield {"value": value}
+
+
+async def test_it_keeps_every_promise_of_a_transport() -> None:
+    assert len(await check_transport(LOCAL)) == 15
+
+
+async def test_it_keeps_them_compressed() -> None:
+    assert len(await check_transport(LOCAL, options={"compression": "gzip"})) == 15
+
+
+# ----------------------------------------------------------------------------- kinds of methods
+
+
+@pytest.mark.parametrize("how", ["proto", "reflection", "module"])
+async def test_all_four_kinds_of_methods_however_the_client_knows_them(how: str) -> None:
+    options: dict[str, Any] = {"proto": str(PROTO)} if how == "proto" else {}
+    if how == "module":
+        options["proto"] = generated_module()
+    async with math_server() as server, client_of(server, **options) as client:
+        for name in ("interop.Math/Sum", "Math/Sum"):
+            assert await client.send(name, {"values": [1, 2, 3]}) == {"total": 6}
+        assert await client.send("Math/Sum", {"values": [1]}, returns=Total) == Total(1)
+        assert [n async for n in client.stream("Math/Count", {"n": 3})] == [
+            {"value": 0}, {"value": 1}, {"value": 2},
+        ]  # fmt: skip
+        assert await client.send("Math/Gather", numbers(1, 2, 3)) == {"total": 6}
+        assert await client.send("Math/Gather", [{"value": 4}, Number(5)]) == {"total": 9}
+        assert [n async for n in client.stream("Math/Double", numbers(1, 2), returns=Number)] == [
+            Number(2), Number(4),
+        ]  # fmt: skip
+        # one value where several would come, and the other way round
+        assert await client.send("Math/Count", {"n": 3}) == {"value": 0}
+        assert await client.send("Math/Count", {}) is None
+        assert [n async for n in client.stream("Math/Sum", {"values": [2]})] == [{"total": 2}]
+        assert await client.send("Math/Nothing", {}) == {"total": 0}
+
+
+def generated_module() -> Any:
+    """As `protoc` writes one, without writing it."""
+    from types import ModuleType
+
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
+    from resilient_client.transports.grpc._protoc import compile_protos
+
+    files = descriptor_pb2.FileDescriptorSet.FromString(compile_protos([str(PROTO)], []))
+    pool = descriptor_pool.DescriptorPool()
+    for file in files.file:
+        pool.AddSerializedFile(file.SerializeToString())
+    module = ModuleType("interop_pb2")
+    module.DESCRIPTOR = pool.FindFileByName("interop.proto")  # type: ignore[attr-defined]
+    return module
+
+
+async def test_streams_go_both_ways_at_once() -> None:
+    asked: list[int] = []
+    answered: list[int] = []
+
+    async def paced() -> AsyncIterator[dict[str, int]]:
+        for i in range(3):
+            asked.append(i)
+            yield {"value": i}
+            while len(answered) <= i:
+                await asyncio.sleep(0.001)
+
+    async with math_server() as server, client_of(server, proto=PROTO) as client:
+        async for number in client.stream("Math/Double", paced(), returns=Number):
+            answered.append(number.value)  # noqa: PERF401
+    assert (asked, answered) == ([0, 1, 2], [0, 2, 4])
+
+
+async def test_a_stream_of_requests_that_fails_says_so() -> None:
+    async def broken() -> AsyncIterator[dict[str, int]]:
+        yield {"value": 1}
+        raise ZeroDivisionError("mine")
+
+    async def wrong() -> AsyncIterator[dict[str, Any]]:
+        yield {"value": "one"}
+
+    async with math_server() as server, client_of(server, proto=PROTO) as client:
+        error = await error_of(client.send("Math/Gather", broken()))
+        assert isinstance(error, PayloadError), error
+        assert isinstance(error.__cause__, ZeroDivisionError)
+        error = await error_of(client.send("Math/Gather", wrong()))
+        assert isinstance(error, PayloadError), error
+        assert "$.value" in str(error)
+        error = await error_of(client.send("Math/Gather", {"value": 1}))
+        assert isinstance(error, PayloadError), error
+        assert not error.sent
+        assert await client.send("Math/Gather", numbers(1)) == {"total": 1}
+
+
+async def test_a_stream_of_requests_is_not_begun_twice() -> None:
+    async with math_server() as server:
+        policies = [Timeout(5), Retry(attempts=2)]
+        async with client_of(server, proto=PROTO, policies=policies) as client:
+            transport: Any = client._transports[0]
+            begin, tries = transport._begin, []
+
+            def failing(call: Any, asked: Any, *rest: Any) -> Any:
+                tries.append(call.attempt)
+                if len(tries) == 1:
+                    asked.begun = True
+                    raise ConnectError("made up")
+                return begin(call, asked, *rest)
+
+            transport._begin = failing
+            error = await error_of(client.send("Math/Gather", numbers(1), idempotent=True))
+            assert isinstance(error, PayloadError), error
+            tries.clear()
+            assert await client.send("Math/Gather", [{"value": 1}]) == {"total": 1}
+
+
+async def test_a_payload_that_does_not_fit_is_refused_at_both_ends() -> None:
+    async with math_server() as server, client_of(server, proto=PROTO) as client:
+        for data, where in (
+            ({"nope": 1}, "'nope'"),
+            ({"int32Field": "x"}, "$.int32Field"),
+            ({"int32Field": 2**40}, "$.int32Field"),
+            ({"color": "COLOR_PINK"}, "$.color"),
+            ({"nestedField": {"inner": {"nope": 1}}}, "$.nestedField.inner"),
+            ({"nestedList": [{}, {"nope": 1}]}, "$.nestedList[1]"),
+            ({"choiceInt": 1, "choiceText": "a"}, "choiceInt and choiceText"),
+            ({"bytesField": "not base64!"}, "$.bytesField"),
+            ({"repeatedField": "text"}, "$.repeatedField"),
+            (["a list"], "a list"),
+        ):
+            error = await error_of(client.send("Math/Echo", data))
+            assert isinstance(error, PayloadError), (data, error)
+            assert where in str(error)
+            assert not error.sent
+        error = await error_of(client.send("Math/Sum", {"values": [1]}, returns=dict[str, str]))
+        assert isinstance(error, PayloadError)
+        assert error.sent
+        error = await error_of(client.send("sum", ["plain"]))
+        assert isinstance(error, NoHandlerError)
+
+
+async def test_handlers_validate_what_arrives() -> None:
+    server = Server(LOCAL, telemetry=False, proto=PROTO)
+
+    @server.message_pattern("Math/Sum")
+    async def add(payload: Number) -> None: ...
+
+    @server.message_pattern("Math/Gather")
+    async def gather(numbers: AsyncIterator[Total]) -> None:
+        async for _ in numbers:
+            pass
+
+    async with server, client_of(server) as client:
+        error = await error_of(client.send("Math/Sum", {"values": [1]}))
+        assert isinstance(error, InvalidPayloadError), error
+        error = await error_of(client.send("Math/Gather", [{"value": 1}]))
+        assert isinstance(error, InvalidPayloadError), error
+        # a caller that is not ours sees the code that says so
+        async with aio.insecure_channel(server.addresses[0].removeprefix("grpc://")) as channel:
+            error = await error_of(channel.unary_unary("/interop.Math/Sum")(b"\n\x01\x01"))
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# ------------------------------------------------------------------------------ errors and times
+
+
+async def test_errors_carry_their_code_and_all_that_was_said() -> None:
+    async with math_server() as server, client_of(server) as client:
+        error = await error_of(client.send("Math/Fail", {"code": 5, "message": "nope"}))
+        assert type(error) is RemoteError
+        assert (error.status, error.code, error.message) == (5, "NOT_FOUND", "nope")
+        assert error.payload == {"code": 5, "message": "nope"}
+        error = await error_of(client.send("Math/Fail", {"message": "boom"}))
+        assert (error.status, error.code, error.message) == (2, "UNKNOWN", "boom")
+        error = await error_of(client.send("Math/Fail", {"kind": "bug"}))
+        assert (error.status, error.message) == (2, "Internal server error")
+        error = await error_of(client.send("Math/Fail", {"kind": "trailers"}))
+        assert isinstance(error, Throttled)
+        assert error.payload["metadata"] == {"a": "b", "c-bin": b"\0\1"}
+        error = await error_of(client.send("Math/Fail", {"kind": "rich"}))
+        assert (error.status, error.code) == (9, "FAILED_PRECONDITION")
+        assert error.payload["details"][0]["reason"] == "R"
+        error = await error_of(client.send("Math/Fail", {"kind": "invalid"}))
+        assert isinstance(error, InvalidPayloadError)
+        long = "\u00fc" * 20_000
+        error = await error_of(client.send("Math/Fail", {"code": 3, "message": long}))
+        assert error.message.startswith("\u00fc\u00fc")
+        values = []
+        with pytest.raises(RemoteError) as caught:
+            async for n in client.stream("Math/Count", {"n": 2, "fail": True}, returns=Number):
+                values.append(n.value)  # noqa: PERF401
+        assert (values, caught.value.status) == ([0, 1], 5)
+
+
+async def test_deadlines_are_grpcs_own_and_reach_the_handler() -> None:
+    seen = Seen()
+    async with math_server(seen=seen) as server, client_of(server, proto=PROTO) as client:
+        headers = (await client.send("Math/Metadata", {}, timeout=30))["values"]
+        assert 29_000 < int(headers["x-deadline-ms"]) <= 30_000
+        started = time.monotonic()
+        error = await error_of(client.send("Math/Delay", {"ms": 5000}, timeout=0.2))
+        assert isinstance(error, DeadlineExceeded)
+        assert error.sent
+        assert time.monotonic() - started < 1.2
+        await asyncio.wait_for(seen.cancelled.wait(), 3)
+        async with client.stream("Math/Count", {"n": 9, "ms": 200}, idle_timeout=0.05) as items:
+            assert await anext(items) == {"value": 0}
+            assert isinstance(await error_of(anext(items)), ReplyTimeout)
+        error = await error_of(
+            collect(client.stream("Math/Count", {"n": 99, "ms": 50}, timeout=0.2))
+        )
+        assert isinstance(error, DeadlineExceeded)
+
+
+async def collect(stream: Any) -> list[Any]:
+    return [item async for item in stream]
+
+
+async def test_leaving_cancels_the_handler() -> None:
+    seen = Seen()
+    async with math_server(seen=seen) as server, client_of(server, proto=PROTO) as client:
+        task = asyncio.ensure_future(client.send("Math/Delay", {"ms": 9000}))
+        await asyncio.sleep(0.1)
+        task.cancel()
+        await asyncio.wait({task})
+        await asyncio.wait_for(seen.cancelled.wait(), 3)
+        seen.cancelled.clear()
+        async with client.stream("Math/Count", {"n": 1000, "ms": 5}) as items:
+            await anext(items)
+        await asyncio.wait_for(seen.cancelled.wait(), 3)
+
+
+async def test_metadata_travels_both_ways() -> None:
+    async with math_server() as server, client_of(server) as client:
+        sent = {"x-one": "1", "blob-bin": base64.b64encode(b"\0\xff").decode()}
+        headers = (await client.send("Math/Metadata", {}, headers=sent))["values"]
+        assert headers.items() >= sent.items()
+        for name, value in (("x-one", "\u00fc"), ("a b", "1"), ("grpc-x", "1"), ("x-bin", "?")):
+            error = await error_of(client.send("Math/Metadata", {}, headers={name: value}))
+            assert isinstance(error, PayloadError), (name, error)
+            assert not error.sent
+            assert "\u00fc" not in str(error)
+
+
+async def test_a_password_in_the_url_is_an_authorization_and_is_never_shown() -> None:
+    async with math_server() as server:
+        url = server.addresses[0].replace("grpc://", "grpc://ann:s3cret@")
+        async with ClientProxy(url, policies=(), telemetry=False) as client:
+            headers = (await client.send("Math/Metadata", {}))["values"]
+            assert headers["authorization"] == "Basic " + base64.b64encode(b"ann:s3cret").decode()
+            assert "s3cret" not in client.explain()
+
+
+async def test_pushback_is_honoured() -> None:
+    answers = [("250", grpc.StatusCode.UNAVAILABLE), ("-1", grpc.StatusCode.UNAVAILABLE),
+               ("x", grpc.StatusCode.RESOURCE_EXHAUSTED)]  # fmt: skip
+
+    async def behave(_: bytes, context: Any) -> bytes:
+        if not answers:
+            return b""
+        pushback, code = answers.pop(0)
+        await context.abort(code, "later", (("grpc-retry-pushback-ms", pushback),))
+        return b""
+
+    async with foreign(behave) as url:
+        policies = [Timeout(5), Retry(attempts=3)]
+        async with ClientProxy(url, policies=policies, telemetry=False, proto=PROTO) as client:
+            started = time.monotonic()
+            error = await error_of(client.send("Math/Sum", {}))
+            assert time.monotonic() - started > 0.25
+            assert len(error.attempts) == 2, "a negative pushback says not to come again"
+            assert isinstance(error, Throttled)
+            error = await error_of(client.send("Math/Sum", {}))
+            assert len(error.attempts) == 1
+            assert await client.send("Math/Sum", {}) == {"total": 0}
+
+
+class foreign:  # noqa: N801
+    """A gRPC server that nobody here wrote much of: every method does the same."""
+
+    def __init__(self, behave: Any, **options: Any) -> None:
+        self.behave = behave
+        self.options = [(f"grpc.{name}", value) for name, value in options.items()]
+
+    async def __aenter__(self) -> str:
+        handler = grpc.unary_unary_rpc_method_handler(self.behave)
+
+        class Everything(grpc.GenericRpcHandler):
+            def service(self, handler_call_details: Any) -> Any:
+                return handler
+
+        self.server = aio.server(options=self.options)
+        self.server.add_generic_rpc_handlers((Everything(),))
+        port = self.server.add_insecure_port("127.0.0.1:0")
+        await self.server.start()
+        return f"grpc://127.0.0.1:{port}"
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.server.stop(0)
+
+
+# ------------------------------------------------------------------------------------- limits
+
+
+async def test_too_large_messages_are_told_on_whichever_side_they_are_noticed() -> None:
+    seen = Seen()
+    async with math_server(seen=seen, max_size=100_000) as server:
+        async with client_of(server, proto=PROTO) as client:
+            error = await error_of(client.send("Math/Echo", {"textField": "x" * 500_000}))
+            assert isinstance(error, PayloadError), error
+            assert error.sent
+        async with client_of(server, proto=PROTO, max_size=1000) as client:
+            error = await error_of(client.send("Math/Echo", {"textField": "x" * 2000}))
+            assert isinstance(error, PayloadError), error
+            assert not error.sent
+    server = Server(LOCAL, telemetry=False, proto=PROTO)
+
+    @server.message_pattern("Math/Big")
+    async def big(payload: dict[str, int]) -> dict[str, str]:
+        return {"text": "x" * payload["size"]}
+
+    async with server, client_of(server, proto=PROTO, max_size=1000) as client:
+        error = await error_of(client.send("Math/Big", {"size": 200_000}))
+        assert isinstance(error, PayloadError), error
+        assert error.sent
+        assert len((await client.send("Math/Big", {"size": 900}))["text"]) == 900
+
+
+async def test_events_of_a_method_and_of_a_plain_pattern() -> None:
+    seen = Seen()
+    async with math_server(seen=seen) as server, client_of(server) as client:
+        receipt = await client.emit("Math/Flaky", {"key": "k"})
+        assert (receipt.delivery, receipt.receivers) == ("accepted", 1)
+        assert (await client.emit("nobody", 1)).receivers == 0
+        assert (await client.emit("Math/Unimplemented", {})).receivers == 0
+        assert (await client.emit("Math/Sum", {"values": []})).receivers == 1
+        for _ in range(100):
+            if seen.events:
+                break
+            await asyncio.sleep(0.01)
+        assert seen.events[0]["key"] == "k"
+
+
+async def test_over_the_cap_a_request_is_throttled_with_pushback_and_an_event_waits() -> None:
+    server = Server(LOCAL, telemetry=False, max_calls=1)
+    done: list[int] = []
+
+    @server.message_pattern("slow")
+    async def slow(payload: Any) -> None:
+        await asyncio.sleep(0.3)
+
+    @server.event_pattern("event")
+    async def event(payload: int) -> None:
+        done.append(payload)
+
+    async with server, client_of(server) as client:
+        busy = asyncio.ensure_future(client.send("slow"))
+        await asyncio.sleep(0.1)
+        error = await error_of(client.send("slow"))
+        assert isinstance(error, Throttled)
+        assert error.retry_after == 0.1
+        error = await error_of(client.emit("event", 1, timeout=0.05))
+        assert isinstance(error, DeadlineExceeded)
+        assert (await client.emit("event", 2)).receivers == 1
+        await busy
+        assert done == [2], "whoever left before it was accepted is forgotten"
+
+
+# ------------------------------------------------------------------------- connection and its end
+
+
+async def test_goaway_and_the_age_of_connections_cost_no_call() -> None:
+    server = Server(LOCAL, telemetry=False, max_connection_age=0.3, max_connection_age_grace=5)
+
+    @server.message_pattern("slow")
+    async def slow(payload: float) -> float:
+        await asyncio.sleep(payload)
+        return payload
+
+    states: list[str] = []
+    async with server:
+        async with client_of(
+            server, observers=[lambda event: states.append(getattr(event, "new", ""))]
+        ) as client:
+            until = time.monotonic() + 2
+
+            async def steady() -> int:
+                count = 0
+                while time.monotonic() < until:
+                    await client.send("slow", 0.01, timeout=5)
+                    count += 1
+                return count
+
+            long = asyncio.ensure_future(client.send("slow", 1.0, timeout=5))
+            counts = await asyncio.gather(*(steady() for _ in range(8)))
+            assert await long == 1.0
+    assert sum(counts) > 100
+    assert states.count("connected") >= 3, states
+
+
+async def test_unavailable_is_never_sent_only_where_that_is_certain() -> None:
+    async def lie(_: bytes, context: Any) -> bytes:
+        text = "failed to connect to all addresses; last error: made up"
+        await context.abort(grpc.StatusCode.UNAVAILABLE, text)
+        return b""
+
+    async with foreign(lie) as url:
+        async with ClientProxy(url, policies=(), telemetry=False, proto=PROTO) as client:
+            error = await error_of(client.send("Math/Sum", {}))
+            assert error.sent, "the peer said it of its own upstream"
+            assert error.retryable is False
+    client = ClientProxy(url, policies=(), telemetry=False, proto=PROTO)
+    error = await error_of(client.send("Math/Sum", {}, timeout=2))
+    assert isinstance(error, ConnectError)
+    assert not error.sent
+    await client.aclose()
+
+
+async def test_one_server_many_urls_and_a_port_that_is_taken() -> None:
+    async with math_server() as server:
+        other = math_server(server.addresses[0])
+        with pytest.raises(ConfigurationError, match="cannot be bound"):
+            await other.start()
+    server = Server("memory://both-grpc", LOCAL, telemetry=False, proto=PROTO)
+
+    @server.message_pattern(["Math/Sum", "users/create"])
+    async def any_way(payload: Any) -> Any:
+        return {"total": 7}
+
+    async with server:
+        for url in server.addresses:
+            async with ClientProxy(url, policies=(), telemetry=False) as client:
+                assert (await client.send("Math/Sum", {}))["total"] == 7
+                assert (await client.send("users/create", {}))["total"] == 7
+
+
+# ----------------------------------------------------------------------------- wrong settings
+
+
+def test_settings_that_cannot_work_are_refused_at_once(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.proto"
+    broken.write_text('syntax = "proto3";\nmessage {')
+    empty = tmp_path / "empty.proto"
+    empty.write_text('syntax = "proto3";\nmessage A {}')
+    for options, text in (
+        ({"proto": "/nowhere.proto"}, "no such file"),
+        ({"proto": broken}, "broken.proto:2"),
+        ({"proto": empty}, "no service"),
+        ({"proto": PROTO, "package": "other"}, "no service"),
+        ({"proto": PROTO, "includes": "/nowhere"}, "no such folder"),
+        ({"proto": 7}, "a path"),
+        ({"proto": base64}, "has not generated"),
+        ({"compression": "zip"}, "gzip"),
+        ({"ca": "x.pem"}, "grpcs://"),
+        ({"keepalive": -1}, "keepalive"),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            ClientProxy("grpc://127.0.0.1:1", **options)
+        assert text in str(caught.value), (options, caught.value)
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        ClientProxy("grpcs://127.0.0.1:1", ca="/nowhere.pem")
+    with pytest.raises(ConfigurationError, match="cert"):
+        Server("grpcs://127.0.0.1:0")
+    server = Server(LOCAL, proto=PROTO)
+    with pytest.raises(ConfigurationError, match="did you mean 'Sum'"):
+        server.message_pattern("Math/Summ")(lambda: None)
+
+
+async def test_a_proto_may_include_others(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "types.proto").write_text(
+        'syntax = "proto3";\npackage shared;\nmessage Name { string first_name = 1; }'
+    )
+    main = tmp_path / "main.proto"
+    main.write_text(
+        'syntax = "proto3";\npackage app;\nimport "types.proto";\n'
+        'import "google/protobuf/timestamp.proto";\nimport "google/rpc/status.proto";\n'
+        "message At { shared.Name name = 1; google.protobuf.Timestamp at = 2; int32 field_1 = 3; }"
+        "\nservice S { rpc Same(At) returns (At); }"
+    )
+    options: dict[str, Any] = {"proto": main, "includes": tmp_path / "shared"}
+    server = Server(LOCAL, telemetry=False, **options)
+
+    @server.message_pattern("S/Same")
+    async def same(payload: Any) -> Any:
+        return payload
+
+    data = {"name": {"firstName": "Ann"}, "at": {"seconds": 5, "nanos": 0}, "field_1": 3}
+    async with server:
+        async with client_of(server, **options) as client:
+            assert await client.send("app.S/Same", data) == data
+        async with client_of(server) as client:  # by reflection
+            assert await client.send("S/Same", data) == data
+
+
+async def test_without_proto_and_without_reflection_the_error_says_what_to_do() -> None:
+    async with math_server(reflection=False) as server, client_of(server) as client:
+        error = await error_of(client.send("Math/Sum", {}))
+        assert isinstance(error, ConfigurationError)
+        assert "proto=" in str(error)
+    async with math_server() as server, client_of(server) as client:
+        for name in ("Math/Nope", "Math/Unimplemented", "Nobody/Here", "nobody"):
+            for _ in range(2):
+                assert isinstance(await error_of(client.send(name, {})), NoHandlerError), name
+
+
+# -------------------------------------------------------------------------------- TLS
+
+
+async def test_tls_and_client_certificates() -> None:
+    files = certificates()
+    tls: dict[str, Any] = {"cert": str(files.server), "key": str(files.server_key)}
+    own: dict[str, Any] = {"cert": str(files.client), "key": str(files.client_key)}
+    async with math_server("grpcs://localhost:0", **tls) as server:
+        async with client_of(server, proto=PROTO, ca=str(files.authority)) as client:
+            assert await client.send("Math/Sum", {"values": [1]}) == {"total": 1}
+        for trust in (files.other_authority, None):
+            options = {} if trust is None else {"ca": str(trust)}
+            client = client_of(server, proto=PROTO, policies=None, **options)
+            started = time.monotonic()
+            error = await error_of(client.send("Math/Sum", {}))
+            assert isinstance(error, ConfigurationError), error
+            assert time.monotonic() - started < 2, "it was tried again and again"
+            await client.aclose()
+        plain = server.addresses[0].replace("grpcs", "grpc")
+        client = ClientProxy(plain, policies=(), telemetry=False, proto=PROTO)
+        assert isinstance(await error_of(client.send("Math/Sum", {}, timeout=2)), ConnectError)
+        await client.aclose()
+    async with math_server("grpcs://localhost:0", **tls, ca=str(files.authority)) as server:
+        trusting: dict[str, Any] = {"proto": PROTO, "ca": str(files.authority)}
+        async with client_of(server, **trusting, **own) as client:
+            assert await client.send("Math/Sum", {"values": [1]}) == {"total": 1}
+        client = client_of(server, **trusting)
+        error = await error_of(client.send("Math/Sum", {}, timeout=2))
+        print(repr(error))
+        assert not isinstance(error, DeadlineExceeded), error
+        await client.aclose()
+
+
+async def test_rich_details_of_strangers_are_read_and_ours_are_theirs_to_read() -> None:
+    from google.protobuf import any_pb2
+    from google.rpc import error_details_pb2
+
+    async def rich(_: bytes, context: Any) -> bytes:
+        status = status_pb2.Status(code=8, message="slow down")
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(1500)
+        for message in (retry, error_details_pb2.BadRequest()):
+            packed = any_pb2.Any()
+            packed.Pack(message)
+            status.details.append(packed)
+        status.details.append(any_pb2.Any(type_url="type.googleapis.com/x.Y", value=b"\1"))
+        trailers = (("grpc-status-details-bin", status.SerializeToString()),)
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "slow down", trailers)
+        return b""
+
+    async with foreign(rich) as url:
+        async with ClientProxy(url, policies=(), telemetry=False, proto=PROTO) as client:
+            error = await error_of(client.send("Math/Sum", {}))
+    assert isinstance(error, Throttled)
+    assert error.retry_after == 1.5
+    assert [each["@type"].rpartition(".")[2] for each in error.payload["details"]] == [
+        "RetryInfo", "BadRequest", "Y",
+    ]  # fmt: skip
+    async with math_server() as server:
+        async with aio.insecure_channel(server.addresses[0].removeprefix("grpc://")) as channel:
+            error = await error_of(channel.unary_unary("/interop.Math/Fail")(b"\x1a\x04rich"))
+    trailers = dict(error.trailing_metadata())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "R"
+    assert set(trailers) == {"grpc-status-details-bin"}, "strangers get nothing of ours"
