@@ -98,7 +98,7 @@ def nats(request: pytest.FixtureRequest, unique: str) -> Meeting:
 _KAFKA_HANDLERS = (
     "sum echo null_value no_value array unicode big observable_last observable_late"
     " observable_promise observable_empty observable_error count rpc_string rpc_object rpc_array"
-    " plain_error http_exception throw_string bigint delay user_created events metadata"
+    " plain_error http_exception throw_string bigint delay user_created events metadata forward"
 ).split()
 _KAFKA_CALLED = (
     "sum echo null thread count late torn rpc_string rpc_object bug delay headers"

@@ -18,6 +18,7 @@ from resilient_client import (
     Server,
 )
 from tests.peers.nest import NestClient, NestServer
+from tests.telemetry.kit import Recorded
 
 from .nest_rigs import NEST_RIGS, Meeting
 
@@ -33,7 +34,9 @@ def meeting(request: pytest.FixtureRequest, unique: str) -> Meeting:
 
 
 @asynccontextmanager
-async def calling_nest(meeting: Meeting, version: int = 12) -> AsyncIterator[ClientProxy]:
+async def calling_nest(
+    meeting: Meeting, version: int = 12, telemetry: Any = False
+) -> AsyncIterator[ClientProxy]:
     """Our client and a Nest server."""
     async with NestServer(
         meeting.transport,
@@ -44,7 +47,7 @@ async def calling_nest(meeting: Meeting, version: int = 12) -> AsyncIterator[Cli
     ) as server:
         url = meeting.url.replace("{port}", str(server.port))
         async with ClientProxy(
-            url, policies=(), telemetry=False, **meeting.client_options
+            url, policies=(), telemetry=telemetry, **meeting.client_options
         ) as client:
             yield client
 
@@ -166,6 +169,30 @@ async def test_a_nest_server_sees_our_metadata(meeting: Meeting) -> None:
         assert seen["traceparent"] == trace
         assert seen["x-correlation-id"] == "abc"
         assert seen["idempotency-key"] == "k1"
+
+
+async def test_one_trace_goes_from_python_through_nest_to_python(meeting: Meeting) -> None:
+    p, recorded = meeting.prefix, Recorded()
+    place = dict(meeting.server_options)
+    if "queue" in place:  # Nest's server listens on the other one
+        place["queue"] = f"{place['queue']}-last"
+    if "group" in place:
+        place["group"] = f"{place['group']}-last"
+    url = meeting.url if meeting.broker else f"{meeting.transport}://127.0.0.1:0"
+    server = Server(url, telemetry=recorded.settings, grace=0.5, **place)
+
+    @server.message_pattern(f"{p}last")
+    async def last(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    async with server, calling_nest(meeting, telemetry=recorded.settings) as client:
+        to = {"transport": meeting.transport, **meeting.nest_client_place(server.addresses[0])}
+        to |= {key: value for key, value in place.items() if key == "queue"}
+        to |= {"patterns": [f"{p}last"], "groupId": f"{p}forward"}
+        onward = {"to": to, "pattern": f"{p}last", "data": [1, 2]}
+        assert await client.send(f"{p}forward", onward, returns=int, timeout=60) == 3
+    # Nest itself records nothing: what is below the client's span came through it
+    assert recorded.tree() == f"CLIENT {p}forward\n  SERVER {p}last"
 
 
 # ------------------------------------------------------------------- a Nest client, our server

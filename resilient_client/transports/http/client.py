@@ -46,6 +46,9 @@ _accept = {
 }
 
 
+_SCALARS = (int, float, bool)
+
+
 class ClientTransport(BaseTransport):
     """The client's end: requests through httpx, each on a connection of its own pool.
 
@@ -130,8 +133,10 @@ class ClientTransport(BaseTransport):
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
         """See `Transport.decode`."""
-        if isinstance(body, Text):
+        if isinstance(body, Text) and type not in _SCALARS:
             return body.decode(type)
+        if isinstance(body, Text):  # Express, and so Nest, sends a bare number as text
+            body = body.content
         return self._codec.decode(body, type)
 
     def idempotent(self, call: Call) -> bool:
