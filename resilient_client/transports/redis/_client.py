@@ -68,7 +68,6 @@ class _ClientSession(Session):
         self.ids = count(1)
         self.ours = False  # a peer on this Redis has shown itself to be of our make
         self.left: list[str] = []  # calls that were cancelled before that was known
-        self.stored = False  # whether a stream outlives Redis's restart
         self.heard: set[str] = set()  # reply channels that Redis has confirmed
         self.asked: dict[str, asyncio.Task[None]] = {}
 
@@ -142,11 +141,10 @@ class ClientTransport(BaseTransport):
         return session
 
     async def _look_at_disk(self, session: _ClientSession) -> None:
-        """Whether Redis writes what it is given to a file; where it does not tell, believe it."""
+        """Tell when Redis writes what it is given to no file; where it does not say, believe it."""
         try:
             info = await session.commands.call("INFO", "persistence")
         except Refused:
-            session.stored = True
             return
         except ConnectionLost as error:
             session.abort()
@@ -154,8 +152,7 @@ class ClientTransport(BaseTransport):
         except BaseException:
             session.abort()
             raise
-        session.stored = b"aof_enabled:0" not in info
-        if not session.stored:
+        if b"aof_enabled:0" in info:
             reason = "Redis keeps no append-only file: its streams do not outlive a restart"
             log.warning("%s: %s", self.endpoint, reason)
             self._notify(Degraded(self.endpoint, reason))
@@ -327,7 +324,7 @@ class ClientTransport(BaseTransport):
             del future
         if self._stream is None:
             return Receipt("accepted", reply.body)
-        return Receipt("stored" if session.stored else "accepted")
+        return Receipt("stored")
 
     # -------------------------------------------------------------------------------- its life
 
