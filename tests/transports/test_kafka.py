@@ -1,11 +1,36 @@
-"""What is peculiar to kafka://: topics, keys, groups, commits, credentials."""
+"""What is peculiar to kafka://: topics, keys, order, dead letters, expiry, credentials."""
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    ConnectError,
+    Context,
+    DeadlineExceeded,
+    PayloadError,
+    RemoteError,
+    ResilientClientError,
+    Retry,
+    Server,
+    Timeout,
+)
+from resilient_client.events import Degraded
 from resilient_client.testing import check_transport
+from tests.peers.brokers import require_peer
+from tests.peers.certificates import certificates
 from tests.peers.kafka import Kafka
+from tests.peers.nest import NestClient, nest_missing
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -13,6 +38,480 @@ IMPOSSIBLE = ("object_patterns", "no_handler", "cancel", "leave_stream")
 """What Kafka cannot: patterns that are no text, telling that nobody is there, a cancel."""
 
 
+@asynccontextmanager
+async def client_of(url: str, **options: Any) -> AsyncIterator[ClientProxy]:
+    async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
+        yield client
+
+
+async def eventually(condition: Callable[[], Any], limit: float = 10.0) -> None:
+    for _ in range(int(limit / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("it never came true")
+
+
+async def error_of(call: Any) -> Any:
+    with pytest.raises(ResilientClientError) as caught:
+        await call
+    return caught.value
+
+
 async def test_kafka_passes_the_conformance_suite(kafka_broker: Kafka, unique: str) -> None:
     options = {"group": unique}
     assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 12
+
+
+# ------------------------------------------------------------------------------------- topics
+
+
+async def test_both_ends_make_the_topics_that_are_missing(kafka_broker: Kafka, unique: str) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=2)
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    async with server:
+        async with client_of(kafka_broker.url, partitions=5) as client:
+            assert await client.send(f"{unique}.echo", 1) == 1
+            await client.emit(f"{unique}.nobody", 1)
+            topics: Any = client._transports[0]._link.current.topics  # type: ignore[attr-defined]
+            assert topics.known(f"{unique}.echo") == 2
+            assert topics.known(f"{unique}.nobody") == 5
+    kafka_broker.delete_topics(f"{unique}.echo", f"{unique}.echo.reply", f"{unique}.nobody")
+
+
+async def test_a_missing_topic_that_may_not_be_made_is_named(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    async with client_of(kafka_broker.url, declare=False) as client:
+        for call in (client.send(f"{unique}.no", 1), client.emit(f"{unique}.no", 1)):
+            error = await error_of(call)
+            assert isinstance(error, ConfigurationError)
+            assert f"topic {unique}.no" in str(error)
+            assert "kafka-topics.sh" in error.hint
+            assert not error.sent
+    server = Server(kafka_broker.url, telemetry=False, declare=False, group=unique)
+    server.message_pattern(f"{unique}.no")(lambda: None)
+    with pytest.raises(ConfigurationError, match="is missing"):
+        await server.start()
+    assert f"{unique}.no" not in kafka_broker.topics()
+
+
+async def test_a_pattern_that_is_no_topic_is_refused_by_the_client(kafka_broker: Kafka) -> None:
+    async with client_of(kafka_broker.url) as client:
+        for call in (client.send({"cmd": "x"}, 1), client.emit("a b", 1)):
+            assert isinstance(await error_of(call), ConfigurationError)
+
+
+async def test_a_stranger_cannot_have_topics_made_by_asking_for_replies_there(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    handled: list[Any] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.message_pattern(f"{unique}.echo")(handled.append)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap)
+    await producer.start()
+    try:
+        async with server:
+            for topic in (f"{unique}.planted", "not a topic", "\ufffd" * 300):
+                headers = [("kafka_correlationId", b"1"), ("kafka_replyTopic", topic.encode())]
+                await producer.send_and_wait(f"{unique}.echo", b"1", headers=headers)
+            await eventually(lambda: len(handled) == 3)
+            await asyncio.sleep(0.3)
+            async with client_of(kafka_broker.url) as client:
+                await client.send(f"{unique}.echo", 4)
+    finally:
+        await producer.stop()
+    assert f"{unique}.planted" not in kafka_broker.topics()
+
+
+async def test_a_message_above_the_brokers_limit_is_a_payload_error(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+
+    @server.message_pattern(f"{unique}.big")
+    async def big(size: int) -> str:
+        return "x" * size
+
+    async with server, client_of(kafka_broker.url) as client:
+        error = await error_of(client.emit(f"{unique}.big", "x" * 2_000_000))
+        assert isinstance(error, PayloadError), error
+        assert "max.message.bytes" in error.hint
+        error = await error_of(client.send(f"{unique}.big", 2_000_000))
+        assert isinstance(error, RemoteError)
+        assert await client.send(f"{unique}.big", 1000) == "x" * 1000
+
+
+# ----------------------------------------------------------------------------- keys and order
+
+
+@pytest.mark.interop
+async def test_a_key_chooses_the_partition_that_kafkajs_chooses(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    require_peer(nest_missing(12))
+    seen: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=7)
+
+    @server.event_pattern(f"{unique}.keyed")
+    async def keyed(who: str, context: Context) -> None:
+        seen[context.headers["kafka-key"]].add((who, context.raw.partition))
+
+    keys = [f"user-{n}" for n in range(20)] + ["Zoë", "x"]
+    async with server, client_of(kafka_broker.url) as client:
+        for key in keys:
+            await client.emit(f"{unique}.keyed", "ours", headers={"kafka-key": key})
+        async with NestClient("kafka", kafka_broker.url) as nest:
+            for key in keys:
+                answer = await nest.emit(f"{unique}.keyed", {"key": key, "value": "nests"})
+                assert answer.complete
+        await eventually(lambda: sum(map(len, seen.values())) == 2 * len(keys))
+    assert len({partition for each in seen.values() for _, partition in each}) > 3
+    for key, both in seen.items():
+        assert len({partition for _, partition in both}) == 1, (key, both)
+
+
+async def test_records_of_a_key_are_handled_in_order_and_keys_side_by_side(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    done: dict[str, list[int]] = defaultdict(list)
+    running = most = 0
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=2)
+
+    @server.event_pattern(f"{unique}.ordered")
+    async def ordered(n: int, context: Context) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02 if n % 3 else 0.001)
+        running -= 1
+        done[context.headers["kafka-key"]].append(n)
+
+    async with server, client_of(kafka_broker.url) as client:
+        for n in range(20):
+            await asyncio.gather(
+                *(
+                    client.emit(f"{unique}.ordered", n, headers={"kafka-key": f"k{key}"})
+                    for key in range(6)
+                )
+            )
+        await eventually(lambda: sum(map(len, done.values())) == 120)
+    assert all(each == list(range(20)) for each in done.values()), done
+    assert most > 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+async def test_concurrency_bounds_what_one_partition_runs(
+    kafka_broker: Kafka, unique: str, concurrency: int
+) -> None:
+    order: list[int] = []
+    running = most = 0
+    server = Server(
+        kafka_broker.url, telemetry=False, group=unique, partitions=1, concurrency=concurrency
+    )
+
+    @server.event_pattern(f"{unique}.bounded")
+    async def bounded(n: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        order.append(n)
+
+    async with server, client_of(kafka_broker.url) as client:
+        for n in range(30):
+            await client.emit(f"{unique}.bounded", n)
+        await eventually(lambda: len(order) == 30)
+    assert most == concurrency
+    if concurrency == 1:
+        assert order == list(range(30))
+
+
+async def test_slow_handlers_hold_the_reading_and_lose_nothing(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    done: list[int] = []
+    running = most = 0
+    server = Server(
+        kafka_broker.url, telemetry=False, group=unique, max_calls_per_connection=8, concurrency=20
+    )
+
+    @server.event_pattern(f"{unique}.slow")
+    async def slow(n: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.002)
+        running -= 1
+        done.append(n)
+
+    async with server, client_of(kafka_broker.url) as client:
+        await asyncio.gather(*(client.emit(f"{unique}.slow", n) for n in range(3000)))
+        await eventually(lambda: len(done) == 3000, 30)
+    assert sorted(done) == list(range(3000))
+    assert most == 8
+
+
+async def test_a_handler_of_batches_gets_lists_in_order(kafka_broker: Kafka, unique: str) -> None:
+    batches: list[list[int]] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1, retry_wait=0.01)
+
+    @server.event_pattern(f"{unique}.batched", batch=10)
+    async def batched(items: list[int]) -> None:
+        if 13 in items and len(batches) < 2:
+            batches.append([])
+            raise KeyError("not yet")
+        await asyncio.sleep(0.01)
+        batches.append(items)
+
+    async with server, client_of(kafka_broker.url) as client:
+        await client.emit(f"{unique}.batched", 0)
+        await asyncio.gather(*(client.emit(f"{unique}.batched", n) for n in range(1, 40)))
+        await eventually(lambda: sum(map(len, batches)) == 40)
+    assert [n for batch in batches for n in batch] == list(range(40))
+    assert max(map(len, batches)) == 10
+
+
+# ------------------------------------------------------------------------- what always fails
+
+
+async def records_of(broker: Kafka, topic: str, count: int) -> list[Any]:
+    consumer = AIOKafkaConsumer(bootstrap_servers=broker.bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        partitions = await consumer._client._wait_on_metadata(topic)
+        places = [TopicPartition(topic, number) for number in partitions]
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        found: list[Any] = []
+        async with asyncio.timeout(10):
+            while len(found) < count:
+                for each in (await consumer.getmany(timeout_ms=200)).values():
+                    found += each
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def test_what_fails_every_time_is_set_aside_and_the_rest_goes_on(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    tried: list[tuple[Any, int]] = []
+    told: list[Any] = []
+    server = Server(
+        kafka_broker.url,
+        telemetry=False,
+        group=unique,
+        partitions=1,
+        max_deliver=3,
+        retry_wait=0.01,
+        observers=[told.append],
+    )
+
+    @server.event_pattern(f"{unique}.poison")
+    async def poison(n: int, context: Context) -> None:
+        tried.append((n, context.attempt))
+        if n == 1:
+            raise KeyError("never")
+        if n == 2 and context.attempt == 1:
+            raise KeyError("once")
+
+    async with server, client_of(kafka_broker.url) as client:
+        for value in (0, 1, "no number", 2, 3):
+            headers = {"kafka-key": "one", "x-kept": "yes"}
+            await client.emit(f"{unique}.poison", value, headers=headers)
+        await eventually(lambda: (3, 1) in tried)
+        dead = await records_of(kafka_broker, f"{unique}.poison.dead", 2)
+    # in the key's order, each until it is over
+    assert tried == [(0, 1), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (3, 1)]
+    assert sorted((record.key, record.value) for record in dead) == [
+        (b"one", b"1"),
+        (b"one", b"no number"),
+    ]
+    headers = dict(next(each for each in dead if each.value == b"1").headers)
+    assert headers["x-kept"] == b"yes"
+    assert headers["x-dead-letter-topic"] == f"{unique}.poison".encode()
+    assert headers["x-dead-letter-offset"] == b"1"
+    assert headers["x-dead-letter-attempts"] == b"3"
+    assert b"never" in headers["x-dead-letter-error"]
+    assert sum(isinstance(each, Degraded) for each in told) == 2
+
+
+async def test_without_a_dead_letter_topic_it_is_dropped_and_told(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    told: list[Any] = []
+    heard: list[int] = []
+    server = Server(
+        kafka_broker.url, telemetry=False, group=unique, dead_letter="", observers=[told.append]
+    )
+    server.event_pattern(f"{unique}.dropped")(heard.append)
+
+    @server.event_pattern(f"{unique}.typed")
+    async def typed(n: int) -> None:
+        heard.append(n)
+
+    async with server, client_of(kafka_broker.url) as client:
+        await client.emit(f"{unique}.typed", "x")
+        await client.emit(f"{unique}.typed", 1)
+        await eventually(lambda: heard == [1])
+        await eventually(lambda: any(isinstance(each, Degraded) for each in told))
+    assert f"{unique}.typed.dead" not in kafka_broker.topics()
+
+
+# ------------------------------------------------------------------------------------ expiry
+
+
+async def test_a_request_whose_time_is_over_is_not_handled(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    handled: list[tuple[Any, float]] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, from_beginning=True)
+
+    @server.message_pattern(f"{unique}.late")
+    async def late(payload: Any, context: Context) -> None:
+        handled.append((payload, context.remaining or 0.0))
+
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap)
+    await producer.start()
+    kafka_broker.create_topics(f"{unique}.late")
+
+    async def ask(value: bytes, age: float, allowed: float) -> None:
+        headers = [
+            ("kafka_correlationId", b"1"),
+            ("kafka_replyTopic", f"{unique}.late.reply".encode()),
+            ("x-deadline-ms", b"%d" % (allowed * 1000)),
+        ]
+        when = int((time.time() - age) * 1000)
+        await producer.send_and_wait(f"{unique}.late", value, headers=headers, timestamp_ms=when)
+
+    try:
+        await ask(b"over", age=30, allowed=10)
+        await ask(b"skewed", age=1.5, allowed=0.9)  # a second is allowed for the clocks
+        await ask(b"old", age=21, allowed=60)
+        await ask(b"ahead", age=-60, allowed=10)
+        async with server:
+            await eventually(lambda: len(handled) == 3)
+            await asyncio.sleep(0.2)
+    finally:
+        await producer.stop()
+    remaining = dict(handled)
+    assert set(remaining) == {"skewed", "old", "ahead"}
+    assert 35 < remaining["old"] <= 40.5
+    assert 9 < remaining["ahead"] <= 10
+
+
+async def test_nobody_there_costs_the_deadline(kafka_broker: Kafka, unique: str) -> None:
+    async with client_of(kafka_broker.url) as client:
+        started = time.monotonic()
+        error = await error_of(client.send(f"{unique}.nobody", 1, timeout=1))
+        assert isinstance(error, DeadlineExceeded)
+        assert error.sent
+        assert time.monotonic() - started < 2
+
+
+# -------------------------------------------------------------------------------- credentials
+
+
+def secure_urls(broker: Kafka, user: str = "alice:alice-secret") -> list[tuple[str, bool]]:
+    return [
+        (f"kafka://{broker.host}:{broker.ssl_port}?", True),
+        (f"kafka://{user}@{broker.host}:{broker.sasl_port}?sasl=PLAIN", False),
+        (f"kafka://{user}@{broker.host}:{broker.sasl_port}?sasl=SCRAM-SHA-256", False),
+        (f"kafka://{user}@{broker.host}:{broker.sasl_ssl_port}?sasl=SCRAM-SHA-512", True),
+        (f"kafkas://{user}@{broker.host}:{broker.sasl_ssl_port}?sasl=PLAIN", True),
+    ]
+
+
+@pytest.mark.parametrize("which", range(5))
+async def test_tls_and_sasl_are_spoken_on_both_ends(
+    kafka_broker: Kafka, unique: str, which: int
+) -> None:
+    url, tls = secure_urls(kafka_broker)[which]
+    options: dict[str, Any] = {"tls": certificates().client_context()} if tls else {}
+    heard: list[Any] = []
+    server = Server(url, telemetry=False, group=unique, **options)
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    server.event_pattern(f"{unique}.event")(heard.append)
+    async with server, client_of(url, **options) as client:
+        assert await client.send(f"{unique}.echo", {"a": 1}) == {"a": 1}
+        await client.emit(f"{unique}.event", 1)
+        await eventually(lambda: heard == [1])
+
+
+async def test_wrong_credentials_are_refused_at_once_and_not_repeated(
+    kafka_broker: Kafka, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    files = certificates()
+    for url, tls in secure_urls(kafka_broker, "alice:wrong-secret")[1:]:
+        options: dict[str, Any] = {"tls": files.client_context()} if tls else {}
+        client = ClientProxy(
+            url, policies=[Timeout(20), Retry(attempts=5)], telemetry=False, **options
+        )
+        started = time.monotonic()
+        error = await error_of(client.send(f"{unique}.echo", 1))
+        assert isinstance(error, ConfigurationError), error
+        assert time.monotonic() - started < 5
+        assert len(error.attempts) == 1
+        assert "password" in error.hint
+        assert client.status == "idle"
+        await client.aclose()
+        server = Server(url, telemetry=False, group=unique, **options)
+        server.message_pattern(f"{unique}.echo")(lambda: None)
+        refused = await error_of(server.start())
+        assert isinstance(refused, ConfigurationError), refused
+        texts = "".join(str(each) + repr(each) + str(each.attempts) for each in (error, refused))
+        assert "wrong-secret" not in texts + caplog.text
+
+
+async def test_a_broker_that_is_not_trusted_or_speaks_otherwise_is_a_clear_error(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    import ssl
+
+    stranger = ssl.create_default_context(cafile=str(certificates().other_authority))
+    url = f"kafka://{kafka_broker.host}:{kafka_broker.ssl_port}"
+    async with asyncio.timeout(20):
+        client = ClientProxy(url, policies=(), telemetry=False, tls=stranger)
+        error = await error_of(client.send(f"{unique}.echo", 1))
+        assert isinstance(error, ConfigurationError), error
+        assert "not trusted" in str(error)
+        await client.aclose()
+        mechanism = f"kafka://a:b@{kafka_broker.host}:{kafka_broker.port}"
+        for wrong in (url, mechanism):  # plain words to TLS; SASL where there is none
+            client = ClientProxy(wrong, policies=(), telemetry=False, request_timeout=2)
+            error = await error_of(client.send(f"{unique}.echo", 1, timeout=5))
+            assert isinstance(error, ConfigurationError | ConnectError), error
+            await client.aclose()
+
+
+@pytest.mark.timeout(180)
+async def test_mutual_tls_and_access_rules(new_broker: Callable[..., Kafka], unique: str) -> None:
+    broker = await asyncio.to_thread(
+        new_broker, Kafka, secure=True, client_certificates=True, authorizer=True
+    )
+    files = certificates()
+    url = f"kafka://{broker.host}:{broker.ssl_port}"
+    client = ClientProxy(url, policies=(), telemetry=False, tls=files.client_context())
+    error = await error_of(client.send(f"{unique}.echo", 1, timeout=8))
+    assert isinstance(error, ConfigurationError | ConnectError), error
+    await client.aclose()
+    # with its certificate it is let in, but has no rights
+    known = files.client_context(with_certificate=True)
+    for place, options in (
+        (url, {"tls": known}),
+        (f"kafka://alice:alice-secret@{broker.host}:{broker.sasl_port}", {}),
+    ):
+        client = ClientProxy(place, policies=(), telemetry=False, **options)
+        for call in (client.send(f"{unique}.echo", 1), client.emit(f"{unique}.echo", 1)):
+            started = time.monotonic()
+            error = await error_of(call)
+            assert isinstance(error, ConfigurationError), error
+            assert time.monotonic() - started < 5
+        await client.aclose()
+        server = Server(place, telemetry=False, **options)
+        server.message_pattern(f"{unique}.echo")(lambda: None)
+        refused = await error_of(server.start())
+        assert isinstance(refused, ConfigurationError), refused

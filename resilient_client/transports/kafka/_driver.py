@@ -32,7 +32,17 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that leaving the group in order may take."""
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
+
+class _NoSecrets(logging.Filter):
+    """Keeps out of the log what aiokafka writes there on DEBUG: the password."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.args if isinstance(record.args, tuple) else ()
+        return not any(type(each).__name__.startswith("Sasl") for each in said)
+
+
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it says reaches no terminal
+logging.getLogger("aiokafka.conn").addFilter(_NoSecrets())
 
 
 def settings(
@@ -231,6 +241,11 @@ def _no_update() -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(False)
     return future
+
+
+def rejoin(consumer: Any) -> None:
+    """Give up all partitions and ask the group for them anew."""
+    consumer._coordinator.request_rejoin()  # noqa: SLF001
 
 
 async def leave(consumer: Any) -> None:

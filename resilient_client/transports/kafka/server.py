@@ -20,7 +20,7 @@ from resilient_client.errors import (
     ResilientClientError,
     wire_error,
 )
-from resilient_client.events import ConnectionChanged
+from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.message import NO_VALUE, Message
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
@@ -33,6 +33,7 @@ from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
     leave,
+    rejoin,
     settings,
     why_unreachable,
 )
@@ -67,14 +68,16 @@ SESSION_TIMEOUT = 10.0
 """Seconds without a sign of life until the group gives a member's partitions to others."""
 COMMIT_INTERVAL = 0.05
 """Seconds between two commits: a member that is killed repeats what it finished meanwhile."""
+TICK = 0.5
+"""Seconds between two looks at the clock, which tell that the process stood still."""
 START_TIMEOUT = 30.0
 """Seconds in which the group must have taken this member in, beside the session timeout."""
 MAX_WAITING = 500
 """Records read but not begun, a partition, before no more are fetched from it."""
-EVENT_ATTEMPTS = 3
+MAX_DELIVER = 5
 RETRY_WAIT = 0.5
 """Seconds before an event that failed is tried again: doubling from there, up to 30."""
-DEAD_LETTER = "{topic}.dead-letter"
+DEAD_LETTER = "{topic}.dead"
 _NEVER = 2**31 - 1  # ms: a handler may run for hours
 _REPLY_TOPICS = 10_000  # unknown ones that are remembered as such
 
@@ -104,10 +107,10 @@ class ServerListener:
             of a partition in order, as Nest does.
         from_beginning: a group that is new reads what is in the topics already, as in kafkajs.
         session_timeout: seconds until the group gives up a member that says nothing.
-        event_attempts: how often an event is handed to its handlers when they fail.
+        max_deliver: how often an event is handed to its handlers before it is set aside.
         retry_wait: seconds before the second attempt, doubling from there.
-        dead_letter: the topic for events that failed every time; "" drops them, with an error in
-            the log.
+        dead_letter: the topic for events that failed every time; "" drops them, and tells the log
+            and the observers.
     """
 
     def __init__(
@@ -127,11 +130,11 @@ class ServerListener:
         concurrency: int | None = None,
         from_beginning: bool = False,
         session_timeout: float = SESSION_TIMEOUT,
-        event_attempts: int = EVENT_ATTEMPTS,
+        max_deliver: int = MAX_DELIVER,
         retry_wait: float = RETRY_WAIT,
         dead_letter: str = DEAD_LETTER,
     ) -> None:
-        for name, value in (("concurrency", concurrency), ("event_attempts", event_attempts)):
+        for name, value in (("concurrency", concurrency), ("max_deliver", max_deliver)):
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name}={value} must be at least 1")
         if dead_letter:
@@ -152,7 +155,7 @@ class ServerListener:
         self._concurrency = concurrency
         self._from_beginning = from_beginning
         self._session = session_timeout
-        self._event_attempts = event_attempts
+        self._max_deliver = max_deliver
         self._retry_wait = retry_wait
         self._dead_letter = dead_letter
         self._values = KafkaCodec(app.codec)
@@ -167,6 +170,7 @@ class ServerListener:
         self._foreign: set[str] = set()  # reply topics that do not exist
         self._lanes: dict[Any, Lane] = {}
         self._owned: set[Any] = set()
+        self._held: set[Any] = set()  # those of them that are not read for the moment
         self._first: dict[str, int] = {}  # partitions of each topic when the group was joined
         self._joined = asyncio.Event()
         self._dirty = asyncio.Event()
@@ -174,8 +178,9 @@ class ServerListener:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._committer: asyncio.Task[None] | None = None
-        self._rebuilding = asyncio.Lock()
+        self._ticker: asyncio.Task[None] | None = None
         self._stopping = False
+        self._looked = inf
         self._status: Status = "idle"
 
     # -------------------------------------------------------------------------------- its life
@@ -219,6 +224,7 @@ class ServerListener:
             raise
         self._change("connected")
         self._reader = spawn(self._serve(), f"read {self.address}")
+        self._ticker = spawn(self._tick(), f"watch {self.address}")
         self._committer = spawn(self._commit_always(), f"commit {self.address}")
 
     async def _build(self) -> None:
@@ -253,7 +259,7 @@ class ServerListener:
             enable_auto_commit=False,
             auto_offset_reset="earliest" if self._from_beginning else "latest",
             session_timeout_ms=int(self._session * 1000),
-            heartbeat_interval_ms=int(self._session * 300),
+            heartbeat_interval_ms=int(self._session * 100),
             rebalance_timeout_ms=int(self._session * 1000),
             max_poll_interval_ms=_NEVER,
         )
@@ -285,6 +291,7 @@ class ServerListener:
         await self.stop()
         self._slots.close()
         await _ended(self._committer)
+        await _ended(self._ticker)
         consumer = self._consumer
         if consumer is not None:
             if self._status == "connected":
@@ -322,6 +329,7 @@ class ServerListener:
             except AIOKAFKA_ERRORS as error:
                 log.warning("%s: %s", self.address, ours(error, self.address, sent=False).args[0])
                 self._change("reconnecting", str(error))
+            self._give_up()
             await self._discard()
             await asyncio.sleep(wait)
             wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
@@ -337,6 +345,7 @@ class ServerListener:
         while True:
             await self._flow.wait()
             batches = await self._consumer.getmany(timeout_ms=1000)
+            self._look_at_clock()
             for place, records in batches.items():
                 lane = self._lanes.get(place)
                 if lane is None or place not in self._owned:
@@ -344,6 +353,34 @@ class ServerListener:
                 lane.add(records)
                 if lane.waiting > MAX_WAITING:
                     self._consumer.pause(place)
+                    self._held.add(place)
+
+    async def _tick(self) -> None:
+        self._looked = inf
+        while True:
+            self._look_at_clock()
+            await asyncio.sleep(TICK)
+
+    def _look_at_clock(self) -> None:
+        """After a stop of the whole process others may have our partitions: begin nothing more.
+
+        What is not begun is read again once the group has said whose it is.
+        """
+        now = time.monotonic()
+        stood = now - self._looked
+        self._looked = now
+        if stood < self._session * 0.8 or self._consumer is None:
+            return
+        log.warning("%s: this process stood still for %.1f s", self.address, stood)
+        self._give_up()
+        rejoin(self._consumer)
+
+    def _give_up(self) -> None:
+        """Begin nothing more of any partition until the group gives it to us again."""
+        self._owned.clear()
+        self._held.clear()
+        for lane in self._lanes.values():
+            lane.drop_waiting()
 
     def _lane(self, topic: str) -> Lane:
         return Lane(self._begin, concurrency=self._concurrency, batch=self._batches.get(topic, 0))
@@ -382,13 +419,19 @@ class ServerListener:
         )
 
     def _done(self, lane: Lane, records: Sequence[Any]) -> None:
+        self._look_at_clock()
         lane.finished(records)
         self._dirty.set()
         self._progress.set()
-        if lane.waiting <= MAX_WAITING // 2 and self._consumer is not None:
-            record = records[0]
-            for place in self._consumer.paused():
-                if place.topic == record.topic and place.partition == record.partition:
+        if self._held and lane.waiting <= MAX_WAITING // 2:
+            self._let_go(records[0])
+
+    def _let_go(self, record: Any) -> None:
+        """Read on from this record's partition, if it is still ours."""
+        for place in tuple(self._held):
+            if place == (record.topic, record.partition):
+                self._held.discard(place)
+                if place in self._owned:
                     self._consumer.resume(place)
 
     # --------------------------------------------------------------------------------- events
@@ -419,8 +462,8 @@ class ServerListener:
     async def _failed(
         self, lane: Lane, records: list[Any], attempt: int, error: RemoteError
     ) -> None:
-        """Try again, and at last put it aside."""
-        if attempt < self._event_attempts and not isinstance(error, InvalidPayloadError):
+        """Try again, and at last set it aside."""
+        if attempt < self._max_deliver and not isinstance(error, InvalidPayloadError):
             await asyncio.sleep(min(30.0, self._retry_wait * 2 ** (attempt - 1)))
             self._event(lane, records, attempt + 1)
             return
@@ -428,17 +471,18 @@ class ServerListener:
         while self._dead_letter:
             try:
                 for record in records:
-                    await self._put_aside(record, attempt, error)
+                    await self._set_aside(record, attempt, error)
                 break
             except (ResilientClientError, TimeoutError) as failure:
-                log.warning("an event could not be put aside: %s", failure)
+                self._tell(f"an event could not be set aside: {failure}")
                 await asyncio.sleep(wait)
                 wait = min(30.0, wait * 2)
         else:
-            log.error("an event of %s is dropped: its handlers failed", records[0].topic)
+            for record in records:
+                self._tell(f"event {_name(record)} failed {attempt} times and is dropped")
         self._done(lane, records)
 
-    async def _put_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
+    async def _set_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
         topic = self._dead_letter.replace("{topic}", record.topic)
         await self._topics.ensure([topic], self._request_timeout)
         about = {
@@ -450,12 +494,13 @@ class ServerListener:
         }
         headers = [*record.headers]
         headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
-        log.error(
-            "event %s/%d/%d failed %d times and is in %s",
-            record.topic, record.partition, record.offset, attempt, topic,
-        )  # fmt: skip
         written = await self._write(topic, None, record.value, headers, record.key)
         await self._stored(written)
+        self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
+
+    def _tell(self, reason: str) -> None:
+        log.error("%s: %s", self.address, reason)
+        self._app.notify(Degraded(self.address, reason))
 
     def _spawn(self, coroutine: Any) -> None:
         task = spawn(coroutine, "an event")
@@ -561,6 +606,7 @@ class ServerListener:
         """Let what runs end, within reason, and commit it before others go on from there."""
         places = set(revoked)
         self._owned -= places
+        self._held -= places
         lanes = [self._lanes[place] for place in places if place in self._lanes]
         for lane in lanes:
             lane.drop_waiting()
@@ -582,27 +628,39 @@ class ServerListener:
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         """Go on from what is committed; without that from the end, or the beginning."""
         consumer = self._consumer
-        places = set(assigned)
-        for place in places:
-            committed = await consumer.committed(place)
+        places = list(assigned)
+        committed = await asyncio.gather(*(consumer.committed(place) for place in places))
+        begins = await asyncio.gather(
+            *(
+                self._begin_of(place)
+                for place, offset in zip(places, committed, strict=True)
+                if offset is None
+            )
+        )
+        # no record may be read between the first of these and the last
+        unread = iter(begins)
+        for place, offset in zip(places, committed, strict=True):
             lane = self._lanes.get(place)
-            if committed is None:
-                lane = None  # also a topic that was made anew
-                new = place.partition >= self._first.get(place.topic, 0)
-                find = consumer.beginning_offsets if new or self._from_beginning else (
-                    consumer.end_offsets
-                )  # fmt: skip
-                committed = (await find([place]))[place]
-                known = None
-            else:
-                known = committed
-            if lane is None:
+            if lane is None or offset is None:  # also a topic that was made anew
                 lane = self._lanes[place] = self._lane(place.topic)
-            lane.committed = known
-            consumer.seek(place, lane.begin(committed))
-        self._owned |= places
+            lane.committed = offset
+            consumer.seek(place, lane.begin(next(unread) if offset is None else offset))
+        self._owned.update(places)
         self._dirty.set()
         self._joined.set()
+
+    async def _begin_of(self, place: Any) -> int:
+        """Where a group begins that has committed nothing here.
+
+        A partition that was added while the group was there is read from its beginning.
+        """
+        added = place.partition >= self._first.get(place.topic, 0)
+        consumer = self._consumer
+        find = consumer.end_offsets
+        if added or self._from_beginning:
+            find = consumer.beginning_offsets
+        offset: int = (await find([place]))[place]
+        return offset
 
     async def _commit_always(self) -> None:
         while True:
@@ -651,6 +709,10 @@ def _answer_of(record: Any) -> _Answer | None:
         return None
     number = int(partition) if partition and partition.isdigit() and len(partition) < 7 else None
     return _Answer(id, topic.decode(errors="replace"), number)
+
+
+def _name(record: Any) -> str:
+    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 def _look_at(written: asyncio.Future[Any]) -> None:

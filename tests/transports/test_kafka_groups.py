@@ -1,0 +1,276 @@
+"""Consumer groups on kafka://: nothing is lost, and repeated is only what was unfinished.
+
+Members are processes of their own where they are killed or frozen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Self
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from resilient_client import ClientProxy, Context, Server
+from tests.contract.rigs import Service
+from tests.peers.kafka import Kafka
+
+pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
+
+SESSION = 6.0  # the least that a broker allows by default
+
+
+async def eventually(condition: Callable[[], Any], limit: float = 30.0) -> None:
+    for _ in range(int(limit / 0.02)):
+        if condition():
+            return
+        await asyncio.sleep(0.02)
+    pytest.fail("it never came true")
+
+
+class Members:
+    """Three processes of one group, each with a journal of its events."""
+
+    def __init__(self, broker: Kafka, group: str) -> None:
+        url = f"{broker.url}?group={group}&partitions=6&session_timeout={SESSION}"
+        self.services = [Service(url, {"concurrency": 2}, "asyncio") for _ in range(3)]
+
+    async def __aenter__(self) -> Self:
+        await asyncio.gather(*(each.start_async() for each in self.services))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for each in self.services:
+            each.thaw()
+            each.stop()
+
+    def finished(self) -> Counter[int]:
+        return Counter(n for each in self.services for n in each.journal("slow_event"))
+
+    def begun(self, number: int) -> Counter[int]:
+        return Counter(self.services[number].journal("slow_event_started"))
+
+    def ended(self, number: int) -> set[int]:
+        return set(self.services[number].journal("slow_event"))
+
+
+@pytest.mark.parametrize("how", ["kill", "freeze"])
+async def test_a_member_that_dies_or_freezes_loses_nothing_and_repeats_only_the_unfinished(
+    kafka_broker: Kafka, unique: str, how: str
+) -> None:
+    kafka_broker.create_topics("fault.slow_event", partitions=6)
+    count = 72
+    async with Members(kafka_broker, unique) as members:
+        async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+            for n in range(count):
+                await client.emit("fault.slow_event", n, headers={"kafka-key": f"k{n % 24}"})
+        await eventually(lambda: all(members.ended(m) for m in range(3)))
+        await asyncio.sleep(0.75)
+        victim = members.services[1]
+        getattr(victim, how)()
+        unfinished = set(members.begun(1)) - members.ended(1)
+        # what it ended in the last moment may not have been committed
+        fresh = set(victim.journal("slow_event")[-12:])
+        await eventually(lambda: len(members.finished()) == count, 40)
+        if how == "freeze":
+            victim.thaw()
+            await asyncio.sleep(2.0)  # what it had begun ends, its commits are refused
+            async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+                for n in range(count, count + 12):
+                    await client.emit("fault.slow_event", n, headers={"kafka-key": f"k{n}"})
+            await eventually(lambda: len(members.finished()) == count + 12, 40)
+        repeated = {n for n, times in members.finished().items() if times > 1}
+        begun_again = {
+            n for n, times in sum((members.begun(m) for m in range(3)), Counter()).items()
+            if times > 1
+        }  # fmt: skip
+        assert begun_again <= unfinished | fresh, (begun_again, unfinished)
+        assert repeated <= unfinished | fresh
+        assert len(begun_again) <= 12
+
+
+async def test_members_that_come_and_go_in_order_repeat_nothing(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    done: list[tuple[str, int]] = []
+
+    def member(name: str) -> Server:
+        server = Server(
+            kafka_broker.url, telemetry=False, group=unique, partitions=4, grace=5.0, concurrency=3
+        )
+
+        @server.event_pattern(f"{unique}.work")
+        async def work(n: int, context: Context) -> None:
+            await asyncio.sleep(0.05)
+            done.append((name, n))
+
+        return server
+
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        first, second, third = member("a"), member("b"), member("c")
+        await first.start()
+
+        async def produce() -> None:
+            for n in range(300):
+                await client.emit(f"{unique}.work", n, headers={"kafka-key": str(n % 40)})
+                await asyncio.sleep(0.01)
+
+        producing = asyncio.create_task(produce())
+        await asyncio.sleep(0.5)
+        await second.start()
+        await asyncio.sleep(0.7)
+        await third.start()
+        await asyncio.sleep(0.7)
+        await first.aclose()
+        await producing
+        await eventually(lambda: len(done) >= 300)
+        await asyncio.sleep(0.5)
+        await second.aclose()
+        await third.aclose()
+    assert sorted(n for _, n in done) == list(range(300))
+    assert {name for name, _ in done} == {"a", "b", "c"}
+    for key in range(40):
+        of_key = [n for _, n in done if n % 40 == key]
+        assert of_key == sorted(of_key)
+
+
+async def test_only_what_is_finished_without_a_gap_is_committed(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    gate = asyncio.Event()
+    done: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1, grace=0.1)
+
+    @server.event_pattern(f"{unique}.gap")
+    async def gap(n: int) -> None:
+        if n == 3:
+            await gate.wait()
+        done.append(n)
+
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        async with server:
+            for n in range(10):
+                await client.emit(f"{unique}.gap", n)
+            await eventually(lambda: len(done) == 9)
+            await asyncio.sleep(0.3)
+            assert await committed(kafka_broker, unique, f"{unique}.gap") == 3
+        # the server has left in the middle of 3: a new one does what is not committed
+        again = Server(kafka_broker.url, telemetry=False, group=unique)
+        repeated: list[int] = []
+        again.event_pattern(f"{unique}.gap")(repeated.append)
+        async with again:
+            await eventually(lambda: len(repeated) == 7)
+            await eventually_async(lambda: committed(kafka_broker, unique, f"{unique}.gap"), 10)
+        assert sorted(repeated) == list(range(3, 10))
+
+
+async def eventually_async(ask: Callable[[], Any], wanted: Any) -> None:
+    for _ in range(100):
+        if (found := await ask()) == wanted:
+            return
+        await asyncio.sleep(0.05)
+    pytest.fail(f"it is {found}")
+
+
+async def committed(broker: Kafka, group: str, topic: str, partition: int = 0) -> int | None:
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=broker.bootstrap, group_id=f"{group}-server", enable_auto_commit=False
+    )
+    await consumer.start()
+    try:
+        offset: int | None = await consumer.committed(TopicPartition(topic, partition))
+        return offset
+    finally:
+        await consumer.stop()
+
+
+async def test_replicas_share_requests_and_every_group_hears_an_event(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: Counter[str] = Counter()
+
+    def member(group: str, name: str) -> Server:
+        server = Server(kafka_broker.url, telemetry=False, group=group, partitions=4)
+        server.event_pattern(f"{unique}.told")(lambda payload: heard.update([name]))
+        if group == unique:
+            server.message_pattern(f"{unique}.who")(lambda payload: name)
+        return server
+
+    async with (
+        member(unique, "a"),
+        member(unique, "b"),
+        member(f"{unique}-other", "c"),
+        ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client,
+    ):
+        await asyncio.sleep(1.5)  # the first has given up half
+        answers = Counter(
+            await asyncio.gather(*(client.send(f"{unique}.who", n) for n in range(60)))
+        )
+        assert set(answers) == {"a", "b"}
+        for n in range(30):
+            await client.emit(f"{unique}.told", n)
+        await eventually(lambda: heard.total() == 60)
+        assert heard["c"] == 30
+        assert heard["a"] + heard["b"] == 30
+
+
+async def test_a_group_that_was_away_finds_what_came_meanwhile(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+
+    def member() -> Server:
+        server = Server(kafka_broker.url, telemetry=False, group=unique, grace=0.1)
+        server.event_pattern(f"{unique}.kept")(heard.append)
+        return server
+
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        await client.emit(f"{unique}.kept", -1)  # before the group was: not for it
+        async with member():
+            pass  # nothing was handled, yet the group begins here
+        for n in range(10):
+            assert (await client.emit(f"{unique}.kept", n)).delivery == "stored"
+        async with member():
+            await eventually(lambda: len(heard) >= 10)
+            await asyncio.sleep(0.2)
+    assert sorted(heard) == list(range(10))
+
+
+async def test_a_killed_broker_loses_no_event_and_repeats_none(
+    new_broker: Callable[..., Kafka], unique: str
+) -> None:
+    """`emit` says "stored": each such event is handled, once, although the broker is killed."""
+    broker = await asyncio.to_thread(new_broker, Kafka)
+    heard: Counter[int] = Counter()
+    server = Server(broker.url, telemetry=False, group=unique)
+    server.event_pattern("kept")(lambda n: heard.update([n]))
+    stored: list[int] = []
+    tasks: list[asyncio.Future[None]] = []
+    async with server, ClientProxy(broker.url, policies=(), telemetry=False) as client:
+
+        async def emit(n: int) -> None:
+            try:
+                await client.emit("kept", n, timeout=1)
+            except Exception:
+                return
+            stored.append(n)
+
+        for n in range(200):
+            tasks.append(asyncio.ensure_future(emit(n)))
+            await asyncio.sleep(0.005)
+            if n == 100:
+                broker.kill()
+                started = time.monotonic()
+        await broker.restart_async()
+        await asyncio.gather(*tasks)
+        for n in range(200, 260):
+            await emit(n)
+            await asyncio.sleep(0.02)
+        await eventually(lambda: set(stored) <= set(heard))
+        assert time.monotonic() - started < 60
+    assert len(stored) > 100
+    assert max(heard.values()) == 1, json.dumps(heard)
