@@ -6,9 +6,10 @@ import asyncio
 import logging
 import ssl
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
 from resilient_client.transports._stream import Stream, dial
@@ -40,13 +41,10 @@ class Login:
     tls: ssl.SSLContext | None = None
     external: bool = False  # the certificate says who we are
     heartbeat: int = HEARTBEAT
-    name: str = field(default="resilient_client")
 
     @property
     def virtual_host(self) -> str:
         """No path, and a bare slash, are the default one."""
-        from urllib.parse import unquote
-
         return unquote(self.target.url.path[1:]) or "/"
 
     def start_ok(self, start: Any) -> Any:
@@ -66,7 +64,11 @@ class Login:
             "consumer_cancel_notify": True,
             "publisher_confirms": True,
         }
-        properties = {"product": self.name, "platform": "Python", "capabilities": capabilities}
+        properties = {
+            "product": "resilient_client",
+            "platform": "Python",
+            "capabilities": capabilities,
+        }
         return wire.StartOk(properties, mechanism, response, "en_US")
 
 

@@ -107,8 +107,14 @@ def publish_frame(channel: int, exchange: str, key: str | bytes, *, mandatory: b
 
 
 def content_frames(channel: int, properties: bytes, body: bytes, frame_max: int) -> bytes:
-    """The frames of a message after its method: properties, then the body in pieces."""
+    """The frames of a message after its method: properties, then the body in pieces.
+
+    Raises:
+        PayloadError: the properties, which must fit into one frame, do not.
+    """
     size = len(body)
+    if len(properties) > frame_max - 20:
+        raise PayloadError(f"the headers have {len(properties)} bytes, a frame at most {frame_max}")
     head = _CONTENT.pack(HEADER, channel, 12 + len(properties), _CLASS_BASIC, 0, size)
     piece = frame_max - 8
     if 0 < size <= piece:
@@ -169,15 +175,13 @@ def table(headers: Mapping[str, str]) -> bytes:
     """Headers as a table of long strings.
 
     Raises:
-        PayloadError: they do not fit into one frame.
+        PayloadError: a name is too long.
     """
     parts: list[bytes] = []
     for name, value in headers.items():
         encoded = value.encode(errors="replace")
         parts += [_field(name), LONG.pack(len(encoded)), encoded]
     fields = b"".join(parts)
-    if len(fields) > FRAME_MAX // 2:
-        raise PayloadError(f"the headers have {len(fields)} bytes, more than {FRAME_MAX // 2}")
     return LONG.pack(len(fields)) + fields
 
 
