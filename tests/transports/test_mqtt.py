@@ -27,6 +27,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports.mqtt._codec import publish, text
 from tests.peers.brokers import Mosquitto
 from tests.peers.certificates import certificates
+from tests.peers.nest import NestClient, NestServer
 from tests.transports.mqtt_peers import Peer, scripted_client
 
 pytestmark = pytest.mark.broker
@@ -720,6 +721,7 @@ async def test_a_frozen_broker_is_noticed_by_its_silence(new_broker: NewBroker) 
         ({"session_expiry": 60}, "name"),
         ({"session_expiry": -1, "client_id": "x"}, "session_expiry"),
         ({"share": "a/b"}, "share"),
+        ({"client_id": "x" * 70_000}, "too long"),
     ],
 )
 def test_an_option_that_cannot_work_is_refused(options: dict[str, Any], said: str) -> None:
@@ -754,3 +756,30 @@ async def test_a_broker_that_is_not_there_ends_the_start() -> None:
     with pytest.raises(ConnectError):
         await Server("mqtt://127.0.0.1:1", telemetry=False).start()
     assert time.monotonic() - started < 6
+
+
+def test_a_login_that_cannot_be_written_is_refused_without_showing_it() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ClientProxy(f"mqtt://user:{'s3cret' * 20_000}@127.0.0.1:1", telemetry=False)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.interop
+async def test_nest_at_its_default_version_is_spoken_to_both_ways(
+    mqtt_broker: Mosquitto, unique: str
+) -> None:
+    url, old = mqtt_broker.url, {"protocolVersion": 4}
+    async with NestServer("mqtt", url, prefix=f"{unique}.", options=old):
+        for version in ("3.1.1", "5"):
+            async with client_of(mqtt_broker, version=version) as client:
+                assert await client.send(f"{unique}.sum", [1, 2, 3], returns=int) == 6
+                stream = client.stream(f"{unique}.observable_late", 1, returns=int)
+                assert [n async for n in stream] == [1, 2, 3]
+    server = server_at(mqtt_broker, version="3.1.1")
+    heard: list[Any] = []
+    server.message_pattern(f"{unique}.mine")(lambda numbers: sum(numbers))
+    server.event_pattern(f"{unique}.event")(lambda payload: heard.append(payload))
+    async with server, NestClient("mqtt", url=url, options=old) as nest:
+        assert (await nest.send(f"{unique}.mine", [1, 2])).value == 3
+        await nest.emit(f"{unique}.event", {"n": 1})
+        await until(lambda: heard == [{"n": 1}])

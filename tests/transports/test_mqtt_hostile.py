@@ -340,7 +340,8 @@ async def test_a_server_survives_what_strangers_publish() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.welcome()
-        await peer.subscribed()
+        for _ in range(4):  # a subscription each, as there is a wildcard
+            await peer.subscribed()
         for payload in (
             b"", b"plain text", b"\xff\xfe", b'{"some":"json"}', b"[" * 5000, b'{"pattern":1}',
             b'{"pattern":"x","data":1,"id":{"odd":[1]}}',
@@ -348,12 +349,16 @@ async def test_a_server_survives_what_strangers_publish() -> None:
             peer.write(publish(text("x"), payload, None, b"\x26\x00\x01a\x00\x02\xff\xfe"))
         peer.write(publish(text("resilient_client.cancel"), b"{", None, b""))
         peer.write(publish(text("unknown/topic"), b"{}", 5, b""))
+        for topic in (b"y/" + b"x" * 0xFFFD, b"y/" + b"\xff" * 0xFFFD):
+            request = b'{"pattern":"y","data":1,"id":"1"}'
+            peer.write(publish(b"\xff\xff" + topic, request, None, b""))
         while True:
             replies.append(await peer.packet(PUBLISH))
 
     async with broker(script) as url:
         server = Server(url, telemetry=False, grace=0.1)
         server.event_pattern("x")(lambda payload: heard.append(payload))
+        server.message_pattern("y/#")(lambda payload: heard.append(payload))
         async with server:
             for _ in range(300):
                 if len(heard) == 7:

@@ -59,17 +59,19 @@ class _Topic:
     """A route, as the address of calls.
 
     Attributes:
+        json: the pattern, when that is a string.
         users: calls that are under way.
         asked: the connection on which the reply topic was asked for, and the broker's answer.
         subscribed: the connection on which the broker has confirmed it.
     """
 
-    __slots__ = ("asked", "raw", "reply", "subscribed", "users")
+    __slots__ = ("asked", "json", "raw", "reply", "subscribed", "users")
 
     def __init__(self, route: str) -> None:
         if not route or "+" in route or "#" in route or route.startswith("$share/"):
             raise ConfigurationError(f"{route!r} is no topic to publish to", hint=_TOPIC_RULE)
         self.raw = text(route)
+        self.json = pattern_json(route)
         self.reply = f"{route}/reply"
         text(self.reply)
         self.users = 0
@@ -148,7 +150,8 @@ class ClientTransport(BaseTransport):
 
     def published(self, connection: Connection, message: Message) -> None:
         """A reply, most likely: of ours, or of another caller of the same pattern."""
-        connection.acknowledge(message)
+        if message.packet_id is not None:
+            connection.acknowledge(message)
         if self._mark not in message.payload:
             return
         try:
@@ -162,14 +165,15 @@ class ClientTransport(BaseTransport):
                 self._cancel(self._left.popleft())
         deliver(self._replies, response.id, response, self._codec)
 
-    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
+    def acked(self, connection: Connection, key: Any, answer: Answer | None) -> None:
         """The broker has a request or an event, or refuses it."""
-        if type(key) is int:  # an event waits for it
-            self._replies.value(key, answer, True)
-        elif code := answer.reasons[0]:
-            error = publish_error(code, answer.properties)
-            if error is not None:
-                self._replies.fail(key, error)
+        error = None
+        if answer is not None:
+            error = publish_error(answer.reasons[0], answer.properties)
+        if error is not None:
+            self._replies.fail(key, error)
+        elif type(key) is int:  # an event waits for it
+            self._replies.end(key)
 
     def ended(self, connection: Connection) -> None:
         """Nothing that is pending will be answered."""
@@ -199,15 +203,16 @@ class ClientTransport(BaseTransport):
         key = self._prefix + str(next(self._ids))
         if not self._ours:
             call.metadata[PEER_HEADER] = "1"
+        pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
         if self._new:
             left = call.attempt_deadline - self._clock.now()
             values = user_properties(call.metadata)
             if left < _LONGEST_EXPIRY:
                 values += _EXPIRY + max(1, ceil(left)).to_bytes(4, "big")
-            payload = request_packet(pattern_json(call.pattern), call.body, None, key)
+            payload = request_packet(pattern, call.body, None, key)
         else:
             values = None
-            payload = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
+            payload = request_packet(pattern, call.body, call.metadata, key)
         sent, call.sent = call.sent, False
         try:
             if call.kind == "stream":
@@ -237,7 +242,8 @@ class ClientTransport(BaseTransport):
             await self._prepared(call, connection)
         values = user_properties(call.metadata) if self._new else None
         metadata = None if self._new else call.metadata
-        payload = event_packet(pattern_json(call.pattern), call.body, metadata)
+        pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
+        payload = event_packet(pattern, call.body, metadata)
         key = next(self._ids)
         if not self._qos:
             self._write(connection, key, call, topic, payload, values)
@@ -246,12 +252,9 @@ class ClientTransport(BaseTransport):
         future = self._replies.expect(key, call)
         try:
             self._write(connection, key, call, topic, payload, values)
-            answer: Answer = (await future).body
-            error = publish_error(answer.reasons[0], answer.properties)
-            if isinstance(error, NoHandlerError):
-                return Receipt("accepted", 0)
-            if error is not None:
-                raise error
+            await future
+        except NoHandlerError:
+            return Receipt("accepted", 0)
         except asyncio.CancelledError:
             connection.withdraw(key)
             raise

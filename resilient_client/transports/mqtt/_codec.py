@@ -193,6 +193,8 @@ def connect(
         body += text(username)
     if password is not None:
         raw = password.encode()
+        if len(raw) > 0xFFFF:
+            raise ConfigurationError("a password of more than 65535 bytes")
         body += len(raw).to_bytes(2, "big") + raw
     return _packet(CONNECT, body)
 
@@ -265,8 +267,12 @@ class Message:
 
     def __init__(self, first: int, body: bytes, version: int) -> None:
         """Read it [3.3]; raises `ProtocolError`."""
-        raw, at = _binary(body, 0)
-        self.topic = raw.decode(errors="replace")
+        if len(body) < 3:
+            raise ProtocolError("a message without a topic")
+        at = 2 + (body[0] << 8 | body[1])
+        if not 2 < at <= len(body):
+            raise ProtocolError("an MQTT packet ends inside a string")
+        self.topic = body[2:at].decode(errors="replace")
         self.packet_id: int | None = None
         qos = first >> 1 & 3
         if qos == 1:
@@ -274,8 +280,8 @@ class Message:
             at += 2
         elif qos:
             raise ProtocolError("a message at a QoS that was not asked for")
-        if not raw or self.packet_id == 0:
-            raise ProtocolError("a message without a topic, or with the packet id 0")
+        if self.packet_id == 0:
+            raise ProtocolError("a message with the packet id 0")
         self.retained = bool(first & 1)
         self.duplicate = bool(first & 8)
         self.headers: Mapping[str, str] = {}

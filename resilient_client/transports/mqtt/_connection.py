@@ -114,8 +114,8 @@ class Owner(Protocol):
     def published(self, connection: Connection, message: Message) -> None:
         """A message has arrived. One with a packet id wants to be acknowledged, once."""
 
-    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
-        """The broker has answered the message that was published with this key."""
+    def acked(self, connection: Connection, key: Any, answer: Answer | None) -> None:
+        """The broker has answered the message that was published with this key; None: it has it."""
 
     def ended(self, connection: Connection) -> None:
         """The connection has ended; its `reason` says why."""
@@ -216,7 +216,11 @@ class Connection(Stream):
                 if kind == PUBLISH:
                     self._published(first, body)
                 elif kind == PUBACK:
-                    self._acked(Answer(first, body, self.version))
+                    plain = len(body) == 2  # nothing but success, as most are
+                    self._acked(
+                        body[0] << 8 | body[1] if plain else 0,
+                        None if plain else Answer(first, body, self.version),
+                    )
                 elif kind in (SUBACK, UNSUBACK):
                     self._answered(Answer(first, body, self.version))
                 elif kind == CONNACK:
@@ -270,9 +274,9 @@ class Connection(Stream):
             packet_id = self._unacked.popleft()
             self.send(puback(packet_id, self._ready.pop(packet_id)))
 
-    def _acked(self, answer: Answer) -> None:
+    def _acked(self, packet_id: int, answer: Answer | None) -> None:
         try:
-            key = self._inflight.pop(answer.packet_id)
+            key = self._inflight.pop(packet_id if answer is None else answer.packet_id)
         except KeyError:
             raise ProtocolError("the broker acknowledges what was not sent") from None
         if self._waiting and len(self._inflight) < self._window:
@@ -466,6 +470,7 @@ class Session:
             expiry=expiry,
             limit=max_size + ENVELOPE,
         )
+        self._login.packet()  # what cannot be said is refused here, not at dialling
         self.version = self._login.version
         self._named = client_id is not None
         self._clock, self._notify = clock, notify

@@ -41,8 +41,35 @@ log = logging.getLogger("resilient_client.mqtt")
 
 START_TIMEOUT = 5.0
 """Seconds that starting waits for the broker, and a reply for a connection that is lost."""
+_LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
 _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
+
+
+class _Found:
+    """What a topic stands for.
+
+    Attributes:
+        route: of the handler.
+        subject: the topic, when the route is another.
+        reply: the topic of its replies, as it is written.
+    """
+
+    __slots__ = ("_numbers", "_wild", "reply", "route", "subject")
+
+    def __init__(self, route: str, topic: str, numbers: frozenset[int], *, wild: bool) -> None:
+        self.route = route
+        self.subject = topic if wild or route != topic else None
+        self.reply = text(f"{topic}/reply")
+        self._numbers = numbers
+        self._wild = wild
+
+    def not_for_us(self, message: Message, external: bool) -> bool:  # noqa: FBT001
+        """A reply that a wildcard hears, or the copy for a pattern that another goes before."""
+        told = message.subscriptions
+        if told and self._numbers.isdisjoint(told):
+            return True
+        return self._wild and external and message.topic.endswith("/reply")
 
 
 class ServerListener:
@@ -141,17 +168,19 @@ class ServerListener:
         }
         return filters
 
-    def _look_up(self, topic: str) -> tuple[str, bool] | None:
-        """The route that a topic is for, and whether by a wildcard, in Nest's order."""
+    def _look_up(self, topic: str) -> _Found | None:
+        """What a topic stands for, in Nest's order."""
+        if len(topic) > _LONGEST_TOPIC:  # there is no room for its reply's
+            return None
         route = self._exact.get(topic)
         if route is None and (known := lookup_route(topic)) is not None:
             route = self._exact.get(known)
         if route is not None:
-            return route, False
+            return _Found(route, topic, self._numbers[route], wild=False)
         levels = topic.split("/")
         for wanted, route in self._wild:
             if _matches(wanted, levels):
-                return route, True
+                return _Found(route, topic, self._numbers[route], wild=True)
         return None
 
     # --------------------------------------------------------------------------------- its messages
@@ -167,24 +196,24 @@ class ServerListener:
             request = read_request(message.payload)
         except ProtocolError:
             request = text_event(message.payload)
-        if found is None or self._not_for_us(found, message, request.external):
+        if found is None or found.not_for_us(message, request.external):
             connection.acknowledge(message)
             return
-        route, wild = found
         headers = sanitised(message.headers) if message.headers else request.metadata
         incoming = Incoming(
-            route,
+            found.route,
             request.data,
             headers,
             request.id,
             received=self._app.clock.now(),
-            subject=topic if wild or route != topic else None,
+            subject=found.subject,
             raw=message,
         )
         if request.id is not None:
-            connection.acknowledge(message)
+            if message.packet_id is not None:
+                connection.acknowledge(message)
             if not message.retained:  # of a caller who has long since left
-                self._request(connection, incoming, topic, PEER_HEADER in headers)
+                self._request(connection, incoming, found.reply, PEER_HEADER in headers)
         elif self._stopping and self._lasting:
             return  # unacknowledged: it comes again
         elif message.packet_id is None:
@@ -192,17 +221,14 @@ class ServerListener:
         else:
             self._app.accept(incoming, _acknowledge(connection, message), self._slots, "mqtt")
 
-    def _not_for_us(self, found: tuple[str, bool], message: Message, external: bool) -> bool:  # noqa: FBT001
-        """A reply that a wildcard hears, or the copy for a pattern that another goes before."""
-        route, wild = found
-        told = message.subscriptions
-        if told and self._numbers[route].isdisjoint(told):
-            return True
-        return wild and external and message.topic.endswith("/reply")
-
-    def _request(self, connection: Connection, message: Incoming, topic: str, ours: bool) -> None:  # noqa: FBT001
+    def _request(
+        self,
+        connection: Connection,
+        message: Incoming,
+        reply_topic: bytes,
+        ours: bool,  # noqa: FBT001
+    ) -> None:
         id_json: bytes = message.id
-        reply_topic = text(f"{topic}/reply")
         if ours and self._cancellable:
             self._put(connection, reply_topic, b'{"id":%b,"metadata":%b}' % (id_json, _OURS))
 
@@ -281,7 +307,7 @@ class ServerListener:
             self._tell("the broker has not kept the session: events of the absence are lost")
         self._been_here = True
 
-    def acked(self, connection: Connection, key: Any, answer: Answer) -> None:
+    def acked(self, connection: Connection, key: Any, answer: Answer | None) -> None:
         """Nothing is published at QoS 1."""
 
     def ended(self, connection: Connection) -> None:
