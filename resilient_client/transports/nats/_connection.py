@@ -19,7 +19,7 @@ import nats.aio.errors
 import nats.errors
 from nats.aio.client import Client, RawCredentials
 from nats.aio.transport import Transport
-from nats.protocol.command import hpub_cmd, pub_cmd, sub_cmd, unsub_cmd
+from nats.protocol.command import sub_cmd, unsub_cmd
 
 from resilient_client._json import decode, encode
 from resilient_client.errors import (
@@ -31,6 +31,7 @@ from resilient_client.errors import (
 )
 from resilient_client.transports._base import Target
 from resilient_client.transports._link import spawn
+from resilient_client.transports._metadata import MAX_METADATA_KEYS, MAX_METADATA_NAME, sanitised
 from resilient_client.transports._stream import Stream, dial, not_connected
 
 if TYPE_CHECKING:
@@ -41,19 +42,23 @@ log = logging.getLogger("resilient_client.nats")
 DEFAULT_PORT = 4222
 CONNECT_TIMEOUT = 2.0
 """Seconds for one server of several: for its address, its handshake, and each of its answers."""
+CERTIFICATE_WAIT = 0.1
+"""Seconds for a server that asks for certificates to say that it does not like ours: with TLS 1.3
+that comes after the handshake, and would be lost if we went on writing."""
+MAX_SIZE = 128 * 1024 * 1024
+"""Bytes of one message; no server can be configured to send more than half of it."""
+MAX_LINE = 1024 * 1024
+"""Bytes of one line of the protocol; INFO of a large cluster is the longest."""
 _CHUNK = 64 * 1024
 _FIRST_SID = 1 << 20  # nats-py counts its own from 1
 _NO_RESPONDERS = b"NATS/1.0 503"
 _PERMISSIONS = "permissions violation"
 _REFUSED = re.compile(r"authorization violation|credentials|authentication (expired|revoked)|nkey")
-_token = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch
+_is_token = lru_cache(maxsize=1024)(re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch)
 _credentials = re.compile(
     r"BEGIN NATS USER JWT.*\n\S+\n(?s:.*)BEGIN USER NKEY SEED.*\n(\S+)\n"
 ).search
 _no_subject = re.compile(r"[\x00-\x20\x7f]|^\.|\.\.|\.$|^$").search
-
-Receive = "Callable[[bytes, bytes, bytes, bytes | None], None]"
-"""Called with a message's subject, reply subject, data and header block."""
 
 
 # ---- subjects and headers ----
@@ -86,30 +91,37 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     """The headers as they travel.
 
     Raises:
-        PayloadError: a name that no NATS header can have.
+        PayloadError: a name or a value that no NATS header can have.
     """
-    lines = ["NATS/1.0"]
+    text = "NATS/1.0\r\n"
     for name, value in headers.items():
-        if not _token(name):
+        if not _is_token(name):
             raise PayloadError(f"header {name!r} holds a character that no NATS header can")
-        lines.append(f"{name}: {value}")
-    lines.append("\r\n")
-    block = "\r\n".join(lines).encode(errors="replace")
-    if block.count(b"\n") != len(lines):
+        text += f"{name}: {value}\r\n"
+    if text.count("\n") != len(headers) + 1:
         raise PayloadError("a header's value holds a line's end")
-    return block
+    return f"{text}\r\n".encode(errors="replace")
 
 
-def read_headers(block: bytes) -> dict[str, str]:
-    """Names to values as received, of several values the first, as in Nest; not checked yet."""
+def read_headers(block: bytes) -> Mapping[str, str]:
+    """Lower-case names to values, of several values the first, as in Nest; bounded and printable.
+
+    See `sanitised` for the bounds.
+    """
+    lines = block.decode(errors="replace").split("\r\n")
     headers: dict[str, str] = {}
-    for line in block.split(b"\r\n")[1:]:
-        name, colon, value = line.partition(b":")
+    for line in lines[1:-2]:
+        name, colon, value = line.partition(":")
         if colon:
-            headers.setdefault(
-                name.decode(errors="replace"), value.strip().decode(errors="replace")
-            )
-    return headers
+            headers.setdefault(name.lower(), value.strip())
+    if (
+        len(block) <= MAX_METADATA_NAME  # then every bound is kept
+        and len(headers) <= MAX_METADATA_KEYS
+        and "".join(lines).isprintable()
+        and "" not in headers
+    ):
+        return headers
+    return sanitised(headers)
 
 
 def status(block: bytes | None) -> int:
@@ -184,22 +196,87 @@ def translate(error: Exception, target: Target) -> ResilientClientError:
 
 
 class _Socket(Stream):
-    """The bytes. `ended` is called once, with the reason, as soon as the connection is over."""
+    """The bytes. Messages of our own subscriptions are taken out here, the rest is the library's.
+
+    Attributes:
+        receivers: what is called with the messages of a subscription, by its id.
+        ended: called once, with the reason, as soon as the connection is over.
+        error: what ended it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.ended: Callable[[str], None] | None = None
         self.error: Exception | None = None
         self._chunk = memoryview(bytearray(_CHUNK))
-        self._received = bytearray()
+        self.receivers: dict[bytes, Any] = {}  # by subscription
+        self._rest = bytearray()  # the beginning of what has not arrived whole
+        self._needed = 0  # bytes of it that must be there before it is worth a look
+        self._received = bytearray()  # for the library
         self._waiter: asyncio.Future[None] | None = None
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._chunk
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._received += self._chunk[:nbytes]
-        self._wake()
+        rest = self._rest
+        rest += self._chunk[:nbytes]
+        if len(rest) < self._needed:
+            return
+        data = bytes(rest)
+        try:
+            read = self._read(data)
+        except (ValueError, IndexError):
+            self.end("the server sent a message that cannot be read")
+            self.transport.abort()
+            return
+        del rest[:read]
+        if len(rest) > MAX_LINE > self._needed:
+            self.end("the server sent a line that does not end")
+            self.transport.abort()
+
+    def _read(self, data: bytes) -> int:
+        """Deliver the messages in it, leave the rest to the library; how much of it was whole."""
+        start, found, receivers = 0, data.find, self.receivers
+        self._needed = 0
+        while (end := found(b"\r\n", start)) >= 0:
+            body = end + 2
+            kind = data[start : start + 4]
+            if kind in (b"MSG ", b"HMSG"):
+                # MSG subject sid [reply] size; HMSG subject sid [reply] header-size size
+                words = data[start:end].split()
+                size = int(words[-1])
+                if not 0 <= size <= MAX_SIZE:
+                    raise ValueError(size)
+                after = body + size
+                if after + 2 > len(data):
+                    self._needed = after + 2 - start
+                    break
+                receive = receivers.get(words[2])
+                if receive is None:
+                    self._received += data[start : after + 2]
+                    self._wake()
+                elif kind == b"MSG ":
+                    reply = words[3] if len(words) == 5 else b""
+                    self._hand_over(receive, words[1], reply, data[body:after], None)
+                else:
+                    reply = words[3] if len(words) == 6 else b""
+                    split = body + int(words[-2])
+                    self._hand_over(receive, words[1], reply, data[split:after], data[body:split])
+                start = after + 2
+            else:
+                self._received += data[start:body]
+                self._wake()
+                start = body
+        return start
+
+    def _hand_over(
+        self, receive: Any, subject: bytes, reply: bytes, data: bytes, headers: bytes | None
+    ) -> None:
+        try:
+            receive(subject, reply, data, headers)
+        except Exception:  # the others are not to suffer
+            log.exception("a message on %.200r could not be handled", subject)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -233,6 +310,20 @@ class _Socket(Stream):
             await self._waiter
         finally:
             self._waiter = None
+
+    async def settle(self, seconds: float) -> None:
+        """Wait that long for a connection to end that is about to.
+
+        Raises:
+            OSError: it did.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while not self.closed:
+                    await self._more()
+        except TimeoutError:
+            return
+        raise self.error or ConnectionResetError("the server closed the connection")
 
     async def start_tls(self, context: ssl.SSLContext, hostname: str) -> None:
         """Encrypt from here on."""
@@ -268,6 +359,7 @@ class _Wire(Transport):
         self._socket = socket
         self._target = target
         self._must_encrypt = must_encrypt
+        self._verifies = False
 
     async def connect(self, uri: Any, buffer_size: int, connect_timeout: float) -> None:
         """Connected already."""
@@ -277,6 +369,8 @@ class _Wire(Transport):
     ) -> None:
         async with asyncio.timeout(connect_timeout):
             await self._socket.start_tls(ssl_context, self._target.host)
+            if self._verifies:
+                await self._socket.settle(CERTIFICATE_WAIT)
         self._must_encrypt = False
 
     def write(self, payload: bytes) -> None:
@@ -296,7 +390,9 @@ class _Wire(Transport):
         return await self._socket.read()
 
     async def readline(self) -> bytes:
-        return await self._socket.readline()
+        line = await self._socket.readline()
+        self._verifies = b'"tls_verify":true' in line
+        return line
 
     async def drain(self) -> None:
         """The library writes too little to wait for."""
@@ -315,24 +411,11 @@ class _Wire(Transport):
 
 
 class _Library(Client):
-    """nats-py's client, with our socket, handing messages over without its queues and tasks."""
+    """nats-py's client, with our socket."""
 
     def __init__(self, wire: _Wire) -> None:
         super().__init__()
         self._transport = wire
-        self.receivers: dict[int, Any] = {}
-
-    async def _process_msg(
-        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
-    ) -> None:
-        receive = self.receivers.get(sid)
-        if receive is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
-            return
-        try:
-            receive(subject, reply, data, headers)
-        except Exception:  # else the library would stop reading, and say so to nobody
-            log.exception("a message on %.200r could not be handled", subject)
 
     def on_reader_end(self, callback: Callable[[], object]) -> None:
         """The reader ends with the connection, and on bytes that it does not understand."""
@@ -414,8 +497,10 @@ class Connection:
                 hint="send less, or raise max_payload in the server's configuration",
             )
         if block:
-            return hpub_cmd(subject, reply, block, payload)
-        return pub_cmd(subject, reply, payload)
+            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
+        else:
+            head = f"PUB {subject} {reply} {size}\r\n".encode()
+        return b"%b%b%b\r\n" % (head, block, payload)
 
     def send(self, message: bytes) -> None:
         """Write to the socket, in order."""
@@ -424,7 +509,7 @@ class Connection:
     def subscribe(self, subject: str, receive: Any, queue: str = "") -> int:
         """Ask for a subject's messages; `round_trip` proves that the server has it."""
         self._sid += 1
-        self._library.receivers[self._sid] = receive
+        self.socket.receivers[b"%d" % self._sid] = receive
         self.socket.send(sub_cmd(subject, queue, self._sid))
         return self._sid
 

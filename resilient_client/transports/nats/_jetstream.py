@@ -25,7 +25,7 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
-from resilient_client.transports._metadata import NO_METADATA, sanitised
+from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats._connection import read_headers, status
 
@@ -246,7 +246,7 @@ class Consumer:
 
     def _told(self, code: int, headers: bytes | None) -> None:
         """A word of the server's own about what was asked for: 408 is "expired"."""
-        left = read_headers(headers or b"").get("Nats-Pending-Messages", "")
+        left = read_headers(headers or b"").get("nats-pending-messages", "")
         self._asked -= min(self._asked, int(left) if left.isdigit() else _BATCH)
         if code in (404, 408):
             self._ask()
@@ -276,7 +276,7 @@ class Consumer:
         message = Message(
             self._route,
             packet.data,
-            NO_METADATA if headers is None else sanitised(read_headers(headers)),
+            NO_METADATA if headers is None else read_headers(headers),
             received=self._app.clock.now(),
             subject=subject.decode(errors="replace") if self._wild else None,
             raw=(subject, reply, data, headers),

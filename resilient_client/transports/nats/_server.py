@@ -18,7 +18,6 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._link import DIAL_TIMEOUT, Link
-from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
 from resilient_client.transports._packets import error_packet, read_request
 from resilient_client.transports.nats import _jetstream
@@ -68,7 +67,7 @@ class _Subject:
             return
         metadata = request.metadata
         if headers is not None:
-            own = sanitised(read_headers(headers))
+            own = read_headers(headers)
             metadata = {**metadata, **own} if metadata else own
         message = Message(
             self.route,
