@@ -328,6 +328,25 @@ async def test_a_caller_that_leaves_stops_its_handler_in_whichever_replica(
         assert client._transports[0]._link.current.subjects == {}  # type: ignore[attr-defined]
 
 
+async def test_a_server_that_shows_itself_late_still_hears_who_has_left(
+    nats_broker: Nats, unique: str
+) -> None:
+    raw = await nats.connect(nats_broker.url)
+    requests = await raw.subscribe(unique)
+    cancels = await raw.subscribe(f"resilient_client.cancel.{unique}")
+    await raw.flush()
+    async with client_of(nats_broker) as client:
+        call = asyncio.ensure_future(client.send(unique, timeout=30))
+        request = await requests.next_msg(5)
+        call.cancel()
+        await asyncio.wait([call])
+        for name in (f"resilient_client.cancel.{unique}", "somewhere.else", ".."):
+            await raw.publish(request.reply, b"", headers={"x-resilient-client": name})
+        assert (await cancels.next_msg(5)).data == request.reply.encode()
+        assert len(client._transports[0]._link.current._peers) == 1  # type: ignore[attr-defined]
+    await raw.close()
+
+
 async def test_events_beyond_what_slow_handlers_can_keep_up_with_are_told(
     nats_broker: Nats, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

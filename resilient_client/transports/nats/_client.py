@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 NO_RESPONDERS = 503
 HEARTBEAT = 5.0
 MAX_SUBJECTS = 10_000
+MAX_LEFT = 256
 MAX_PEERS = 64  # servers of our make that are told when a caller leaves
 _STORED = "s"  # begins the key of a message that JetStream acknowledges
 
@@ -59,7 +60,8 @@ class _Line:
         self.subjects: dict[str, str] = {}  # of who waits: the keys of this table of pending
         self.streamed: set[str] = set()  # subjects that the stream is known to take
         self.making = asyncio.Lock()  # of the stream
-        self.peers: dict[str, None] = {}  # where servers of our make hear that a caller has left
+        self._peers: dict[str, None] = {}  # where servers of our make hear that a caller has left
+        self._left: dict[str, None] = {}  # the last that have: a server may show itself later
         self.connection: Connection
         self._codec = codec
         self._skip = len(inbox)
@@ -86,18 +88,28 @@ class _Line:
             deliver(self.replies, key, response, self._codec)
 
     def _meet(self, peer: str) -> None:
-        if peer.startswith(f"{CANCEL_ROUTE}.") and len(self.peers) < MAX_PEERS:
-            try:
-                self.peers[checked_subject(peer)] = None
-            except ConfigurationError:
-                return  # a stranger's words
+        """A server of our make shows itself, perhaps after a caller of its has left."""
+        if not peer.startswith(f"{CANCEL_ROUTE}.") or len(self._peers) >= MAX_PEERS:
+            return
+        try:
+            checked_subject(peer)
+        except ConfigurationError:
+            return  # a stranger's words
+        self._peers[peer] = None
+        for key in self._left:
+            self._tell(peer, key)
 
     def cancel(self, key: str) -> None:
         """Tell servers of our make that nobody waits any more; whoever runs it stops."""
-        if self.connection.closed:
-            return
-        reply = f"{self.inbox}{key}".encode()
-        for peer in self.peers:
+        self._left[key] = None
+        if len(self._left) > MAX_LEFT:
+            del self._left[next(iter(self._left))]
+        for peer in self._peers:
+            self._tell(peer, key)
+
+    def _tell(self, peer: str, key: str) -> None:
+        if not self.connection.closed:
+            reply = f"{self.inbox}{key}".encode()
             self.connection.send(self.connection.message(peer, "", None, reply))
 
     def violated(self, text: str) -> bool:
