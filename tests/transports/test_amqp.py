@@ -336,6 +336,44 @@ async def test_a_queue_deleted_under_both_ends_is_told_and_made_again(
         assert (await client.emit("echo", 1)).receivers == 0
 
 
+async def test_a_server_that_may_not_declare_its_queue_again_says_so_and_ends_trying(
+    rabbitmq_broker: RabbitMQ, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_of(rabbitmq_broker.url, queue=unique):
+        pass
+    seen: list[Any] = []
+    options = {"queue": unique, "declare": False}
+    async with server_of(rabbitmq_broker.url, observers=[seen.append], **options):
+        await delete(rabbitmq_broker, unique)
+        await until(lambda: any(getattr(each, "new", "") == "idle" for each in seen))
+        assert "not serving any more" in caplog.text
+        assert "NOT_FOUND" in caplog.text
+
+
+async def test_a_server_comes_back_when_its_connection_for_replies_breaks(
+    rabbitmq_broker: RabbitMQ, unique: str
+) -> None:
+    server = server_of(rabbitmq_broker.url, queue=unique)
+    server.message_pattern("slow")(_slow)
+    async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
+        assert await client.send("echo", 1) == 1
+        call = asyncio.ensure_future(error_of(client.send("slow", 1, timeout=20)))
+        listener: Any = server._listeners[0]
+        first = listener.link.current
+        await until(lambda: first._jobs)
+        first.replying.transport.abort()
+        error = await call  # RabbitMQ handed it out again: for its caller to judge
+        assert isinstance(error, RemoteError), error
+        assert error.status == 503
+        assert first.consuming.closed
+        assert await client.send("echo", 2) == 2
+
+
+async def _slow(payload: Any) -> Any:
+    await asyncio.sleep(10)
+    return payload
+
+
 async def test_a_request_expires_with_its_caller(rabbitmq_broker: RabbitMQ, unique: str) -> None:
     ran: list[Any] = []
     async with client_of(rabbitmq_broker.url, queue=unique) as client:
