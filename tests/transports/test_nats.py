@@ -508,6 +508,98 @@ async def test_a_broker_that_talks_nonsense_later_is_left_and_dialled_again() ->
     await listener.wait_closed()
 
 
+# ---- the bytes ----
+
+WIRE = (
+    b"MSG a.b 7 5\r\nhello\r\n"
+    b"PING\r\n"
+    b"MSG a.b 7 reply 2\r\n\r\n\r\n"
+    b"HMSG \xff\xfe 8 reply 28 30\r\nNATS/1.0\r\nX-A: 1\r\nx-b: 2\r\n\r\nhi\r\n"
+    b"MSG library 1 3\r\nabc\r\n"
+    b"HMSG a.b 7 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"
+)
+
+
+class Aborted:
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def fed(wire: bytes, size: int) -> tuple[_connection._Socket, list[Any]]:
+    socket = _connection._Socket()
+    socket.transport = Aborted()  # type: ignore[assignment]
+    got: list[Any] = []
+    socket.receivers = {b"7": lambda *given: got.append(given), b"8": lambda *g: got.append(g)}
+    for start in range(0, len(wire), size):
+        part = wire[start : start + size]
+        socket.get_buffer(-1)[: len(part)] = part
+        socket.buffer_updated(len(part))
+    return socket, got
+
+
+async def test_messages_are_found_however_the_bytes_arrive() -> None:
+    for size in range(1, len(WIRE) + 1):
+        socket, got = fed(WIRE, size)
+        assert [each[:3] for each in got] == [
+            (b"a.b", b"", b"hello"),
+            (b"a.b", b"reply", b"\r\n"),
+            (b"\xff\xfe", b"reply", b"hi"),
+            (b"a.b", b"", b""),
+        ]
+        assert _connection.read_headers(got[2][3]) == {"x-a": "1", "x-b": "2"}
+        assert [_connection.status(each[3]) for each in got] == [0, 0, 0, 503]
+        assert bytes(socket._received) == b"PING\r\nMSG library 1 3\r\nabc\r\n"
+        assert not socket._rest
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"MSG a 7 -5\r\n",
+        b"MSG a 7 999999999999\r\n",
+        b"MSG a\r\n",
+        b"MSG \r\n",
+        b"HMSG a 7 x 5\r\nhello\r\n",
+        b"x" * (_connection.MAX_LINE + 100_000),
+    ],
+)
+async def test_bytes_that_make_no_sense_end_the_connection(wire: bytes) -> None:
+    socket, got = fed(wire, 60_000)
+    assert socket.transport.aborted  # type: ignore[attr-defined]
+    assert got == []
+
+
+async def test_a_big_message_is_looked_at_when_it_is_whole() -> None:
+    body = b"x" * 5_000_000
+    socket, got = fed(b"MSG a 7 %d\r\n%b\r\nMSG a 7 1\r\ny\r\n" % (len(body), body), 60_000)
+    assert [len(each[2]) for each in got] == [len(body), 1]
+    assert not socket._rest
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0\r\n\r\n",
+        b"NATS/1.0\r\nno colon\r\n: no name\r\na: \x00\r\nA: first\r\n\r\n",
+        b"NATS/1.0\r\n" + b"".join(b"n%d: v\r\n" % n for n in range(200)) + b"\r\n",
+        b"NATS/1.0\r\nlong: " + b"v" * 10_000 + b"\r\n\r\n",
+        b"garbage",
+        b"",
+    ],
+)
+def test_headers_from_strangers_are_bounded(block: bytes) -> None:
+    headers = _connection.read_headers(block)
+    assert len(headers) <= 32
+    for name, value in headers.items():
+        assert name
+        assert name == name.lower()
+        assert value.isprintable()
+        assert len(value) <= 8192
+
+
 # ---- nats-py ----
 
 
