@@ -22,6 +22,7 @@ from resilient_client import (
     Server,
     Timeout,
 )
+from resilient_client.testing import check_transport
 from resilient_client.transports.nats import _jetstream
 from tests.peers.nats import Nats
 
@@ -56,6 +57,11 @@ async def config_of(broker: Nats, stream: str = "events") -> Any:
     info = await raw.jetstream().stream_info(stream)
     await raw.close()
     return info.config, info.state
+
+
+async def test_a_stream_passes_the_conformance_suite(broker: Nats) -> None:
+    options = {"stream": "check", "queue": "check"}
+    assert len(await check_transport(broker.url, options=options)) >= 15
 
 
 async def test_an_event_outlives_its_client_the_broker_and_a_server_that_is_not_there(

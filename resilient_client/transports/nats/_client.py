@@ -267,7 +267,9 @@ class ClientTransport(BaseTransport):
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
-        line = await self._line(call)
+        line = self._link.current
+        if line is None or line.connection.socket.congested:
+            line = await self._line(call)
         packet = event_packet(pattern_json(call.pattern), call.body)
         if self._stream is not None:
             return await self._store(line, call, packet)
