@@ -6,7 +6,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -296,6 +296,37 @@ async def test_a_lasting_session_gets_the_events_of_its_absence_even_after_the_b
     async with lasting(broker, unique, version=version) as heard:
         await until(lambda: len(heard) == 20)
     assert heard == list(range(20))
+
+
+async def test_a_broker_killed_under_load_loses_at_most_what_it_had_not_written(
+    new_broker: NewBroker, unique: str
+) -> None:
+    broker = new_broker(Mosquitto)
+    accepted: dict[int, float] = {}
+
+    async def emit(client: ClientProxy, n: int) -> None:
+        with suppress(ConnectError, ConnectionLost, DeadlineExceeded):
+            receipt = await client.emit(unique, n, timeout=1)
+            assert receipt.receivers is None  # the session counts as somebody
+            accepted[n] = time.monotonic()
+
+    async with lasting(broker, unique) as heard, client_of(broker) as client:
+        async with asyncio.TaskGroup() as group:
+            for n in range(150):
+                group.create_task(emit(client, n))
+                await asyncio.sleep(0.01)
+                if n == 50:
+                    killed = time.monotonic()
+                    broker.kill()
+                elif n == 60:
+                    await broker.restart_async()
+        await until(lambda: len(set(heard)) >= len(accepted) - 3)
+        await asyncio.sleep(0.2)
+    lost = set(accepted) - set(heard)
+    assert len(accepted) > 100
+    assert len(lost) <= 3
+    assert all(accepted[n] <= killed + 0.05 for n in lost)
+    assert len(heard) - len(set(heard)) <= 5  # at least once
 
 
 async def test_an_event_whose_handler_did_not_end_comes_again(
