@@ -158,6 +158,31 @@ async def test_a_refused_subscription_is_final_on_either_end() -> None:
             await server.start()
 
 
+async def test_a_reply_topic_that_is_refused_later_concerns_its_own_calls_alone() -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.welcome()
+        await peer.subscribed(0 if connections == 1 else 0x87)
+        if connections == 1:
+            await peer.message()
+            return  # the connection ends
+        await peer.subscribed(0x87)  # the second call asks again
+        message, _ = await peer.message()
+        peer.write(b"\x40\x02" + (message.packet_id or 0).to_bytes(2, "big"))
+        await hold()
+
+    async with scripted_client(script) as client:
+        assert isinstance(await error_of(client.send("x", 1, timeout=10)), ConnectionLost)
+        error = await error_of(client.send("x", 1, timeout=10))
+        assert isinstance(error, ConfigurationError)
+        assert "'x/reply'" in str(error)
+        assert (await client.emit("y", 1, timeout=10)).delivery == "accepted"
+        assert connections == 2
+
+
 async def test_a_subscription_without_an_answer_costs_the_call_its_time() -> None:
     async def script(peer: Peer) -> None:
         await peer.welcome()

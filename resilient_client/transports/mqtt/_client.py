@@ -143,10 +143,9 @@ class ClientTransport(BaseTransport):
         self._ours = False
         topics = [topic for topic in self._topics.values() if topic.subscribed is not None]
         answers = await connection.subscribe([(topic.reply, 0) for topic in topics])
-        for topic, (name, code, told) in zip(topics, answers, strict=True):
-            if code >= 0x80:
-                raise subscribe_error(name, connection.version, code, told)
-            topic.subscribed = connection
+        for topic, (_, code, _) in zip(topics, answers, strict=True):
+            # one that is refused now is asked for again by its next call, which is told
+            topic.subscribed = connection if code < 0x80 else None
 
     def published(self, connection: Connection, message: Message) -> None:
         """A reply, most likely: of ours, or of another caller of the same pattern."""
@@ -293,8 +292,8 @@ class ClientTransport(BaseTransport):
             for old, topic in self._topics.items():
                 if not topic.users:
                     del self._topics[old]
-                    if self._link.current is not None and topic.asked is not None:
-                        self._link.current.forget(topic.reply)
+                    if topic.subscribed is not None and not topic.subscribed.closed:
+                        topic.subscribed.forget(topic.reply)
                     break
         topic = self._topics[route] = _Topic(route)
         return topic
