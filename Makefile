@@ -30,7 +30,7 @@ test: .venv/.has-all
 	@if [ -x scripts/install_peers.sh ]; then scripts/install_peers.sh; fi
 	@scripts/test_others.sh
 	@echo "==== the whole suite on $$($(BIN)/python --version)"
-	@$(PYTEST) -n 3 --dist loadgroup -m "not slow"
+	@$(PYTEST) -n 4 --dist loadgroup -m "not slow"
 
 test-fast: .venv/.has-all
 	@$(PYTEST) -n 2 --dist loadgroup -m "not broker and not interop and not slow"

@@ -20,11 +20,12 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side (`-n 3 --dist loadgroup`), what shares a broker or a file runs on one worker."""
+    """Side by side (`-n 4 --dist loadgroup`), what shares a broker or a file runs on one worker."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        group = parameters.get("scheme") or parameters.get("meeting") or item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        shared = [str(parameters[name]) for name in ("scheme", "loop_name") if name in parameters]
+        shared = shared or [parameters.get("meeting") or item.path.name]
+        item.add_marker(pytest.mark.xdist_group("-".join(shared)))
 
 
 async def _run(function: Any, arguments: dict[str, Any]) -> None:

@@ -295,3 +295,6 @@ RIGS: dict[str, Callable[[str], Any]] = {
     "kafka": kafka,
     "grpc": grpc,
 }
+
+DIRECT = frozenset({"tcp", "http", "grpc"})
+"""The service itself listens; no broker stands between."""

@@ -16,7 +16,8 @@ import pytest
 from tests.peers.brokers import BROKERS, Kafka, Mosquitto, Nats, Peer, RabbitMQ, Redis
 from tests.peers.process import exchange
 
-pytestmark = pytest.mark.broker
+# The suites of the transports would fail first: these say whose fault it is.
+pytestmark = [pytest.mark.broker, pytest.mark.slow]
 
 NewBroker = Callable[..., Any]
 

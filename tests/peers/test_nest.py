@@ -19,7 +19,8 @@ from tests.peers.nest import (
     tls_options,
 )
 
-pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
+# The suites of the transports would fail first: these say whose fault it is.
+pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(600)]
 
 FIXTURES = {
     "redis": "redis_broker",
