@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -34,8 +35,8 @@ from tests.peers.nest import NestClient, nest_missing
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
-IMPOSSIBLE = ("object_patterns", "no_handler", "cancel", "leave_stream")
-"""What Kafka cannot: patterns that are no text, telling that nobody is there, a cancel."""
+IMPOSSIBLE = ("object_patterns", "no_handler")
+"""What Kafka cannot: patterns that are no text, telling that nobody is there."""
 
 
 @asynccontextmanager
@@ -60,7 +61,22 @@ async def error_of(call: Any) -> Any:
 
 async def test_kafka_passes_the_conformance_suite(kafka_broker: Kafka, unique: str) -> None:
     options = {"group": unique}
-    assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 12
+    assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 14
+
+
+def test_a_client_moves_to_another_event_loop(kafka_broker: Kafka, unique: str) -> None:
+    client = ClientProxy(kafka_broker.url, policies=(), telemetry=False)
+
+    async def use(*, close: bool) -> None:
+        assert (await client.emit(f"{unique}.moved", 1)).delivery == "stored"
+        with pytest.raises(DeadlineExceeded):
+            await client.send(f"{unique}.moved", 1, timeout=0.3)
+        if close:
+            await client.aclose()
+
+    asyncio.run(use(close=False))
+    asyncio.run(use(close=True))
+    gc.collect()
 
 
 # ------------------------------------------------------------------------------------- topics
@@ -271,6 +287,35 @@ async def test_a_handler_of_batches_gets_lists_in_order(kafka_broker: Kafka, uni
         await eventually(lambda: sum(map(len, batches)) == 40)
     assert [n for batch in batches for n in batch] == list(range(40))
     assert max(map(len, batches)) == 10
+
+
+async def test_of_a_batch_that_fails_only_the_culprit_is_set_aside(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(
+        kafka_broker.url,
+        telemetry=False,
+        group=unique,
+        partitions=1,
+        retry_wait=0.01,
+        max_deliver=2,
+    )
+
+    @server.event_pattern(f"{unique}.mixed", batch=5)
+    async def mixed(items: list[int]) -> None:
+        if 3 in items:
+            raise KeyError("never")
+        await asyncio.sleep(0.02)
+        heard.extend(items)
+
+    async with server, client_of(kafka_broker.url) as client:
+        await client.emit(f"{unique}.mixed", 0)
+        values: list[Any] = [1, 2, 3, 4, "no number", 5, 6]
+        await asyncio.gather(*(client.emit(f"{unique}.mixed", each) for each in values))
+        await eventually(lambda: sorted(heard) == [0, 1, 2, 4, 5, 6])
+        dead = await records_of(kafka_broker, f"{unique}.mixed.dead", 2)
+    assert sorted(record.value for record in dead) == [b"3", b"no number"]
 
 
 # ------------------------------------------------------------------------- what always fails

@@ -290,10 +290,13 @@ def test_settings_that_cannot_work_are_refused_at_once() -> None:
             Server(URL, **options)
     with pytest.raises(ConfigurationError, match="no mechanism"):
         ClientProxy("kafka://me:secret@127.0.0.1:9?sasl=MD5")
-    client = ClientProxy("kafka://me:secret@127.0.0.1:9?sasl=SCRAM-SHA-256&partitions=2&group=g")
+    client = ClientProxy(
+        "kafka://me:secret@127.0.0.1:9?sasl=SCRAM-SHA-256&partitions=2&group=g&servers=b:1,c:2"
+    )
     assert "secret" not in repr(client) + client.explain()
     made: Any = client._transports[0]
     assert made._made["security_protocol"] == "SASL_PLAINTEXT"
+    assert made._made["bootstrap_servers"] == ["127.0.0.1:9", "b:1", "c:2"]
     secure: Any = ClientProxy("kafkas://127.0.0.1:9")._transports[0]
     assert secure._made["security_protocol"] == "SSL"
     assert isinstance(secure._made["ssl_context"], ssl.SSLContext)

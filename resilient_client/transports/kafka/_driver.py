@@ -17,7 +17,7 @@ from resilient_client.transports.kafka._aiokafka import CloseReason, create_conn
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resilient_client.errors import ResilientClientError
     from resilient_client.transports._base import Target
@@ -48,6 +48,7 @@ logging.getLogger("aiokafka.conn").addFilter(_NoSecrets())
 def settings(
     target: Target,
     *,
+    servers: str | Sequence[str],
     client_id: str | None,
     tls: bool | ssl.SSLContext,
     sasl: str,
@@ -63,8 +64,12 @@ def settings(
     context = tls if isinstance(tls, ssl.SSLContext) else None
     if secure and context is None:
         context = ssl.create_default_context()
+    more = servers.split(",") if isinstance(servers, str) else servers
     made: dict[str, Any] = {
-        "bootstrap_servers": f"{host}:{target.port(DEFAULT_PORT)}",
+        "bootstrap_servers": [
+            f"{host}:{target.port(DEFAULT_PORT)}",
+            *(each.strip() for each in more if each.strip()),
+        ],
         "client_id": client_id or DEFAULT_CLIENT_ID,
         "request_timeout_ms": int(request_timeout * 1000),
         "retry_backoff_ms": int(RETRY_WAIT * 1000),
@@ -127,7 +132,7 @@ async def why_unreachable(
         if isinstance(error, AIOKAFKA_ERRORS):
             return ours(error, endpoint, sent=False)
         return ConnectError(f"{endpoint}: {type(error).__name__}: {error}")
-    host, _, port = made["bootstrap_servers"].rpartition(":")
+    host, _, port = made["bootstrap_servers"][0].rpartition(":")
     rest = {name: made[name] for name in made if name not in {"bootstrap_servers",
                                                              "retry_backoff_ms"}}  # fmt: skip
     try:
@@ -241,6 +246,20 @@ def _no_update() -> asyncio.Future[bool]:
     future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     future.set_result(False)
     return future
+
+
+def on_ended(producer: Any, ended: Callable[[], object]) -> None:
+    """Call back when a producer has given up for good, as it does when its numbers are refused."""
+    producer._sender.sender_task.add_done_callback(lambda _: ended())  # noqa: SLF001
+
+
+def forget(*parts: Any) -> None:
+    """Leave producers and consumers of a loop that has ended: no callback of theirs will run."""
+    for part in parts:
+        part._closed = True  # noqa: SLF001
+        client = part.client if hasattr(part, "_sender") else part._client  # noqa: SLF001
+        for connection in client._conns.values():  # noqa: SLF001
+            connection._reader = None  # noqa: SLF001
 
 
 def rejoin(consumer: Any) -> None:

@@ -76,6 +76,10 @@ class Topics:
         """How many partitions it has, if that has been asked before."""
         return self._known.get(name)
 
+    def forget(self, name: str) -> None:
+        """It may have been removed: ask again."""
+        self._known.pop(name, None)
+
     async def ensure(self, names: Iterable[str], within: float) -> dict[str, int]:
         """How many partitions each of them has; those that are missing are made.
 

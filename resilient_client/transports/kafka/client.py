@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import time
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from resilient_client.message import Receipt
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
 from resilient_client.transports._link import Link, spawn
 from resilient_client.transports._metadata import NO_METADATA
+from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.kafka._aiokafka import (
     AIOKafkaConsumer,
@@ -30,8 +32,10 @@ from resilient_client.transports.kafka._aiokafka import (
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
+    forget,
     interrupt,
     learn,
+    on_ended,
     on_lost,
     settings,
     why_unreachable,
@@ -51,7 +55,7 @@ from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, chec
 from resilient_client.transports.kafka._values import KafkaCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from resilient_client.events import Status
     from resilient_client.message import Call, Reply
@@ -61,6 +65,10 @@ PREPARE_TIMEOUT = 5.0
 """Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
 BATCH_SIZE = 256 * 1024
 """Bytes that may wait for one partition: what is sent together while a request is under way."""
+MAX_FAREWELLS = 1000
+"""Cancelled calls at once whose servers are told."""
+CANCEL_PAUSE = 10.0
+"""Seconds until it is tried again after nobody could be told."""
 _OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
 
 
@@ -88,9 +96,12 @@ class _Connection:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._received = received
         self._lost = lost
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._no_cancels_until = 0.0
         self._ending: asyncio.Task[None] | None = None
         for client in (producer.client, consumer._client):  # noqa: SLF001
             on_lost(client, self.lost)
+        on_ended(producer, lambda: self.lost("the producer has given up"))
         self._reader = spawn(self._read(), "replies")
 
     async def _read(self) -> None:
@@ -160,6 +171,26 @@ class _Connection:
             (REPLY_PARTITION, str(place.partition).encode()),
         ]
 
+    def cancel(self, key: bytes) -> None:
+        """Tell servers of our make that nobody waits any more; as far as that goes."""
+        if not self.closed and len(self._farewells) < MAX_FAREWELLS:
+            task = spawn(self._cancel(key), "cancel")
+            self._farewells.add(task)
+            task.add_done_callback(self._farewells.discard)
+
+    async def _cancel(self, key: bytes) -> None:
+        if time.monotonic() < self._no_cancels_until:
+            return
+        try:
+            async with asyncio.timeout(PREPARE_TIMEOUT):
+                if not await self.topics.exists(CANCEL_ROUTE):  # no server of ours was here
+                    self._no_cancels_until = time.monotonic() + CANCEL_PAUSE
+                    return
+                written = await self.producer.send(CANCEL_ROUTE, key)
+                await written
+        except (*AIOKAFKA_ERRORS, TimeoutError):
+            self._no_cancels_until = time.monotonic() + CANCEL_PAUSE
+
     def lost(self, reason: str) -> None:
         """The broker has gone: nothing that waits will be answered here."""
         if self.closed:
@@ -178,7 +209,7 @@ class _Connection:
         await asyncio.wait({self._ending})
 
     async def _end(self) -> None:
-        tasks = {self._reader, *self._preparing.values()}
+        tasks = {self._reader, *self._preparing.values(), *self._farewells}
         for task in tasks:
             task.cancel()
         await discard(self.producer, self.consumer)
@@ -189,6 +220,8 @@ class ClientTransport(BaseTransport):
     """The client's end: one producer, and one consumer of replies without a group.
 
     Args:
+        servers: further brokers to begin with, for when the URL's is down: "host:port,host:port" or
+            a list.
         client_id: what this client is called in the broker's logs and quotas.
         tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities.
         sasl: the mechanism by which the URL's user and password are checked: PLAIN, SCRAM-SHA-256
@@ -205,6 +238,7 @@ class ClientTransport(BaseTransport):
         target: Target,
         env: Environment,
         *,
+        servers: str | Sequence[str] = (),
         client_id: str | None = None,
         tls: bool | ssl.SSLContext = False,
         sasl: str = "PLAIN",
@@ -217,7 +251,12 @@ class ClientTransport(BaseTransport):
         super().__init__(target, env, max_size)
         self._values = KafkaCodec(env.codec)
         self._made = settings(
-            target, client_id=client_id, tls=tls, sasl=sasl, request_timeout=request_timeout
+            target,
+            servers=servers,
+            client_id=client_id,
+            tls=tls,
+            sasl=sasl,
+            request_timeout=request_timeout,
         )
         self._topics = {"declare": declare, "partitions": partitions, "replication": replication}
         self._ending: set[_Connection] = set()
@@ -315,7 +354,7 @@ class ClientTransport(BaseTransport):
         key = b"%b%x" % (connection.prefix, next(connection.ids))
         replies = connection.replies
         if call.kind == "stream":
-            items = replies.open(key, call)
+            items = replies.open(key, call, partial(connection.cancel, key))
             try:
                 await self._hand_over(connection, call, key, place)
             except BaseException:
@@ -326,6 +365,10 @@ class ClientTransport(BaseTransport):
         try:
             await self._hand_over(connection, call, key, place)
             return await future
+        except asyncio.CancelledError:
+            if call.sent:
+                connection.cancel(key)
+            raise
         finally:
             replies.forget(key)
             del future  # it holds an error whose traceback holds this frame
@@ -369,6 +412,8 @@ class ClientTransport(BaseTransport):
         except TimeoutError:
             raise call.expired(sent=False) from None
         except AIOKAFKA_ERRORS as error:
+            connection.topics.forget(call.route)
+            connection.places.pop(call.route, None)
             raise ours(error, self.endpoint, sent=False) from error
         call.sent = True
         written.add_done_callback(partial(self._written, connection.replies, key, place is None))
@@ -395,6 +440,9 @@ class ClientTransport(BaseTransport):
 
     def forget_loop(self) -> None:
         """See `Transport`."""
+        connection = self._link.current
+        if connection is not None:
+            forget(connection.producer, connection.consumer)
         self._ending.clear()
         self._link.forget_loop()
 

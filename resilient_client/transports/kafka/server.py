@@ -24,15 +24,19 @@ from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.message import NO_VALUE, Message
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
+from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports.kafka._aiokafka import (
     AIOKafkaConsumer,
     AIOKafkaProducer,
     ConsumerRebalanceListener,
+    TopicPartition,
+    errors,
 )
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
     leave,
+    on_ended,
     rejoin,
     settings,
     why_unreachable,
@@ -57,7 +61,7 @@ if TYPE_CHECKING:
 
     from resilient_client.events import Status
     from resilient_client.message import Reply
-    from resilient_client.transports._base import App, Subscription, Target
+    from resilient_client.transports._base import App, Job, Subscription, Target
 
 log = logging.getLogger("resilient_client.kafka")
 
@@ -82,15 +86,26 @@ _NEVER = 2**31 - 1  # ms: a handler may run for hours
 _REPLY_TOPICS = 10_000  # unknown ones that are remembered as such
 
 
-class _Answer:
-    """Where the replies of one request go."""
+class _Request:
+    """One request being handled: whose, and where its replies go."""
 
-    __slots__ = ("id", "partition", "topic")
+    __slots__ = ("ended", "id", "job", "lane", "partition", "record", "topic")
 
-    def __init__(self, id: bytes, topic: str, partition: int | None) -> None:  # noqa: A002
+    def __init__(
+        self,
+        lane: Lane,
+        record: Any,
+        id: bytes,  # noqa: A002
+        topic: str,
+        partition: int | None,
+    ) -> None:
+        self.lane = lane
+        self.record = record
         self.id = id
         self.topic = topic
         self.partition = partition
+        self.job: Job | None = None
+        self.ended = False
 
 
 class ServerListener:
@@ -100,7 +115,7 @@ class ServerListener:
         group: the consumer group, shared by the replicas of one service and by nobody else. As in
             Nest its name at the broker ends with "-server".
         client_id: what this member is called in the broker's logs and quotas.
-        tls, sasl, declare, partitions, replication, request_timeout: as for the client.
+        servers, tls, sasl, declare, partitions, replication, request_timeout: as for the client.
         max_size: bytes of one reply; the broker has a limit of its own, 1 MiB by default.
         concurrency: records handled at once, a partition; without it only the server's own caps
             bound them. Records of one key are handled one after another in any case; 1 handles all
@@ -119,6 +134,7 @@ class ServerListener:
         app: App,
         *,
         group: str = DEFAULT_GROUP,
+        servers: str | Sequence[str] = (),
         client_id: str | None = None,
         tls: bool | ssl.SSLContext = False,
         sasl: str = "PLAIN",
@@ -143,7 +159,12 @@ class ServerListener:
         self._app = app
         self._group = f"{group}-server"
         self._made = settings(
-            target, client_id=client_id, tls=tls, sasl=sasl, request_timeout=request_timeout
+            target,
+            servers=servers,
+            client_id=client_id,
+            tls=tls,
+            sasl=sasl,
+            request_timeout=request_timeout,
         )
         self._declare = {
             "declare": declare,
@@ -167,6 +188,8 @@ class ServerListener:
         self._producer: Any = None
         self._consumer: Any = None
         self._topics: Any = None
+        self._canceller: Any = None  # a consumer without a group
+        self._requests: dict[bytes, _Request] = {}
         self._foreign: set[str] = set()  # reply topics that do not exist
         self._lanes: dict[Any, Lane] = {}
         self._owned: set[Any] = set()
@@ -179,8 +202,10 @@ class ServerListener:
         self._reader: asyncio.Task[None] | None = None
         self._committer: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
+        self._hearer: asyncio.Task[None] | None = None
         self._stopping = False
         self._looked = inf
+        self._worn_out = False  # its producer will not send any more
         self._status: Status = "idle"
 
     # -------------------------------------------------------------------------------- its life
@@ -225,6 +250,7 @@ class ServerListener:
         self._change("connected")
         self._reader = spawn(self._serve(), f"read {self.address}")
         self._ticker = spawn(self._tick(), f"watch {self.address}")
+        self._hearer = spawn(self._hear_cancels(), f"cancels {self.address}")
         self._committer = spawn(self._commit_always(), f"commit {self.address}")
 
     async def _build(self) -> None:
@@ -238,6 +264,7 @@ class ServerListener:
             max_request_size=self._max_size + 64 * 1024,
         )
         self._producer = producer
+        self._worn_out = False
         try:
             async with asyncio.timeout(self._request_timeout):
                 await producer.start()
@@ -245,6 +272,7 @@ class ServerListener:
             raise ConnectError(f"{self.address}: no answer in {self._request_timeout} s") from error
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
+        on_ended(producer, self._give_out)
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         routes = {each.route for each in self._app.subscriptions()}
         replies = {
@@ -253,6 +281,7 @@ class ServerListener:
         there = await self._topics.ensure(sorted(routes | replies), START_TIMEOUT)
         for topic, partitions in there.items():
             self._first.setdefault(topic, partitions)
+        await self._listen_for_cancels()
         consumer = AIOKafkaConsumer(
             **self._made,
             group_id=self._group,
@@ -276,6 +305,23 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise ours(error, self.address, sent=False) from error
 
+    async def _listen_for_cancels(self) -> None:
+        """From now on, on all partitions; without it cancelled calls just run on."""
+        try:
+            there = await self._topics.ensure([CANCEL_ROUTE], self._request_timeout)
+        except ConfigurationError as error:
+            log.info("calls that are cancelled will run on: %s", error.args[0])
+            return
+        consumer = self._canceller = AIOKafkaConsumer(**self._made, enable_auto_commit=False)
+        places = [TopicPartition(CANCEL_ROUTE, number) for number in range(there[CANCEL_ROUTE])]
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await consumer.start()
+                consumer.assign(places)
+                await consumer.seek_to_end(*places)
+        except (*AIOKAFKA_ERRORS, OSError, TimeoutError) as error:
+            raise await why_unreachable(self._made, self.address, error) from error
+
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
         self._stopping = True
@@ -292,6 +338,7 @@ class ServerListener:
         self._slots.close()
         await _ended(self._committer)
         await _ended(self._ticker)
+        await _ended(self._hearer)
         consumer = self._consumer
         if consumer is not None:
             if self._status == "connected":
@@ -303,9 +350,9 @@ class ServerListener:
         self._change("closed")
 
     async def _discard(self) -> None:
-        parts = [each for each in (self._consumer, self._producer) if each is not None]
-        self._consumer = self._producer = None
-        await discard(*parts)
+        parts = (self._consumer, self._canceller, self._producer)
+        self._consumer = self._canceller = self._producer = None
+        await discard(*(each for each in parts if each is not None))
 
     def _change(self, status: Status, reason: str = "") -> None:
         if status != self._status:
@@ -345,6 +392,8 @@ class ServerListener:
         while True:
             await self._flow.wait()
             batches = await self._consumer.getmany(timeout_ms=1000)
+            if self._worn_out:
+                raise errors.KafkaError("the producer has given up")
             self._look_at_clock()
             for place, records in batches.items():
                 lane = self._lanes.get(place)
@@ -375,6 +424,9 @@ class ServerListener:
         self._give_up()
         rejoin(self._consumer)
 
+    def _give_out(self) -> None:
+        self._worn_out = True
+
     def _give_up(self) -> None:
         """Begin nothing more of any partition until the group gives it to us again."""
         self._owned.clear()
@@ -391,16 +443,43 @@ class ServerListener:
         if record.topic in self._batches:
             self._event(lane, records, 1)
             return
-        answer = _answer_of(record)
-        if answer is None:
+        request = _request_of(lane, record)
+        if request is None:
             self._event(lane, records, 1)
-        else:
-            self._app.accept(
-                self._message(record, answer.id),
-                partial(self._respond, lane, records, answer),
-                self._slots,
-                "kafka",
-            )
+            return
+        self._requests[request.id] = request
+        message = self._message(record, request.id)
+        respond = partial(self._respond, request)
+        request.job = self._app.accept(message, respond, self._slots, "kafka")
+
+    def _over(self, request: _Request) -> None:
+        """Nothing more will be done about it."""
+        if request.ended:
+            return
+        request.ended = True
+        if self._requests.get(request.id) is request:
+            del self._requests[request.id]
+        self._done(request.lane, [request.record])
+
+    async def _hear_cancels(self) -> None:
+        """Callers of our make that have left say so where all servers hear it."""
+        while True:
+            consumer = self._canceller
+            if consumer is None:
+                await asyncio.sleep(1.0)
+                continue
+            try:
+                batches = await consumer.getmany(timeout_ms=1000)
+            except AIOKAFKA_ERRORS as error:
+                log.debug("%s: cancels are not heard: %s", self.address, error)
+                await asyncio.sleep(1.0)
+                continue
+            for records in batches.values():
+                for record in records:
+                    request = self._requests.get(record.value)
+                    if request is not None and request.job is not None:
+                        request.job.cancel()
+                        self._over(request)
 
     def _message(self, record: Any, id: bytes | None) -> Message:  # noqa: A002
         received = self._app.clock.now()
@@ -439,6 +518,12 @@ class ServerListener:
     def _event(self, lane: Lane, records: list[Any], attempt: int) -> None:
         if self._stopping:
             return
+        message = self._event_of(records, attempt)
+        heard = partial(self._heard, lane, records, attempt)
+        self._app.accept(message, heard, self._slots, "kafka")
+
+    def _event_of(self, records: list[Any], attempt: int) -> Message:
+        """The event in a record, or the batch in several."""
         record = records[0]
         message = self._message(record, None)
         if attempt > 1:
@@ -447,9 +532,7 @@ class ServerListener:
             message.body = [each.value for each in records]
             message.codec = self._batch_values  # type: ignore[assignment]
             message.raw = records
-        self._app.accept(
-            message, partial(self._heard, lane, records, attempt), self._slots, "kafka"
-        )
+        return message
 
     async def _heard(self, lane: Lane, records: list[Any], attempt: int, reply: Reply) -> None:
         """The handlers of an event have ended."""
@@ -467,20 +550,37 @@ class ServerListener:
             await asyncio.sleep(min(30.0, self._retry_wait * 2 ** (attempt - 1)))
             self._event(lane, records, attempt + 1)
             return
+        if len(records) == 1:
+            await self._lay_aside(records[0], attempt, error)
+        else:  # which of them was it?
+            for record in records:
+                reply = await self._alone(record, attempt + 1)
+                if reply.error is not None:
+                    await self._lay_aside(record, attempt + 1, reply.error)
+        self._done(lane, records)
+
+    async def _alone(self, record: Any, attempt: int) -> Reply:
+        """One record of a batch that failed, as a batch of one."""
+        ended: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        async def heard(reply: Reply) -> None:
+            ended.set_result(reply)
+
+        self._app.accept(self._event_of([record], attempt), heard, self._slots, "kafka")
+        return await ended
+
+    async def _lay_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
+        """Into the dead-letter topic, however long that takes; or drop it."""
         wait = FIRST_WAIT
         while self._dead_letter:
             try:
-                for record in records:
-                    await self._set_aside(record, attempt, error)
-                break
+                await self._set_aside(record, attempt, error)
+                return
             except (ResilientClientError, TimeoutError) as failure:
                 self._tell(f"an event could not be set aside: {failure}")
                 await asyncio.sleep(wait)
                 wait = min(30.0, wait * 2)
-        else:
-            for record in records:
-                self._tell(f"event {_name(record)} failed {attempt} times and is dropped")
-        self._done(lane, records)
+        self._tell(f"event {_name(record)} failed {attempt} times and is dropped")
 
     async def _set_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
         topic = self._dead_letter.replace("{topic}", record.topic)
@@ -509,21 +609,21 @@ class ServerListener:
 
     # -------------------------------------------------------------------------------- replies
 
-    async def _respond(self, lane: Lane, records: list[Any], answer: _Answer, reply: Reply) -> None:
+    async def _respond(self, answer: _Request, reply: Reply) -> None:
         try:
             if not await self._can_answer(answer):
                 return
             try:
                 await self._reply(answer, reply)
             except PayloadError as error:
-                log.error("the reply of %s: %s", records[0].topic, error.args[0])  # noqa: TRY400
+                log.error("the reply of %s: %s", answer.record.topic, error.args[0])  # noqa: TRY400
                 await self._reply_error(answer, RemoteError("Internal server error"))
         except (ResilientClientError, TimeoutError) as error:
             log.warning("a reply to %s could not be sent: %s", answer.topic, error)
         finally:
-            self._done(lane, records)
+            self._over(answer)
 
-    async def _can_answer(self, answer: _Answer) -> bool:
+    async def _can_answer(self, answer: _Request) -> bool:
         """Whether the reply topic is there: a stranger's word makes none."""
         partitions = self._topics.known(answer.topic)
         if partitions is None:
@@ -543,7 +643,7 @@ class ServerListener:
             answer.partition = None
         return True
 
-    async def _reply(self, answer: _Answer, reply: Reply) -> None:
+    async def _reply(self, answer: _Request, reply: Reply) -> None:
         if reply.error is not None:
             await self._reply_error(answer, reply.error)
         elif reply.items is not None:
@@ -561,12 +661,12 @@ class ServerListener:
             body = None if reply.body is NO_VALUE else reply.body
             await self._stored(await self._write_reply(answer, body, [(ENDED, b"\0")]))
 
-    async def _reply_error(self, answer: _Answer, error: RemoteError) -> None:
+    async def _reply_error(self, answer: _Request, error: RemoteError) -> None:
         body = self._values.encode(wire_error(error))
         headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
         await self._stored(await self._write_reply(answer, None, headers))
 
-    async def _write_reply(self, answer: _Answer, body: bytes | None, headers: Headers) -> Any:
+    async def _write_reply(self, answer: _Request, body: bytes | None, headers: Headers) -> Any:
         headers.append((CORRELATION, answer.id))
         key = b"" if body is None else None  # aiokafka wants a value or a key
         return await self._write(answer.topic, answer.partition, body, headers, key)
@@ -627,8 +727,20 @@ class ServerListener:
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         """Go on from what is committed; without that from the end, or the beginning."""
-        consumer = self._consumer
         places = list(assigned)
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await self._begin_reading(places)
+        except (*AIOKAFKA_ERRORS, TimeoutError) as error:
+            # aiokafka would go on as if nothing had happened
+            log.warning("%s: where to read from is not known: %r", self._group, error)
+            asyncio.get_running_loop().call_later(LONGEST_WAIT, rejoin, self._consumer)
+            return
+        self._dirty.set()
+        self._joined.set()
+
+    async def _begin_reading(self, places: list[Any]) -> None:
+        consumer = self._consumer
         committed = await asyncio.gather(*(consumer.committed(place) for place in places))
         begins = await asyncio.gather(
             *(
@@ -646,8 +758,6 @@ class ServerListener:
             lane.committed = offset
             consumer.seek(place, lane.begin(next(unread) if offset is None else offset))
         self._owned.update(places)
-        self._dirty.set()
-        self._joined.set()
 
     async def _begin_of(self, place: Any) -> int:
         """Where a group begins that has committed nothing here.
@@ -695,8 +805,8 @@ class ServerListener:
 ConsumerRebalanceListener.register(ServerListener)
 
 
-def _answer_of(record: Any) -> _Answer | None:
-    """Where a request wants its reply; None for an event."""
+def _request_of(lane: Lane, record: Any) -> _Request | None:
+    """The request that a record is; None for an event."""
     id = topic = partition = None  # noqa: A001
     for name, value in record.headers:
         if name == CORRELATION:
@@ -708,7 +818,7 @@ def _answer_of(record: Any) -> _Answer | None:
     if not id or not topic:
         return None
     number = int(partition) if partition and partition.isdigit() and len(partition) < 7 else None
-    return _Answer(id, topic.decode(errors="replace"), number)
+    return _Request(lane, record, id, topic.decode(errors="replace"), number)
 
 
 def _name(record: Any) -> str:
