@@ -64,6 +64,7 @@ async def test_kafka_passes_the_conformance_suite(kafka_broker: Kafka, unique: s
     assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 14
 
 
+@pytest.mark.filterwarnings("ignore")  # what a closed loop's sockets say when they are collected
 def test_a_client_moves_to_another_event_loop(kafka_broker: Kafka, unique: str) -> None:
     client = ClientProxy(kafka_broker.url, policies=(), telemetry=False)
 

@@ -250,7 +250,12 @@ def _no_update() -> asyncio.Future[bool]:
 
 def on_ended(producer: Any, ended: Callable[[], object]) -> None:
     """Call back when a producer has given up for good, as it does when its numbers are refused."""
-    producer._sender.sender_task.add_done_callback(lambda _: ended())  # noqa: SLF001
+
+    def done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            ended()
+
+    producer._sender.sender_task.add_done_callback(done)  # noqa: SLF001
 
 
 def forget(*parts: Any) -> None:
