@@ -1,8 +1,9 @@
 """Install what the tests talk to: ``python -m tests.peers.install``. Quick when all is there.
 
 Brokers come from Debian's packages (as root on Debian or its kin; elsewhere it says what is missing
-and how to get it), Kafka from Maven into the user's cache, NestJS from npm into tests/interop/. The
-NATS server is a Python package among the test dependencies. Nothing is started.
+and how to get it), Kafka from Maven and gRPC's interoperability programs from Go into the user's
+cache, NestJS from npm into tests/interop/. The NATS server is a Python package among the test
+dependencies. Nothing is started.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 from .brokers import BROKERS, missing
+from .gogrpc import go_missing, install_go
 from .kafka import VERSION, kafka_libraries, kafka_missing
 from .nest import VERSIONS, install, nest_missing
 from .process import PeerError
@@ -98,10 +100,19 @@ def install_kafka() -> None:
         (Path(folder) / "libs").rename(libraries)  # whole or not at all
 
 
+def install_go_programs() -> None:
+    if go_missing() is None:
+        return
+    if shutil.which("go") is None:
+        say("SKIPPED: gRPC's own interoperability programs. They need Go 1.24 or newer.")
+        return
+    install_go()
+
+
 def main() -> int:
     """Install what can be; the exit code is 1 in CI when something is still missing."""
     failures = []
-    for step in (install_packages, install_kafka, install):
+    for step in (install_packages, install_kafka, install, install_go_programs):
         try:
             step()
         except (PeerError, OSError, subprocess.SubprocessError) as error:

@@ -16,6 +16,7 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    ConnectionLost,
     Context,
     DeadlineExceeded,
     InvalidPayloadError,
@@ -25,12 +26,15 @@ from resilient_client import (
     ReplyTimeout,
     Retry,
     Server,
+    SyncClientProxy,
     Throttled,
     Timeout,
 )
 from resilient_client.testing import check_transport
 from resilient_client.transports.grpc._library import aio, grpc, status_pb2
+from tests.contract.rigs import Service
 from tests.peers.certificates import certificates
+from tests.server_thread import serving
 
 LOCAL = "grpc://127.0.0.1:0"
 PROTO = Path(__file__).parent.parent / "interop" / "shared" / "interop.proto"
@@ -541,6 +545,37 @@ async def test_goaway_and_the_age_of_connections_cost_no_call() -> None:
             assert await long == 1.0
     assert sum(counts) > 100
     assert states.count("connected") >= 3, states
+
+
+async def test_a_frozen_peer_is_noticed_within_the_budget_of_keepalive() -> None:
+    service = Service("grpc://127.0.0.1:{port}", {}, "asyncio")
+    try:
+        await service.start_async()
+        options = {"keepalive": 0.5, "keepalive_timeout": 0.5}
+        async with ClientProxy(service.url, policies=(), telemetry=False, **options) as client:
+            assert await client.send("fault.echo", 1) == 1
+            pending = asyncio.ensure_future(error_of(client.send("fault.slow", 30, timeout=60)))
+            await asyncio.sleep(0.2)
+            service.freeze()
+            started = time.monotonic()
+            error = await pending
+            assert isinstance(error, ConnectionLost), error
+            assert time.monotonic() - started < 1.0 + 2.0
+            service.thaw()
+            assert await client.send("fault.echo", 2, timeout=5) == 2
+    finally:
+        service.stop()
+
+
+def test_the_sync_client_and_a_server_in_another_loop_of_the_same_process(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(LOCAL) as served:
+        with SyncClientProxy(served.url, telemetry=False) as client:
+            for _ in range(100):
+                assert client.send("sum", [1, 2]) == 3
+            assert list(client.stream("burst", 200)) == list(range(200))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_unavailable_is_never_sent_only_where_that_is_certain() -> None:

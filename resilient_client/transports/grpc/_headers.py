@@ -21,6 +21,9 @@ _name = re.compile(r"[0-9a-z_.-]+").fullmatch
 _value = re.compile(r"[\x20-\x7e]*").fullmatch
 
 
+_HTTPS_OWN = frozenset({"content-type", "date", "server", "trailer", "via"})
+
+
 def outgoing(metadata: Mapping[str, str]) -> list[Pair]:
     """A call's headers as metadata; the deadline travels as gRPC's own timeout.
 
@@ -75,5 +78,5 @@ def own_of(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str | bytes]
     return {
         name: value
         for name, value in metadata or ()
-        if not name.startswith(("grpc-", "x-resilient-client")) and name != "content-type"
+        if not name.startswith(("grpc-", "x-resilient-client")) and name not in _HTTPS_OWN
     }

@@ -14,14 +14,14 @@ from resilient_client.transports.grpc._library import (
     DescriptorPool,
     ReflectionServicer,
     aio,
-    descriptor,
     descriptor_pb2,
+    error_details_pb2,
     grpc,
     health_pb2,
     reflection_pb2,
 )
-from resilient_client.transports.grpc._methods import PATTERNS_FILE
-from resilient_client.transports.grpc._schema import Schema
+from resilient_client.transports.grpc._methods import PATTERNS_FILE, PATTERNS_SERVICE
+from resilient_client.transports.grpc._schema import Schema, files_of
 
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
@@ -122,32 +122,40 @@ def reflection_handlers(schema: Schema | None) -> list[Any]:
     ]
 
 
-def _everything(schema: Schema | None) -> tuple[DescriptorPool, list[str]]:
-    """All that this server offers, its own services included."""
-    pool = DescriptorPool()
-    files: dict[str, bytes] = {}
-    for raw in (
-        *(file.SerializeToString() for file in (schema.files.values() if schema else ())),
-        PATTERNS_FILE.SerializeToString(),
-        _serialised(health_pb2.DESCRIPTOR),
-        _serialised(reflection_pb2.DESCRIPTOR),
-        _v1(),
-    ):
-        files.setdefault(descriptor_pb2.FileDescriptorProto.FromString(raw).name, raw)
-    for raw in files.values():
-        pool.AddSerializedFile(raw)
-    own = [PATTERNS_FILE.package + ".Patterns", "grpc.health.v1.Health", V1ALPHA, V1]
-    return pool, [*(schema.services if schema else ()), *own]
+def _everything(schema: Schema | None) -> tuple[_Pool, list[str]]:
+    """All that this server offers, its own services included, and Google's kinds of details."""
+    every = Schema(() if schema is None else (f.SerializeToString() for f in schema.files.values()))
+    for own in (health_pb2, reflection_pb2, error_details_pb2):
+        every.add(files_of(own.DESCRIPTOR))
+    every.add((PATTERNS_FILE.SerializeToString(), _v1()))
+    names = [PATTERNS_SERVICE, "grpc.health.v1.Health", V1ALPHA, V1]
+    return _Pool(every.pool), [*(schema.services if schema else ()), *names]
 
 
-def _serialised(file: Any) -> bytes:
-    assert isinstance(file, descriptor.FileDescriptor)  # noqa: S101
-    return file.serialized_pb
+class _Pool:
+    """A pool in which methods are found too, as in the pools of other languages."""
+
+    def __init__(self, pool: DescriptorPool) -> None:
+        self._pool = pool
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802
+        """See `DescriptorPool`."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            if method not in found.methods_by_name:
+                raise
+            return found.file
 
 
 def _v1() -> bytes:
     """The file of version 1: the draft's under its final name."""
-    file = descriptor_pb2.FileDescriptorProto.FromString(_serialised(reflection_pb2.DESCRIPTOR))
+    file = descriptor_pb2.FileDescriptorProto.FromString(reflection_pb2.DESCRIPTOR.serialized_pb)
     file.name = "grpc/reflection/v1/reflection.proto"
     file.package = "grpc.reflection.v1"
     for message in file.message_type:

@@ -142,7 +142,7 @@ def schema_of(proto: Any, includes: Any, package: str | None) -> Schema | None:
     files: list[bytes] = []
     for each in _several(proto, "proto"):
         if isinstance(each, ModuleType | descriptor.FileDescriptor):
-            files += _files_of(getattr(each, "DESCRIPTOR", each))
+            files += files_of(getattr(each, "DESCRIPTOR", each))
         else:
             paths.append(os.fspath(each))
     if paths:
@@ -166,7 +166,7 @@ def _several(given: Any, option: str) -> Sequence[Any]:
     raise ConfigurationError(f"{option}= is a path, a generated module, or several of them")
 
 
-def _files_of(file: Any) -> list[bytes]:
+def files_of(file: Any) -> list[bytes]:
     """A generated module's file and all it imports, those first."""
     if not isinstance(file, descriptor.FileDescriptor):
         raise ConfigurationError(

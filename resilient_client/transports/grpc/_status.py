@@ -33,7 +33,6 @@ from resilient_client.transports.grpc._library import (
     AnyMessage,
     DescriptorPool,
     aio,
-    error_details_pb2,
     grpc,
     json_format,
     status_pb2,
@@ -270,11 +269,8 @@ def _unmeant(text: str) -> bool:
 def _pushback(told: Any, payload: Any) -> float | None:
     """Seconds the server asks to wait; for ever where it asks not to repeat at all."""
     if isinstance(told, str):
-        try:
-            milliseconds = int(told)
-        except ValueError:
-            return inf
-        return milliseconds / 1000 if milliseconds >= 0 else inf
+        plain = told.isascii() and told.isdigit() and len(told) < 16
+        return int(told) / 1000 if plain else inf
     if isinstance(payload, dict) and isinstance(payload.get("details"), list):
         for each in payload["details"]:
             delay = each.get("retryDelay") if isinstance(each, Mapping) else None
@@ -303,7 +299,3 @@ def _unpacked(packed: Any, pool: DescriptorPool | None) -> Any:
         except (TypeError, ValueError, KeyError):
             continue
     return {"@type": packed.type_url, "value": packed.value}
-
-
-KNOWN_DETAILS = error_details_pb2.DESCRIPTOR.message_types_by_name
-"""Google's own kinds of details; to name them here loads them."""
