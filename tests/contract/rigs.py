@@ -155,7 +155,7 @@ async def http(loop: str) -> AsyncIterator[Rig]:
 
 @asynccontextmanager
 async def grpc(loop: str) -> AsyncIterator[Rig]:
-    async with _direct("grpc", loop, tells_loss=True) as rig:
+    async with _direct("grpc", loop, tells_loss=True, detects_freeze=25.0) as rig:
         yield rig
 
 

@@ -73,10 +73,10 @@ def incoming(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str]:
     return dict(sanitised(found))
 
 
-def own_of(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str | bytes]:
-    """Received trailers that are the application's, bytes as they are."""
+def own_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of received trailers that are the application's, bytes as they are."""
     return {
         name: value
-        for name, value in metadata or ()
+        for name, value in metadata.items()
         if not name.startswith(("grpc-", "x-resilient-client")) and name not in _HTTPS_OWN
     }

@@ -70,7 +70,7 @@ async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -
         rpc.cancel()
 
 
-async def _said(rpc: Any, **question: str) -> Any:
+async def _said(rpc: Any, **question: Any) -> Any:
     await rpc.write(_Request(**question))
     answer = await rpc.read()
     if answer is aio.EOF:

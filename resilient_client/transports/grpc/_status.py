@@ -14,6 +14,7 @@ from resilient_client import _json
 from resilient_client.errors import (
     DEADLINE_EXCEEDED_CODE,
     INTERNAL_SERVER_ERROR,
+    ConfigurationError,
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
@@ -188,8 +189,6 @@ def error_of(
 def not_connected(text: str) -> ResilientClientError:
     """The error for a connection that cannot be made."""
     if _UNTRUSTED.search(text) is not None:
-        from resilient_client.errors import ConfigurationError
-
         return ConfigurationError(
             f"the server's certificate is not trusted: {text[:500]}",
             hint="give its authority as ca=, or the name in it as server_name=",
@@ -211,42 +210,57 @@ def _answered(
             return lost
     if "larger than max" in text and number == _RESOURCE_EXHAUSTED:
         return PayloadError(f"too large: {text}", sent=True, hint="raise max_size= on both ends")
-    told = found.get(PAYLOAD)
-    payload: Any = {"code": number, "message": text}
-    code: Any = CODES[number].name
-    status = number
-    message: Any = text
-    if isinstance(told, bytes):
-        try:
-            payload = _json.decode(told)
-        except PayloadError:
-            pass
-        else:
-            message = payload.get("message", text) if isinstance(payload, dict) else payload
-            if isinstance(payload, dict):
-                code = payload["code"] if isinstance(payload.get("code"), str | int) else code
-                if type(payload.get("status")) is int:
-                    status = payload["status"]
-    else:
-        rich = found.get(DETAILS)
-        if isinstance(rich, bytes):
-            payload["details"] = _read(rich, pool)
-        if own := own_of(metadata):
-            payload["metadata"] = own
+    said = _said(number, text, found, pool)
     if number == _DEADLINE_EXCEEDED:
         return DeadlineExceeded("the call's time ran out at the peer", sent=True)
-    about = {"payload": payload, "code": code, "status": status}
+    about: dict[str, Any] = {"payload": said.payload, "code": said.code, "status": said.status}
     if number == _UNIMPLEMENTED:
-        return NoHandlerError(message, **about)
-    if code == InvalidPayloadError.CODE:
-        return InvalidPayloadError(message, **about)
-    pushback = _pushback(found.get(PUSHBACK), payload)
+        return NoHandlerError(said.message, **about)
+    if said.code == InvalidPayloadError.CODE:
+        return InvalidPayloadError(said.message, **about)
+    pushback = _pushback(found.get(PUSHBACK), said.payload)
     if number == _RESOURCE_EXHAUSTED or pushback is not None:
-        return Throttled(message, **about, retry_after=pushback)
-    remote = RemoteError(message, **about)
+        return Throttled(said.message, **about, retry_after=pushback)
+    remote = RemoteError(said.message, **about)
     if number in (_INTERNAL, _UNAVAILABLE) or (number == _UNKNOWN and _unmeant(text)):
         remote.outcome = Outcome.FAILURE
     return remote
+
+
+class _Said(NamedTuple):
+    message: Any
+    payload: Any
+    code: str | int
+    status: int
+
+
+def _said(number: int, text: str, found: dict[str, Any], pool: DescriptorPool | None) -> _Said:
+    """What an error holds: the very payload from a peer of our kind, gRPC's own from others."""
+    name = CODES[number].name
+    told = found.get(PAYLOAD)
+    if isinstance(told, bytes):
+        try:
+            payload: Any = _json.decode(told)
+        except PayloadError:
+            pass
+        else:
+            if not isinstance(payload, dict):
+                return _Said(payload, payload, name, number)
+            code: Any = payload.get("code")
+            status: Any = payload.get("status")
+            return _Said(
+                payload.get("message", text),
+                payload,
+                code if isinstance(code, str | int) else name,
+                status if type(status) is int else number,
+            )
+    payload = {"code": number, "message": text}
+    rich = found.get(DETAILS)
+    if isinstance(rich, bytes):
+        payload["details"] = _read(rich, pool)
+    if own := own_of(found):
+        payload["metadata"] = own
+    return _Said(text, payload, name, number)
 
 
 def _unanswered(number: int, text: str, connected: bool) -> ResilientClientError | None:  # noqa: FBT001

@@ -263,6 +263,7 @@ class _Calls:
                 route, body = method.unpack(raw)
             except DecodeError:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no Request")
+                raise  # abort has raised
             if method is EMIT:
                 return method.accepted(await self._hand_over(route, body, headers, context, None))
             return await self._ask(route, body, headers, context, None, pack, method.responses)
