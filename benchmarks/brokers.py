@@ -11,7 +11,10 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks._contest import Rates, best_of, measure, show
@@ -28,6 +31,8 @@ class Place(NamedTuple):
     query: str
     nest: dict[str, Any]
     events: str = "emit:64"
+    options: Mapping[str, Any] = MappingProxyType({})
+    also: Mapping[str, str] = MappingProxyType({})  # further contestants of ours, by their query
 
 
 PLACES = {
@@ -39,7 +44,15 @@ PLACES = {
         "?queue=bench.ours&durable=false",
         {"transport": "rmq", "queue": "bench.nest"},
     ),
-    "mqtt": Place("mosquitto", "aiomqtt", "?qos=1", {"transport": "mqtt"}),
+    "mqtt": Place(
+        "mosquitto",
+        "aiomqtt",
+        "?qos=1",
+        {"transport": "mqtt"},
+        # the tests' broker writes its file at every change
+        options={"options": ["autosave_on_changes false", "autosave_interval 1800"]},
+        also={"ours, all defaults, qos=0": "?qos=0"},  # as Nest
+    ),
     "kafka": Place("kafka", "aiokafka", "", {"transport": "kafka"}, "emit:1000"),
 }
 
@@ -56,7 +69,7 @@ async def _bare_topics(url: str) -> None:
 
 def _race(scheme: str, seconds: float, rounds: int) -> None:
     place = PLACES[scheme]
-    broker = BROKERS[place.broker]()
+    broker = BROKERS[place.broker](**place.options)
     broker.start()
     try:
         if scheme == "kafka":
@@ -64,12 +77,11 @@ def _race(scheme: str, seconds: float, rounds: int) -> None:
         whats = ["64", "1", place.events]
         ours = [sys.executable, "-m", "benchmarks.peers.ours"]
         bare = [sys.executable, "-m", "benchmarks.peers.bare", scheme]
-        url = broker.url + place.query
         nest = json.dumps({"url": broker.url, **place.nest})
 
-        def run_ours(stack: str) -> Rates:
+        def run_ours(stack: str, query: str = place.query) -> Rates:
             return measure(
-                [*ours, "server", "uvloop", url],
+                [*ours, "server", "uvloop", broker.url + query],
                 lambda url: [*ours, "client", "uvloop", url, stack, str(seconds), *whats],
             )
 
@@ -92,14 +104,16 @@ def _race(scheme: str, seconds: float, rounds: int) -> None:
                 library: run_bare,
                 "ours, all defaults": lambda: run_ours("full"),
                 "ours, policies=()": lambda: run_ours("bare"),
+                **{name: partial(run_ours, "full", query) for name, query in place.also.items()},
                 "nest 12": run_nest,
             },
         )
     finally:
         broker.stop()
     show(f"{scheme}, a second (ratio to bare {place.library})", best, whats, library)
-    mine, theirs = best["ours, all defaults"], best["nest 12"]
-    print("to nest: " + ", ".join(f"{mine[what] / theirs[what]:.2f} at {what}" for what in whats))
+    for name in ("ours, all defaults", *place.also):
+        ratios = ((what, best[name][what] / best["nest 12"][what]) for what in whats)
+        print(f"{name}, to nest: " + ", ".join(f"{ratio:.2f} at {what}" for what, ratio in ratios))
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BACKLOG_EVENTS = 10_000
 BACKLOG_BYTES = 16 * 1024 * 1024
+SILENCE = 10.0
+"""Seconds in which the same trouble, when it comes again, is not told again."""
 
 
 class Backlog:
@@ -21,7 +23,8 @@ class Backlog:
 
     Requests pass: over its caps the app answers them as throttled. Events that find every handler
     busy wait here, at most `BACKLOG_EVENTS` of `BACKLOG_BYTES` together; what comes beyond is
-    dropped, and the server's observers and its log are told when that begins and how it ended.
+    dropped, and the server's observers and its log are told when that begins and how it ended; of
+    what begins again within `SILENCE` only the number of events, later.
 
     Attributes:
         slots: the consumer's share of the app's caps.
@@ -39,7 +42,8 @@ class Backlog:
         self._size = 0
         self._paused = False
         self._dropped_before = 0  # as last told
-        self._dropping = False
+        self._dropping = self._told = False
+        self._silent_until = 0.0
 
     def accept(self, message: Message, respond: Respond | None) -> Job | None:
         """See `App.accept`."""
@@ -50,7 +54,11 @@ class Backlog:
             self.dropped += 1
             if not self._dropping:
                 self._dropping = True
-                self._tell("the handlers are too slow: events are dropped from now on")
+                now = self._app.clock.now()
+                self._told = now >= self._silent_until
+                if self._told:
+                    self._silent_until = now + SILENCE
+                    self._tell("the handlers are too slow: events are dropped from now on")
             return None
         self._waiting.append(message)
         self._size += size
@@ -68,8 +76,12 @@ class Backlog:
             self._app.accept(message, None, self.slots, self._transport)
         if self._dropping and not waiting:
             self._dropping = False
-            lost, self._dropped_before = self.dropped - self._dropped_before, self.dropped
-            self._tell(f"{lost} events were dropped while the handlers were too slow")
+            if self._told:
+                self._tell_lost()
+
+    def _tell_lost(self) -> None:
+        lost, self._dropped_before = self.dropped - self._dropped_before, self.dropped
+        self._tell(f"{lost} events were dropped while the handlers were too slow")
 
     def _tell(self, reason: str) -> None:
         self._log.warning("%s: %s", self._endpoint, reason)
@@ -79,6 +91,8 @@ class Backlog:
         """Nothing more is handled: cancel request handlers, forget the events that wait."""
         if self._waiting:
             self._tell(f"{len(self._waiting)} events were still waiting when the server closed")
+        if self.dropped > self._dropped_before:
+            self._tell_lost()
         self._waiting.clear()
         self._size = 0
         self.slots.drop()

@@ -19,6 +19,7 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Message as Incoming
 from resilient_client.patterns import lookup_route
+from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
@@ -124,6 +125,7 @@ class ServerListener:
         self._new = self._session.version == 5
         self._slots = app.slots(self._pause, self._resume)
         self._paused = self._stopping = self._been_here = False
+        self._silent_until = 0.0
         self._filters: dict[str, int] = {}
         self._exact: dict[str, str] = {}  # topic to route
         self._wild: list[tuple[list[str], str]] = []  # levels of a filter to route
@@ -329,7 +331,10 @@ class ServerListener:
         self._paused = True
         if self._link.current is not None:
             self._link.current.pause()
-        self._tell("the handlers are too slow: nothing more is read for now")
+        now = self._app.clock.now()
+        if now >= self._silent_until:  # it comes and goes with every handler that ends
+            self._silent_until = now + SILENCE
+            self._tell("the handlers are too slow: nothing more is read for now")
 
     def _resume(self) -> None:
         self._paused = False
