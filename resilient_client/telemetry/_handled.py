@@ -77,8 +77,9 @@ class HandlingRecord:
         """
         error, message = reply.error, self._message
         if message.status_of is not None:
-            status = 202 if message.id is None else 200 if self.items else message.status_of(reply)
-            if isinstance(status, int):  # HTTP's
+            status = message.status_of(reply)
+            if isinstance(status, int):  # HTTP's, which is sent before a stream's first item
+                status = 202 if message.id is None else 200 if self.items else status
                 self._stop(_named(error, str(status)) if status >= 500 else None, status)
             else:
                 self._stop(status if status in _FAILURES else None, status)

@@ -35,6 +35,7 @@ from resilient_client.transports.grpc._library import aio, grpc, status_pb2
 from tests.contract.rigs import Service
 from tests.peers.certificates import certificates
 from tests.server_thread import serving
+from tests.telemetry.kit import Recorded
 
 LOCAL = "grpc://127.0.0.1:0"
 PROTO = Path(__file__).parent.parent / "interop" / "shared" / "interop.proto"
@@ -751,3 +752,32 @@ async def test_rich_details_of_strangers_are_read_and_ours_are_theirs_to_read() 
     assert status.details[0].Unpack(info)
     assert info.reason == "R"
     assert set(trailers) == {"grpc-status-details-bin"}, "strangers get nothing of ours"
+
+
+async def test_spans_name_the_method_and_its_status() -> None:
+    recorded = Recorded()
+    traced = Server(LOCAL, telemetry=recorded.settings, proto=PROTO)
+
+    @traced.message_pattern("interop.Math/Fail")
+    async def fail(payload: Any) -> None:
+        raise RemoteError(payload={"code": payload["code"], "message": payload["message"]})
+
+    @traced.message_pattern("interop.Math/Count")
+    async def count(payload: Any) -> AsyncIterator[dict[str, int]]:
+        yield {"value": 1}
+        raise RemoteError(payload={"code": 14, "message": "later"})
+
+    async with traced:
+        async with ClientProxy(
+            traced.addresses[0], policies=(), telemetry=recorded.settings
+        ) as client:
+            await error_of(client.send("interop.Math/Fail", {"code": 5, "message": "nope"}))
+            await error_of(collect(client.stream("interop.Math/Count", {})))
+    failed = recorded.named("interop.Math/Fail", "SERVER")
+    counted = recorded.named("interop.Math/Count", "SERVER")
+    for span, status in ((failed, "NOT_FOUND"), (counted, "UNAVAILABLE")):
+        attributes = dict(span.attributes or {})
+        assert attributes["rpc.system.name"] == "grpc"
+        assert attributes["rpc.response.status_code"] == status
+    called = dict(recorded.named("interop.Math/Fail", "CLIENT").attributes or {})
+    assert called["rpc.response.status_code"] == "NOT_FOUND"
