@@ -120,7 +120,7 @@ class Shape:
         Raises:
             PayloadError: the value has an unknown field, or one that does not fit; it says which.
         """
-        if isinstance(value, ProtobufMessage):
+        if type(value) is not dict and isinstance(value, ProtobufMessage):
             if value.DESCRIPTOR.full_name != self.name:
                 raise PayloadError(f"a {value.DESCRIPTOR.full_name} is no {self.name}")
             raw: bytes = value.SerializeToString()
@@ -146,7 +146,7 @@ class Shape:
                 continue
             convert = write.get(name)
             fields[name] = item if convert is None else convert(item, f"{path}.{member}")
-        for oneof in self._oneofs:
+        for oneof in self._oneofs:  # of which protobuf would keep the last
             if len(oneof & fields.keys()) > 1:
                 both = " and ".join(sorted(self._members[each] for each in oneof & fields.keys()))
                 raise PayloadError(f"{path}: only one of {both} can be set in {self.name}")
@@ -254,6 +254,8 @@ def _integer(key: Any, path: str) -> Any:
 
 
 def _list(value: Any, path: str) -> Iterable[Any]:
+    if type(value) is list:
+        return value
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise PayloadError(f"{path}: a repeated field is a list, not a {type(value).__name__}")
     return value
@@ -267,7 +269,7 @@ def _each(write: Writer) -> Writer:
 
 def _nested(shape: Shape) -> Writer:
     def write_nested(value: Any, path: str) -> Any:
-        if isinstance(value, ProtobufMessage):
+        if type(value) is not dict and isinstance(value, ProtobufMessage):
             return shape.parse(value.SerializeToString())
         return shape.fields(value, path)
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +23,7 @@ _method_route = re.compile(
 _FileProto = descriptor_pb2.FileDescriptorProto
 
 
+@lru_cache(maxsize=1024)
 def is_method_route(route: str) -> bool:
     """Whether a pattern is spelt as a method: `"Math/Sum"`, `"interop.Math/Sum"`."""
     return _method_route(route) is not None

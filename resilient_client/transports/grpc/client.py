@@ -272,7 +272,7 @@ class ClientTransport(BaseTransport):
         rpc = connection.callable(method.path, method.requests, method.responses)(
             argument,
             timeout=None if left == inf else left - _ROUNDING if left > 1 else left,
-            metadata=metadata,
+            metadata=aio.Metadata(*metadata),
             compression=self._compression,
         )
         call.sent = True
