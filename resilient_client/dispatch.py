@@ -335,7 +335,7 @@ class Dispatcher:
             try:
                 if len(several) > 1:
                     await self._all(job, message, several, context)
-                    reply = Reply(self.codec.encode({}))
+                    reply = Reply((message.codec or self.codec).encode({}))
                 elif job.deadline <= self.clock.now():
                     job.expired = True
                     self._refused("expired", message, transport)

@@ -16,6 +16,8 @@ import pytest
 
 from resilient_client import (
     ClientProxy,
+    ConnectError,
+    ConnectionLost,
     Context,
     DeadlineExceeded,
     NoHandlerError,
@@ -174,6 +176,41 @@ async def test_a_nest_server_sees_our_metadata_and_passes_it_on() -> None:
         assert await client.send("Math/Forward", data, headers=headers) == {"total": 3}
         assert seen[0]["traceparent"] == trace
         assert seen[0]["x-correlation-id"] == "abc"
+
+
+async def test_a_nest_server_killed_frozen_and_started_again() -> None:
+    async with NestServer("grpc") as server:
+        options = {"proto": PROTO, "keepalive": 0.5, "keepalive_timeout": 0.5}
+        async with ClientProxy(server.url, policies=(), telemetry=False, **options) as client:
+
+            async def streamed() -> list[int]:
+                got = []
+                with pytest.raises(ConnectionLost):
+                    async for n in client.stream("Math/Count", {"n": 10_000, "ms": 5}):
+                        got.append(n["value"])  # noqa: PERF401
+                return got
+
+            for stop in (server.kill, server.freeze):
+                unary = asyncio.ensure_future(
+                    error_of(client.send("Math/Delay", {"ms": 60_000}, timeout=60))
+                )
+                items = asyncio.ensure_future(streamed())
+                await asyncio.sleep(0.5)
+                await asyncio.to_thread(stop)
+                error = await asyncio.wait_for(unary, 10)
+                assert isinstance(error, ConnectionLost), error
+                assert error.sent
+                got = await asyncio.wait_for(items, 10)
+                assert got
+                assert got == list(range(len(got)))
+                if server.frozen:
+                    server.thaw()
+                else:
+                    down = await error_of(client.send("Math/Sum", {}, timeout=2))
+                    assert isinstance(down, ConnectError)
+                    assert not down.sent
+                    await server.restart_async()
+                assert await client.send("Math/Sum", {"values": [1]}, timeout=5) == {"total": 1}
 
 
 async def test_tls_and_client_certificates_with_nest() -> None:

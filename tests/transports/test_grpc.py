@@ -491,6 +491,21 @@ async def test_events_of_a_method_and_of_a_plain_pattern() -> None:
         assert seen.events[0]["key"] == "k"
 
 
+async def test_a_call_to_events_runs_all_of_them() -> None:
+    server = Server(LOCAL, telemetry=False, proto=PROTO)
+    heard: list[int] = []
+    for name in ("Math/Sum", "Math/Sum", "plain", "plain"):
+
+        @server.event_pattern(name)
+        async def event(payload: Any) -> None:
+            heard.append(1)
+
+    async with server, client_of(server, proto=PROTO) as client:
+        assert await client.send("Math/Sum", {}) == {"total": 0}
+        assert await client.send("plain", 1) == {}
+    assert len(heard) == 4
+
+
 async def test_over_the_cap_a_request_is_throttled_with_pushback_and_an_event_waits() -> None:
     server = Server(LOCAL, telemetry=False, max_calls=1)
     done: list[int] = []
