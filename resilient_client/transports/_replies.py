@@ -67,6 +67,15 @@ class PendingReplies:
             self._arm(call.attempt_deadline)
         return future
 
+    def adopt(self, key: Any, future: asyncio.Future[Any], call: Call) -> None:
+        """Wait in the same way for a future that a library resolves: bounded, and failed with all.
+
+        `forget` when done waiting.
+        """
+        self._table[key] = (future, call)
+        if call.attempt_deadline < self._timer_at:
+            self._arm(call.attempt_deadline)
+
     def open(self, key: Any, call: Call, on_leave: Callable[[], None] | None = None) -> ItemStream:
         """A stream of replies; `on_leave` is called when its consumer leaves before the end."""
         stream = self._table[key] = ItemStream(self, key, call, on_leave)

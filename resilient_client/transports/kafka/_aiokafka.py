@@ -9,6 +9,7 @@ from aiokafka import TopicPartition as TopicPartition
 from aiokafka import errors as errors
 from aiokafka.conn import CloseReason as CloseReason
 from aiokafka.conn import create_conn as create_conn
+from aiokafka.partitioner import murmur2 as murmur2
 from aiokafka.protocol.admin import CreateTopicsRequest as CreateTopicsRequest
 from aiokafka.protocol.metadata import MetadataRequest as MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest as OffsetRequest

@@ -51,6 +51,7 @@ from resilient_client.transports.kafka._headers import (
     headers_of,
     metadata_of,
 )
+from resilient_client.transports.kafka._outbox import Outbox
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
 from resilient_client.transports.kafka._values import KafkaCodec
 
@@ -69,6 +70,7 @@ MAX_FAREWELLS = 1000
 """Cancelled calls at once whose servers are told."""
 CANCEL_PAUSE = 10.0
 """Seconds until it is tried again after nobody could be told."""
+_STORED = Receipt("stored")
 _OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
 
 
@@ -85,6 +87,7 @@ class _Connection:
         lost: Callable[[_Connection, str], None],
     ) -> None:
         self.producer = producer
+        self.outbox = Outbox(producer)
         self.consumer = consumer
         self.topics = topics
         self.replies = replies
@@ -356,14 +359,16 @@ class ClientTransport(BaseTransport):
         if call.kind == "stream":
             items = replies.open(key, call, partial(connection.cancel, key))
             try:
-                await self._hand_over(connection, call, key, place)
+                written = await self._hand_over(connection, call, [(CORRELATION, key), *place])
             except BaseException:
                 replies.forget(key)
                 raise
+            written.add_done_callback(partial(self._written, replies, key))
             return await items.opened()
         future = replies.expect(key, call)
         try:
-            await self._hand_over(connection, call, key, place)
+            written = await self._hand_over(connection, call, [(CORRELATION, key), *place])
+            written.add_done_callback(partial(self._written, replies, key))
             return await future
         except asyncio.CancelledError:
             if call.sent:
@@ -379,60 +384,47 @@ class ClientTransport(BaseTransport):
         if connection.topics.known(call.route) is None:
             left = call.connect_deadline - self._clock.now()
             await connection.prepare(call, reply=False, left=left)
+        written = await self._hand_over(connection, call, [])
         replies = connection.replies
         key = next(connection.ids)
-        future = replies.expect(key, call)
+        replies.adopt(key, written, call)
         try:
-            await self._hand_over(connection, call, key, None)
-            await future
+            await written
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self.endpoint, sent=True) from error
         finally:
             replies.forget(key)
-            del future
-        return Receipt("stored")
+            del written  # it holds an error whose traceback holds this frame
+        return _STORED
 
     async def _hand_over(
-        self, connection: _Connection, call: Call, key: Any, place: Headers | None
-    ) -> None:
+        self, connection: _Connection, call: Call, own: Headers
+    ) -> asyncio.Future[Any]:
         """Give the record to the producer, which sends it at once or with others."""
-        headers, record_key = headers_of(call.metadata)
-        if place is not None:
-            headers += ((CORRELATION, key), *place)
-        partition = None
-        if call.body is None and record_key is None:  # aiokafka wants a value or a key
-            record_key = b""
-            partition = random.randrange(connection.topics.known(call.route) or 1)
-        left = call.attempt_deadline - self._clock.now()
+        headers, key = headers_of(call.metadata)
+        headers += own
         if connection.closed:
             raise ConnectError("the connection to the broker has just ended")
-        try:
-            async with asyncio.timeout(left if left < float("inf") else None):
-                written = await connection.producer.send(
-                    call.route, call.body, record_key, partition, headers=headers
-                )
-        except TimeoutError:
-            raise call.expired(sent=False) from None
-        except AIOKAFKA_ERRORS as error:
-            connection.topics.forget(call.route)
-            connection.places.pop(call.route, None)
-            raise ours(error, self.endpoint, sent=False) from error
+        written = connection.outbox.put(call.route, call.body, headers, key)
+        if written is None:
+            left = call.attempt_deadline - self._clock.now()
+            try:
+                async with asyncio.timeout(left if left < float("inf") else None):
+                    written = await connection.outbox.send(call.route, call.body, headers, key)
+            except TimeoutError:
+                raise call.expired(sent=False) from None
+            except AIOKAFKA_ERRORS as error:
+                connection.topics.forget(call.route)
+                connection.places.pop(call.route, None)
+                raise ours(error, self.endpoint, sent=False) from error
         call.sent = True
-        written.add_done_callback(partial(self._written, connection.replies, key, place is None))
+        return written
 
-    def _written(
-        self,
-        replies: PendingReplies,
-        key: Any,
-        is_event: bool,  # noqa: FBT001
-        written: asyncio.Future[Any],
-    ) -> None:
-        """The broker has stored the record, or will not."""
+    def _written(self, replies: PendingReplies, key: bytes, written: asyncio.Future[Any]) -> None:
+        """The broker has stored a request, or will not."""
         error = None if written.cancelled() else written.exception()
-        if key not in replies:
-            return
-        if error is not None:
+        if error is not None and key in replies:
             replies.fail(key, ours(error, self.endpoint, sent=True))
-        elif is_event:
-            replies.value(key, None, True)
 
     def numbers(self) -> dict[str, int]:
         """See `BaseTransport.numbers`."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import ATTEMPT_HEADER
 from resilient_client.errors import (
+    INTERNAL_SERVER_ERROR,
     ConfigurationError,
     ConnectError,
     InvalidPayloadError,
@@ -21,7 +22,7 @@ from resilient_client.errors import (
     wire_error,
 )
 from resilient_client.events import ConnectionChanged, Degraded
-from resilient_client.message import NO_VALUE, Message
+from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE
@@ -52,6 +53,7 @@ from resilient_client.transports.kafka._headers import (
     metadata_of,
 )
 from resilient_client.transports.kafka._lane import Lane
+from resilient_client.transports.kafka._outbox import Outbox
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
 from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
 from resilient_client.transports.kafka.client import BATCH_SIZE
@@ -60,7 +62,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_client.events import Status
-    from resilient_client.message import Reply
     from resilient_client.transports._base import App, Job, Subscription, Target
 
 log = logging.getLogger("resilient_client.kafka")
@@ -186,6 +187,7 @@ class ServerListener:
         self._flow = asyncio.Event()
         self._flow.set()
         self._producer: Any = None
+        self._outbox: Outbox | None = None
         self._consumer: Any = None
         self._topics: Any = None
         self._canceller: Any = None  # a consumer without a group
@@ -273,6 +275,7 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
         on_ended(producer, self._give_out)
+        self._outbox = Outbox(producer)
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         routes = {each.route for each in self._app.subscriptions()}
         replies = {
@@ -351,7 +354,7 @@ class ServerListener:
 
     async def _discard(self) -> None:
         parts = (self._consumer, self._canceller, self._producer)
-        self._consumer = self._canceller = self._producer = None
+        self._consumer = self._canceller = self._producer = self._outbox = None
         await discard(*(each for each in parts if each is not None))
 
     def _change(self, status: Status, reason: str = "") -> None:
@@ -609,67 +612,81 @@ class ServerListener:
 
     # -------------------------------------------------------------------------------- replies
 
-    async def _respond(self, answer: _Request, reply: Reply) -> None:
+    async def _respond(self, request: _Request, reply: Reply) -> None:
+        """Hand over the reply; the request is over when the broker has it."""
         try:
-            if not await self._can_answer(answer):
+            there = self._topics.known(request.topic)
+            if there is None and not await self._can_answer(request):
+                self._over(request)
                 return
-            try:
-                await self._reply(answer, reply)
-            except PayloadError as error:
-                log.error("the reply of %s: %s", answer.record.topic, error.args[0])  # noqa: TRY400
-                await self._reply_error(answer, RemoteError("Internal server error"))
+            last = await self._reply(request, reply)
         except (ResilientClientError, TimeoutError) as error:
-            log.warning("a reply to %s could not be sent: %s", answer.topic, error)
-        finally:
-            self._over(answer)
+            log.warning("a reply to %s could not be sent: %s", request.topic, error)
+            self._over(request)
+        except BaseException:
+            self._over(request)
+            raise
+        else:
+            last.add_done_callback(partial(self._answered, request))
+
+    def _answered(self, request: _Request, written: asyncio.Future[Any]) -> None:
+        """The broker has the last record of a reply, or will not have it."""
+        error = None if written.cancelled() else written.exception()
+        if error is None:
+            self._over(request)
+            return
+        mapped = ours(error, self.address, sent=True)
+        log.error("the reply of %s: %s", request.record.topic, mapped.args[0])
+        if isinstance(mapped, PayloadError) and not self._stopping:
+            self._spawn(self._respond(request, Reply(error=RemoteError(INTERNAL_SERVER_ERROR))))
+        else:
+            self._over(request)
 
     async def _can_answer(self, answer: _Request) -> bool:
         """Whether the reply topic is there: a stranger's word makes none."""
-        partitions = self._topics.known(answer.topic)
-        if partitions is None:
-            if answer.topic in self._foreign:
-                return False
-            try:
-                there = await self._topics.exists(answer.topic)
-            except AIOKAFKA_ERRORS as error:
-                raise ours(error, self.address, sent=False) from error
-            if not there:
-                if len(self._foreign) < _REPLY_TOPICS:
-                    self._foreign.add(answer.topic)
-                log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
-                return False
-            partitions = self._topics.known(answer.topic)
-        if answer.partition is not None and answer.partition >= partitions:
-            answer.partition = None
-        return True
+        if answer.topic in self._foreign:
+            return False
+        try:
+            there: bool = await self._topics.exists(answer.topic)
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self.address, sent=False) from error
+        if not there:
+            if len(self._foreign) < _REPLY_TOPICS:
+                self._foreign.add(answer.topic)
+            log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
+        return there
 
-    async def _reply(self, answer: _Request, reply: Reply) -> None:
+    async def _reply(self, request: _Request, reply: Reply) -> asyncio.Future[Any]:
+        """Write all of a reply; the future of its last record."""
         if reply.error is not None:
-            await self._reply_error(answer, reply.error)
-        elif reply.items is not None:
-            try:
-                while True:
-                    body = await reply.items.receive(inf)
-                    await self._write_reply(answer, body, [])
-            except StopAsyncIteration:
-                last = await self._write_reply(answer, None, [(ENDED, b"\0")])
-            except RemoteError as error:
-                await self._reply_error(answer, error)
-                return
-            await self._stored(last)
-        else:
+            return await self._reply_error(request, reply.error)
+        if reply.items is None:
             body = None if reply.body is NO_VALUE else reply.body
-            await self._stored(await self._write_reply(answer, body, [(ENDED, b"\0")]))
+            return await self._write_reply(request, body, [(ENDED, b"\0")])
+        try:
+            while True:
+                body = await reply.items.receive(inf)
+                written = await self._write_reply(request, body, [])
+                if written.done() and (error := written.exception()) is not None:
+                    raise ours(error, self.address, sent=True)
+        except StopAsyncIteration:
+            return await self._write_reply(request, None, [(ENDED, b"\0")])
+        except RemoteError as error:
+            return await self._reply_error(request, error)
 
-    async def _reply_error(self, answer: _Request, error: RemoteError) -> None:
+    async def _reply_error(self, request: _Request, error: RemoteError) -> asyncio.Future[Any]:
         body = self._values.encode(wire_error(error))
         headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
-        await self._stored(await self._write_reply(answer, None, headers))
+        return await self._write_reply(request, None, headers)
 
-    async def _write_reply(self, answer: _Request, body: bytes | None, headers: Headers) -> Any:
+    async def _write_reply(
+        self, answer: _Request, body: bytes | None, headers: Headers
+    ) -> asyncio.Future[Any]:
         headers.append((CORRELATION, answer.id))
-        key = b"" if body is None else None  # aiokafka wants a value or a key
-        return await self._write(answer.topic, answer.partition, body, headers, key)
+        there = self._topics.known(answer.topic)
+        if answer.partition is not None and there is not None and answer.partition >= there:
+            answer.partition = None
+        return await self._write(answer.topic, answer.partition, body, headers, None)
 
     async def _write(
         self,
@@ -680,16 +697,16 @@ class ServerListener:
         key: bytes | None,
     ) -> asyncio.Future[Any]:
         """Hand a record to the producer; the future says that the broker has it."""
-        producer = self._producer
-        if producer is None:
+        outbox = self._outbox
+        if outbox is None:
             raise ConnectError(f"{self.address} is being reconnected")
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                written: asyncio.Future[Any] = await producer.send(
-                    topic, body, key, partition, headers=headers
-                )
-        except AIOKAFKA_ERRORS as error:
-            raise ours(error, self.address, sent=False) from error
+        written = outbox.put(topic, body, headers, key, partition)
+        if written is None:
+            try:
+                async with asyncio.timeout(self._request_timeout):
+                    written = await outbox.send(topic, body, headers, key, partition)
+            except AIOKAFKA_ERRORS as error:
+                raise ours(error, self.address, sent=False) from error
         written.add_done_callback(_look_at)
         return written
 
