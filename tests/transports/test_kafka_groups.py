@@ -274,3 +274,28 @@ async def test_a_killed_broker_loses_no_event_and_repeats_none(
         assert time.monotonic() - started < 60
     assert len(stored) > 100
     assert max(heard.values()) == 1, json.dumps(heard)
+
+
+async def test_a_server_whose_producer_gave_up_begins_anew(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    states: list[str] = []
+    server = Server(
+        kafka_broker.url,
+        telemetry=False,
+        group=unique,
+        observers=[lambda event: states.append(getattr(event, "new", ""))],
+    )
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    async with server, ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        assert await client.send(f"{unique}.echo", 1) == 1
+        listener: Any = server._listeners[0]
+        before = listener._producer
+        # what aiokafka does when the broker refuses its sequence numbers
+        before._sender._fail_all = lambda task: None
+        before._sender._maybe_wait_for_pid = None
+        before._message_accumulator._waiter_future.set_result(None)
+        await eventually(lambda: listener._producer not in (None, before))
+        await eventually(lambda: states[-1] == "connected")
+        assert await client.send(f"{unique}.echo", 2, timeout=20) == 2
+    assert states == ["connecting", "connected", "reconnecting", "connected", "closed"]

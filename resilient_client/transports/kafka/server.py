@@ -380,6 +380,8 @@ class ServerListener:
                 log.warning("%s: %s", self.address, ours(error, self.address, sent=False).args[0])
                 self._change("reconnecting", str(error))
             self._give_up()
+            if self._consumer is not None:
+                await leave(self._consumer)  # else the group waits for its session
             await self._discard()
             await asyncio.sleep(wait)
             wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
