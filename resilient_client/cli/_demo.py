@@ -40,6 +40,7 @@ SETTINGS = {
 
 SHARED: dict[str, dict[str, Any]] = {
     "amqp": {"queue": "resilient_client.demo", "durable": False},
+    "kafka": {"group": "resilient_client.demo"},
     "nats": {"queue": "resilient_client.demo"},
     "mqtt": {"share": "resilient_client.demo"},
 }

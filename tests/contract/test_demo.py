@@ -1,4 +1,4 @@
-"""The demo plays its scene over every broker: two servers share the work, are killed, come back."""
+"""The demo plays its scene over every transport: two servers are killed, and come back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ BROKERS = {
     "nats": "nats_broker",
     "amqp": "rabbitmq_broker",
     "mqtt": "mqtt_broker",
+    "kafka": "kafka_broker",
 }
+DIRECT = {"http": "http://127.0.0.1:0", "grpc": "grpc://127.0.0.1:0"}  # tcp: see test_cli
 
 
-@pytest.mark.parametrize("scheme", BROKERS)
-async def test_the_demo_plays_over_a_broker_and_its_numbers_add_up(
+@pytest.mark.parametrize("scheme", [*BROKERS, *DIRECT])
+async def test_the_demo_plays_and_its_numbers_add_up(
     scheme: str, request: pytest.FixtureRequest
 ) -> None:
-    url = request.getfixturevalue(BROKERS[scheme]).url
+    url = DIRECT.get(scheme) or request.getfixturevalue(BROKERS[scheme]).url
     play = ("demo", "--json", "--seconds", "10", "--rate", "60", "--url", url)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
