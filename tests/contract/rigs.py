@@ -260,7 +260,8 @@ async def kafka(loop: str) -> AsyncIterator[Rig]:
         await service.start_async()
         async with proxy:
             url = f"kafka://127.0.0.1:{proxy.port}{query}"
-            yield Rig("kafka", url, service, broker, proxy, tells_loss=True)
+            about: dict[str, Any] = {"tells_loss": True, "detects_freeze": 11.0}
+            yield Rig("kafka", url, service, broker, proxy, **about)
     finally:
         service.stop()
 

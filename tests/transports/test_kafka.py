@@ -17,6 +17,7 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    ConnectionLost,
     Context,
     DeadlineExceeded,
     PayloadError,
@@ -78,6 +79,48 @@ def test_a_client_moves_to_another_event_loop(kafka_broker: Kafka, unique: str) 
     asyncio.run(use(close=False))
     asyncio.run(use(close=True))
     gc.collect()
+
+
+async def test_a_frozen_broker_is_noticed_and_nothing_waits_beyond_its_time(
+    new_broker: Callable[..., Kafka], unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = await asyncio.to_thread(new_broker, Kafka)
+    heard: list[int] = []
+    server = Server(broker.url, telemetry=False, group=unique, request_timeout=1.5)
+    server.message_pattern("echo")(lambda payload: payload)
+    server.event_pattern("event")(heard.append)
+    async with server, client_of(broker.url, request_timeout=1.5) as client:
+        assert await client.send("echo", 1) == 1
+        await client.emit("event", 0)
+        broker.freeze()
+        try:
+            started = time.monotonic()
+            late, lost, event = await asyncio.gather(
+                error_of(client.send("echo", 2, timeout=0.5)),
+                error_of(client.send("echo", 3, timeout=30)),
+                error_of(client.emit("event", 1, timeout=30)),
+            )
+            assert isinstance(late, DeadlineExceeded)
+            for error in (lost, event):
+                assert isinstance(error, ConnectionLost), error
+                assert error.sent
+            assert time.monotonic() - started < 4.5
+        finally:
+            broker.thaw()
+        deadline = time.monotonic() + 15
+        while True:
+            try:
+                assert await client.send("echo", 4, timeout=2) == 4
+            except ResilientClientError:
+                assert time.monotonic() < deadline
+            else:
+                break
+        await client.emit("event", 2)
+        await eventually(lambda: 2 in heard)
+    assert heard.count(0) == heard.count(2) == 1
+    assert heard.count(1) <= 1
+    gc.collect()
+    assert [each for each in caplog.records if each.name == "asyncio"] == []
 
 
 # ------------------------------------------------------------------------------------- topics

@@ -194,8 +194,21 @@ async def _discard_producer(producer: Any) -> None:
         await asyncio.wait({sender}, timeout=CLOSE_TIMEOUT)
         if sender.done() and not sender.cancelled():
             sender.exception()
-    batches.fail_all(errors.KafkaConnectionError("the producer was closed"))
+    _fail(batches)
     await _hang_up(client)  # what its sender may have opened meanwhile
+
+
+def _fail(accumulator: Any) -> None:
+    """Fail what was not sent, in silence: whoever waits for it has its own error already."""
+    pending = accumulator._pending_batches  # noqa: SLF001
+    for queue in accumulator._batches.values():  # noqa: SLF001
+        pending.update(queue)  # where each expects to be when it ends
+    batches = list(pending)
+    accumulator.fail_all(errors.KafkaConnectionError("the producer was closed"))
+    for batch in batches:
+        for future in (batch.future, batch._drain_waiter):  # noqa: SLF001
+            if future.done() and not future.cancelled():
+                future.exception()
 
 
 async def _discard_consumer(consumer: Any) -> None:
