@@ -11,6 +11,7 @@ from typing import Any
 
 from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError
 from resilient_client.transports._link import DIAL_TIMEOUT, spawn
+from resilient_client.transports.grpc._headers import USER_AGENT
 from resilient_client.transports.grpc._library import aio, grpc
 from resilient_client.transports.grpc._status import not_connected
 
@@ -99,6 +100,7 @@ def client_options(
     transparent retries stay on: they repeat only what the peer has said it never looked at.
     """
     options: ChannelOptions = [
+        ("grpc.primary_user_agent", USER_AGENT),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.min_reconnect_backoff_ms", _milliseconds(DIAL_TIMEOUT)),
         ("grpc.client_idle_timeout_ms", _NEVER),

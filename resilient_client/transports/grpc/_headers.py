@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from resilient_client.context import DEADLINE_HEADER, PEER_HEADER
+from resilient_client.context import DEADLINE_HEADER
 from resilient_client.errors import PayloadError
 from resilient_client.transports._metadata import sanitised
 
+USER_AGENT = "resilient_client"
+"""How both ends of this package know each other: a header that is sent anyway, and compressed."""
 RECEIVERS_HEADER = "x-receivers"
 PREFER = ("prefer", "respond-async")  # RFC 7240 section 4.1, as over HTTP: this is an event
 Pair = tuple[str, str | bytes]
-_OURS: Pair = (PEER_HEADER, "1")
 # https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md, "Custom-Metadata"
 _name = re.compile(r"[0-9a-z_.-]+").fullmatch
 _value = re.compile(r"[\x20-\x7e]*").fullmatch
@@ -30,7 +31,7 @@ def outgoing(metadata: Mapping[str, str]) -> list[Pair]:
     Raises:
         PayloadError: one of them cannot be metadata. The value is not shown: it may be secret.
     """
-    pairs: list[Pair] = [_OURS]
+    pairs: list[Pair] = []
     for name, value in metadata.items():
         if name != DEADLINE_HEADER:
             pairs.append(_pair(name, value))
@@ -71,6 +72,11 @@ def incoming(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str]:
         text = base64.b64encode(value).decode() if isinstance(value, bytes) else value
         found[name] = f"{found[name]}, {text}" if name in found else text
     return dict(sanitised(found))
+
+
+def is_ours(headers: Mapping[str, str]) -> bool:
+    """Whether a request comes from this package."""
+    return headers.get("user-agent", "").startswith(USER_AGENT)
 
 
 def own_of(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.context import DEADLINE_HEADER, PEER_HEADER
+from resilient_client.context import DEADLINE_HEADER
 from resilient_client.errors import ConfigurationError, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
@@ -18,7 +18,7 @@ from resilient_client.transports.grpc._channel import (
     pem,
     server_options,
 )
-from resilient_client.transports.grpc._headers import RECEIVERS_HEADER, incoming
+from resilient_client.transports.grpc._headers import RECEIVERS_HEADER, incoming, is_ours
 from resilient_client.transports.grpc._library import (
     DecodeError,
     HealthServicer,
@@ -310,7 +310,7 @@ class _Calls:
         return answer.raw
 
     def _status(self, error: RemoteError, headers: Mapping[str, str]) -> Status:
-        return status_of(error, self.pool, ours=PEER_HEADER in headers)
+        return status_of(error, self.pool, ours=is_ours(headers))
 
     async def _hand_over(
         self, route: str, body: Any, headers: dict[str, str], context: Any, codec: Codec | None
