@@ -276,6 +276,27 @@ async def test_a_killed_broker_loses_no_event_and_repeats_none(
     assert max(heard.values()) == 1, json.dumps(heard)
 
 
+async def test_a_server_that_drains_still_answers_and_commits_what_it_did(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1, grace=5.0)
+    started = asyncio.Event()
+
+    @server.message_pattern(f"{unique}.slow")
+    async def slow(n: int) -> int:
+        started.set()
+        await asyncio.sleep(0.3)
+        return n
+
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        async with server:
+            calls = [asyncio.ensure_future(client.send(f"{unique}.slow", n)) for n in range(20)]
+            await started.wait()
+            await asyncio.sleep(0.1)
+        assert await asyncio.gather(*calls) == list(range(20))
+    assert await committed(kafka_broker, unique, f"{unique}.slow") == 20
+
+
 async def test_a_server_whose_producer_gave_up_begins_anew(
     kafka_broker: Kafka, unique: str
 ) -> None:

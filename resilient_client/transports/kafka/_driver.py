@@ -172,6 +172,13 @@ def _ended_early(
     return None
 
 
+async def flush(producer: Any) -> None:
+    """Wait, for a moment, until the broker has what was handed over."""
+    with suppress(TimeoutError, *AIOKAFKA_ERRORS):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await producer.flush()
+
+
 async def discard(*parts: Any) -> None:
     """End producers and consumers now: what was not sent never will be, and nothing is left."""
     for part in parts:

@@ -36,6 +36,7 @@ from resilient_client.transports.kafka._aiokafka import (
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
+    flush,
     leave,
     on_ended,
     rejoin,
@@ -339,6 +340,8 @@ class ServerListener:
         """See `ServerListener.aclose`."""
         await self.stop()
         self._slots.close()
+        if self._producer is not None:
+            await flush(self._producer)  # the last replies
         await _ended(self._committer)
         await _ended(self._ticker)
         await _ended(self._hearer)
