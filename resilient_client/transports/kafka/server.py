@@ -19,10 +19,9 @@ from resilient_client.errors import (
     PayloadError,
     RemoteError,
     ResilientClientError,
-    wire_error,
 )
 from resilient_client.events import ConnectionChanged, Degraded
-from resilient_client.message import NO_VALUE, Message, Reply
+from resilient_client.message import Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE
@@ -33,6 +32,7 @@ from resilient_client.transports.kafka._aiokafka import (
     TopicPartition,
     errors,
 )
+from resilient_client.transports.kafka._answers import Answers, Request, request_of
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
@@ -44,15 +44,7 @@ from resilient_client.transports.kafka._driver import (
     why_unreachable,
 )
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
-from resilient_client.transports.kafka._headers import (
-    CORRELATION,
-    ENDED,
-    ERROR,
-    REPLY_PARTITION,
-    REPLY_TOPIC,
-    Headers,
-    metadata_of,
-)
+from resilient_client.transports.kafka._headers import metadata_of
 from resilient_client.transports.kafka._lane import Lane
 from resilient_client.transports.kafka._outbox import Outbox
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
@@ -63,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from resilient_client.events import Status
-    from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._base import App, Subscription, Target
 
 log = logging.getLogger("resilient_client.kafka")
 
@@ -85,29 +77,6 @@ RETRY_WAIT = 0.5
 """Seconds before an event that failed is tried again: doubling from there, up to 30."""
 DEAD_LETTER = "{topic}.dead"
 _NEVER = 2**31 - 1  # ms: a handler may run for hours
-_REPLY_TOPICS = 10_000  # unknown ones that are remembered as such
-
-
-class _Request:
-    """One request being handled: whose, and where its replies go."""
-
-    __slots__ = ("ended", "id", "job", "lane", "partition", "record", "topic")
-
-    def __init__(
-        self,
-        lane: Lane,
-        record: Any,
-        id: bytes,  # noqa: A002
-        topic: str,
-        partition: int | None,
-    ) -> None:
-        self.lane = lane
-        self.record = record
-        self.id = id
-        self.topic = topic
-        self.partition = partition
-        self.job: Job | None = None
-        self.ended = False
 
 
 class ServerListener:
@@ -188,12 +157,11 @@ class ServerListener:
         self._flow = asyncio.Event()
         self._flow.set()
         self._producer: Any = None
-        self._outbox: Outbox | None = None
+        self._answers = Answers(self._values, self.address, request_timeout)
         self._consumer: Any = None
         self._topics: Any = None
         self._canceller: Any = None  # a consumer without a group
-        self._requests: dict[bytes, _Request] = {}
-        self._foreign: set[str] = set()  # reply topics that do not exist
+        self._requests: dict[bytes, Request] = {}
         self._lanes: dict[Any, Lane] = {}
         self._owned: set[Any] = set()
         self._held: set[Any] = set()  # those of them that are not read for the moment
@@ -276,8 +244,9 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
         on_ended(producer, self._give_out)
-        self._outbox = Outbox(producer)
+        self._answers.outbox = Outbox(producer)
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
+        self._answers.topics = self._topics
         routes = {each.route for each in self._app.subscriptions()}
         replies = {
             each.route + REPLY_SUFFIX for each in self._app.subscriptions() if not each.is_event
@@ -357,7 +326,7 @@ class ServerListener:
 
     async def _discard(self) -> None:
         parts = (self._consumer, self._canceller, self._producer)
-        self._consumer = self._canceller = self._producer = self._outbox = None
+        self._consumer = self._canceller = self._producer = self._answers.outbox = None
         await discard(*(each for each in parts if each is not None))
 
     def _change(self, status: Status, reason: str = "") -> None:
@@ -451,7 +420,7 @@ class ServerListener:
         if record.topic in self._batches:
             self._event(lane, records, 1)
             return
-        request = _request_of(lane, record)
+        request = request_of(lane, record)
         if request is None:
             self._event(lane, records, 1)
             return
@@ -460,7 +429,7 @@ class ServerListener:
         respond = partial(self._respond, request)
         request.job = self._app.accept(message, respond, self._slots, "kafka")
 
-    def _over(self, request: _Request) -> None:
+    def _over(self, request: Request) -> None:
         """Nothing more will be done about it."""
         if request.ended:
             return
@@ -602,8 +571,8 @@ class ServerListener:
         }
         headers = [*record.headers]
         headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
-        written = await self._write(topic, None, record.value, headers, record.key)
-        await self._stored(written)
+        written = await self._answers.write(topic, None, record.value, headers, record.key)
+        await self._answers.stored(written)
         self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
 
     def _tell(self, reason: str) -> None:
@@ -617,14 +586,14 @@ class ServerListener:
 
     # -------------------------------------------------------------------------------- replies
 
-    async def _respond(self, request: _Request, reply: Reply) -> None:
+    async def _respond(self, request: Request, reply: Reply) -> None:
         """Hand over the reply; the request is over when the broker has it."""
         try:
             there = self._topics.known(request.topic)
-            if there is None and not await self._can_answer(request):
+            if there is None and not await self._answers.can_answer(request):
                 self._over(request)
                 return
-            last = await self._reply(request, reply)
+            last = await self._answers.reply(request, reply)
         except (ResilientClientError, TimeoutError) as error:
             log.warning("a reply to %s could not be sent: %s", request.topic, error)
             self._over(request)
@@ -634,7 +603,7 @@ class ServerListener:
         else:
             last.add_done_callback(partial(self._answered, request))
 
-    def _answered(self, request: _Request, written: asyncio.Future[Any]) -> None:
+    def _answered(self, request: Request, written: asyncio.Future[Any]) -> None:
         """The broker has the last record of a reply, or will not have it."""
         error = None if written.cancelled() else written.exception()
         if error is None:
@@ -646,81 +615,6 @@ class ServerListener:
             self._spawn(self._respond(request, Reply(error=RemoteError(INTERNAL_SERVER_ERROR))))
         else:
             self._over(request)
-
-    async def _can_answer(self, answer: _Request) -> bool:
-        """Whether the reply topic is there: a stranger's word makes none."""
-        if answer.topic in self._foreign:
-            return False
-        try:
-            there: bool = await self._topics.exists(answer.topic)
-        except AIOKAFKA_ERRORS as error:
-            raise ours(error, self.address, sent=False) from error
-        if not there:
-            if len(self._foreign) < _REPLY_TOPICS:
-                self._foreign.add(answer.topic)
-            log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
-        return there
-
-    async def _reply(self, request: _Request, reply: Reply) -> asyncio.Future[Any]:
-        """Write all of a reply; the future of its last record."""
-        if reply.error is not None:
-            return await self._reply_error(request, reply.error)
-        if reply.items is None:
-            body = None if reply.body is NO_VALUE else reply.body
-            return await self._write_reply(request, body, [(ENDED, b"\0")])
-        try:
-            while True:
-                body = await reply.items.receive(inf)
-                written = await self._write_reply(request, body, [])
-                if written.done() and (error := written.exception()) is not None:
-                    raise ours(error, self.address, sent=True)
-        except StopAsyncIteration:
-            return await self._write_reply(request, None, [(ENDED, b"\0")])
-        except RemoteError as error:
-            return await self._reply_error(request, error)
-
-    async def _reply_error(self, request: _Request, error: RemoteError) -> asyncio.Future[Any]:
-        body = self._values.encode(wire_error(error))
-        headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
-        return await self._write_reply(request, None, headers)
-
-    async def _write_reply(
-        self, answer: _Request, body: bytes | None, headers: Headers
-    ) -> asyncio.Future[Any]:
-        headers.append((CORRELATION, answer.id))
-        there = self._topics.known(answer.topic)
-        if answer.partition is not None and there is not None and answer.partition >= there:
-            answer.partition = None
-        return await self._write(answer.topic, answer.partition, body, headers, None)
-
-    async def _write(
-        self,
-        topic: str,
-        partition: int | None,
-        body: bytes | None,
-        headers: Headers,
-        key: bytes | None,
-    ) -> asyncio.Future[Any]:
-        """Hand a record to the producer; the future says that the broker has it."""
-        outbox = self._outbox
-        if outbox is None:
-            raise ConnectError(f"{self.address} is being reconnected")
-        written = outbox.put(topic, body, headers, key, partition)
-        if written is None:
-            try:
-                async with asyncio.timeout(self._request_timeout):
-                    written = await outbox.send(topic, body, headers, key, partition)
-            except AIOKAFKA_ERRORS as error:
-                raise ours(error, self.address, sent=False) from error
-        written.add_done_callback(_look_at)
-        return written
-
-    async def _stored(self, written: asyncio.Future[Any]) -> None:
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                await asyncio.shield(written)
-        except AIOKAFKA_ERRORS as error:
-            raise ours(error, self.address, sent=True) from error
 
     # ------------------------------------------------------------------- partitions and commits
 
@@ -827,29 +721,8 @@ class ServerListener:
 ConsumerRebalanceListener.register(ServerListener)
 
 
-def _request_of(lane: Lane, record: Any) -> _Request | None:
-    """The request that a record is; None for an event."""
-    id = topic = partition = None  # noqa: A001
-    for name, value in record.headers:
-        if name == CORRELATION:
-            id = value  # noqa: A001
-        elif name == REPLY_TOPIC:
-            topic = value
-        elif name == REPLY_PARTITION:
-            partition = value
-    if not id or not topic:
-        return None
-    number = int(partition) if partition and partition.isdigit() and len(partition) < 7 else None
-    return _Request(lane, record, id, topic.decode(errors="replace"), number)
-
-
 def _name(record: Any) -> str:
     return f"{record.topic}/{record.partition}/{record.offset}"
-
-
-def _look_at(written: asyncio.Future[Any]) -> None:
-    if not written.cancelled():
-        written.exception()
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

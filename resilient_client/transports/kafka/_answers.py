@@ -1,0 +1,166 @@
+"""Requests as they stand in records, and their replies on the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import ConnectError, RemoteError, wire_error
+from resilient_client.message import NO_VALUE
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._headers import (
+    CORRELATION,
+    ENDED,
+    ERROR,
+    REPLY_PARTITION,
+    REPLY_TOPIC,
+    Headers,
+)
+
+if TYPE_CHECKING:
+    from resilient_client.message import Reply
+    from resilient_client.transports._base import Job
+    from resilient_client.transports.kafka._lane import Lane
+    from resilient_client.transports.kafka._outbox import Outbox
+    from resilient_client.transports.kafka._topics import Topics
+    from resilient_client.transports.kafka._values import KafkaCodec
+
+log = logging.getLogger("resilient_client.kafka")
+
+_REPLY_TOPICS = 10_000  # unknown ones that are remembered as such
+
+
+class Request:
+    """One request being handled: whose, and where its replies go."""
+
+    __slots__ = ("ended", "id", "job", "lane", "partition", "record", "topic")
+
+    def __init__(
+        self,
+        lane: Lane,
+        record: Any,
+        id: bytes,  # noqa: A002
+        topic: str,
+        partition: int | None,
+    ) -> None:
+        self.lane = lane
+        self.record = record
+        self.id = id
+        self.topic = topic
+        self.partition = partition
+        self.job: Job | None = None
+        self.ended = False
+
+
+def request_of(lane: Lane, record: Any) -> Request | None:
+    """The request that a record is; None for an event."""
+    id = topic = partition = None  # noqa: A001
+    for name, value in record.headers:
+        if name == CORRELATION:
+            id = value  # noqa: A001
+        elif name == REPLY_TOPIC:
+            topic = value
+        elif name == REPLY_PARTITION:
+            partition = value
+    if not id or not topic:
+        return None
+    number = int(partition) if partition and partition.isdigit() and len(partition) < 7 else None
+    return Request(lane, record, id, topic.decode(errors="replace"), number)
+
+
+class Answers:
+    """Writes records for a server: its replies, and what it sets aside.
+
+    Attributes:
+        outbox, topics: of the producer there is; None while there is none.
+    """
+
+    def __init__(self, values: KafkaCodec, address: str, request_timeout: float) -> None:
+        self.outbox: Outbox | None = None
+        self.topics: Topics | None = None
+        self._values = values
+        self._address = address
+        self._request_timeout = request_timeout
+        self._foreign: set[str] = set()  # reply topics that do not exist
+
+    async def can_answer(self, answer: Request) -> bool:
+        """Whether the reply topic is there: a stranger's word makes none."""
+        if answer.topic in self._foreign or self.topics is None:
+            return False
+        try:
+            there: bool = await self.topics.exists(answer.topic)
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self._address, sent=False) from error
+        if not there:
+            if len(self._foreign) < _REPLY_TOPICS:
+                self._foreign.add(answer.topic)
+            log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
+        return there
+
+    async def reply(self, request: Request, reply: Reply) -> asyncio.Future[Any]:
+        """Write all of a reply; the future of its last record."""
+        if reply.error is not None:
+            return await self._reply_error(request, reply.error)
+        if reply.items is None:
+            body = None if reply.body is NO_VALUE else reply.body
+            return await self._write_reply(request, body, [(ENDED, b"\0")])
+        try:
+            while True:
+                body = await reply.items.receive(inf)
+                written = await self._write_reply(request, body, [])
+                if written.done() and (error := written.exception()) is not None:
+                    raise ours(error, self._address, sent=True)
+        except StopAsyncIteration:
+            return await self._write_reply(request, None, [(ENDED, b"\0")])
+        except RemoteError as error:
+            return await self._reply_error(request, error)
+
+    async def _reply_error(self, request: Request, error: RemoteError) -> asyncio.Future[Any]:
+        body = self._values.encode(wire_error(error))
+        headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
+        return await self._write_reply(request, None, headers)
+
+    async def _write_reply(
+        self, answer: Request, body: bytes | None, headers: Headers
+    ) -> asyncio.Future[Any]:
+        headers.append((CORRELATION, answer.id))
+        there = None if self.topics is None else self.topics.known(answer.topic)
+        if answer.partition is not None and there is not None and answer.partition >= there:
+            answer.partition = None
+        return await self.write(answer.topic, answer.partition, body, headers, None)
+
+    async def write(
+        self,
+        topic: str,
+        partition: int | None,
+        body: bytes | None,
+        headers: Headers,
+        key: bytes | None,
+    ) -> asyncio.Future[Any]:
+        """Hand a record to the producer; the future says that the broker has it."""
+        outbox = self.outbox
+        if outbox is None:
+            raise ConnectError(f"{self._address} is being reconnected")
+        written = outbox.put(topic, body, headers, key, partition)
+        if written is None:
+            try:
+                async with asyncio.timeout(self._request_timeout):
+                    written = await outbox.send(topic, body, headers, key, partition)
+            except AIOKAFKA_ERRORS as error:
+                raise ours(error, self._address, sent=False) from error
+        written.add_done_callback(_look_at)
+        return written
+
+    async def stored(self, written: asyncio.Future[Any]) -> None:
+        try:
+            async with asyncio.timeout(self._request_timeout):
+                await asyncio.shield(written)
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self._address, sent=True) from error
+
+
+def _look_at(written: asyncio.Future[Any]) -> None:
+    if not written.cancelled():
+        written.exception()
