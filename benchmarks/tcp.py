@@ -34,7 +34,7 @@ def _nest(seconds: float) -> Rates:
 
 
 def _grpc(seconds: float) -> Rates:
-    script = [sys.executable, "-m", "benchmarks.peers.grpc_aio"]
+    script = [sys.executable, "-m", "benchmarks.peers.grpc_aio", "bytes"]
     return measure(
         [*script, "server"], lambda url: [*script, "client", url, str(seconds), *IN_FLIGHT]
     )

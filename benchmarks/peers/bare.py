@@ -283,13 +283,12 @@ async def kafka_server(url: str, ready: Callable[[], Awaitable[None]]) -> None:
     await producer.start()
     consumer = AIOKafkaConsumer(bootstrap_servers=address, fetch_max_wait_ms=100)
     await consumer.start()
-    partitions = [TopicPartition("bare.sum", 0), TopicPartition("bare.event", 0)]
-    consumer.assign(partitions)
-    await consumer.seek_to_end(*partitions)
+    requests = TopicPartition("bare.sum", 0)
+    consumer.assign([requests])
+    await consumer.seek_to_end(requests)
     await ready()
     async for message in consumer:
-        if message.topic == "bare.sum":
-            await producer.send("bare.sum.reply", add(message.value), message.key, partition=0)
+        await producer.send("bare.sum.reply", add(message.value), message.key, partition=0)
 
 
 @asynccontextmanager

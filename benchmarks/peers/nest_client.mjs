@@ -9,13 +9,18 @@ const [text, seconds, ...whats] = process.argv.slice(2);
 const given = JSON.parse(text);
 const client = ClientProxyFactory.create(await nestOptions(nest, 'client', given));
 if (given.transport === 'kafka') client.subscribeToResponseOf('bench.sum');
-await client.connect();
+if (given.transport !== 'grpc') await client.connect();
 for (let tries = 0; given.transport === 'kafka' && tries < 600; tries += 1) {
   if (client.getConsumerAssignments()['bench.sum.reply'] !== undefined) break;
   await new Promise((resolve) => setTimeout(resolve, 100));
 }
 
+const stub = given.transport === 'grpc' ? client.getService('Math') : null;
 const send = async () => {
+  if (stub) {
+    if (Number((await lastValueFrom(stub.Sum({ values: [1, 2, 3] }))).total) !== 6) throw new Error('wrong answer');
+    return;
+  }
   if (Number(await lastValueFrom(client.send('bench.sum', [1, 2, 3]))) !== 6) throw new Error('wrong answer');
 };
 const emit = () => lastValueFrom(client.emit('bench.event', [1, 2, 3]), { defaultValue: null });

@@ -15,14 +15,19 @@ class App {
   event() {}
 }
 const decorate = (decorator, name) => decorator(App.prototype, name, Object.getOwnPropertyDescriptor(App.prototype, name));
-Payload()(App.prototype, 'sum', 0);
-decorate(MessagePattern('bench.sum'), 'sum');
-decorate(EventPattern('bench.event'), 'event');
+
+const given = JSON.parse(process.argv[2]);
+if (given.transport === 'grpc') {
+  App.prototype.sum = ({ values }) => ({ total: values.reduce((total, number) => total + number, 0) });
+  decorate(nest.microservices.GrpcMethod('Math', 'Sum'), 'sum');
+} else {
+  decorate(MessagePattern('bench.sum'), 'sum');
+  if (given.transport !== 'kafka') decorate(EventPattern('bench.event'), 'event'); // as in ours.py
+}
 Controller()(App);
 class Root {}
 Module({ controllers: [App] })(Root);
 
-const given = JSON.parse(process.argv[2]);
 const options = await nestOptions(nest, 'server', given);
 if (given.transport === 'kafka') {
   await createTopics(nest, options.options.client, ['bench.sum', 'bench.sum.reply', 'bench.event']);

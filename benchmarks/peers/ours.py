@@ -17,15 +17,24 @@ from resilient_client import ClientProxy, Server
 async def serve(url: str) -> None:
     server = Server(url)
 
+    if url.startswith("grpc"):
+
+        @server.message_pattern("interop.Math/Sum")
+        async def add_message(numbers: dict[str, list[int]]) -> dict[str, int]:
+            return {"total": sum(numbers["values"])}
+
     @server.message_pattern("bench.sum")
     async def add(numbers: list[int]) -> int:
         return sum(numbers)
 
-    @server.event_pattern("bench.event")
-    async def event(numbers: list[int]) -> None: ...
+    if not url.startswith("kafka"):  # there the broker alone acknowledges: leave the cores to that
+
+        @server.event_pattern("bench.event")
+        async def event(numbers: list[int]) -> None: ...
 
     async with server:
-        print("READY", url if "?" in url else server.addresses[0], flush=True)
+        query = url.partition("?")[2]
+        print("READY", f"{server.addresses[0]}?{query}".rstrip("?"), flush=True)
         await asyncio.to_thread(sys.stdin.read)
 
 
@@ -35,6 +44,12 @@ async def call(url: str, stack: str, seconds: float, whats: list[str]) -> None:
 
         async def send() -> None:
             assert await client.send("bench.sum", [1, 2, 3], returns=int) == 6
+
+        async def send_message() -> None:
+            assert (await client.send("interop.Math/Sum", {"values": [1, 2, 3]}))["total"] == 6
+
+        if url.startswith("grpc"):
+            send = send_message
 
         async def emit() -> None:
             await client.emit("bench.event", [1, 2, 3])
