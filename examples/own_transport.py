@@ -97,21 +97,14 @@ class UnixTransport(BaseTransport):
         connection = await self._link.get(call.connect_deadline)
         key = str(next(self._ids))
         packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
-        call.sent = True  # just before it is written: from here on it may have been executed
-        leave = partial(self._leave, connection, key)
-        if call.kind == "stream":
-            items = connection.replies.open(key, call, leave)
+
+        def write() -> None:
+            call.sent = True  # just before it is written: from here on it may have been executed
             connection.write(packet)
-            return await items.opened()
-        future = connection.replies.expect(key, call)  # it fails at call.attempt_deadline
-        connection.write(packet)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            leave()
-            raise
-        finally:
-            connection.replies.forget(key)
+
+        # It fails at call.attempt_deadline; who is cancelled, or leaves a stream, tells the peer.
+        leave = partial(self._leave, connection, key)
+        return await connection.replies.exchange(key, call, write, leave)
 
     def _leave(self, connection: Connection, key: str) -> None:
         """Nobody waits any more: the handler need not go on."""

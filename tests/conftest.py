@@ -30,9 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 async def _run(function: Any, arguments: dict[str, Any]) -> None:
     await function(**arguments)
-    for _ in range(3):  # let callbacks of what just ended run
-        await asyncio.sleep(0)
-    left = asyncio.all_tasks() - {asyncio.current_task()}
+    left: set[asyncio.Task[Any] | None] = set()
+    for turn in range(23):  # let callbacks of what just ended run, and generators be closed
+        await asyncio.sleep(0 if turn < 3 else 0.005)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        if turn >= 2 and not left:
+            break
     assert not left, f"the test left tasks behind: {left}"
 
 

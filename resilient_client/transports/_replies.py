@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import DEADLINE_RESOLUTION, call_later
-from resilient_client.errors import Overloaded, ReplyTimeout
+from resilient_client.errors import Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._base import Tally
 
@@ -56,6 +56,38 @@ class PendingReplies:
     def __contains__(self, key: Any) -> bool:
         return key in self._table
 
+    async def exchange(
+        self,
+        key: Any,
+        call: Call,
+        write: Callable[[], object],
+        leave: Callable[[], object],
+    ) -> Reply:
+        """Write a request and wait for its reply; of a stream, for the first value.
+
+        Args:
+            write: sets `call.sent` and writes; the entry is in the table by then.
+            leave: called when the caller has left before the end: the peer may be told. An error
+                that says that nothing was sent takes `call.sent` back.
+        """
+        before = call.sent
+        try:
+            if call.kind == "stream":
+                items = self.open(key, call, leave)
+                write()
+                return await items.opened()
+            future = self.expect(key, call)
+            write()
+            return await future
+        except BaseException as error:
+            self.forget(key)
+            future = None  # its error's traceback holds this frame
+            if isinstance(error, ResilientClientError):
+                call.sent = call.sent if error.sent else before
+            elif isinstance(error, asyncio.CancelledError) and call.kind != "stream":
+                leave()  # a stream's items have done so already
+            raise
+
     def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
         """A future for the one reply; register before writing, `forget` when done waiting."""
         new = self._new_future
@@ -76,7 +108,9 @@ class PendingReplies:
         if call.attempt_deadline < self._timer_at:
             self._arm(call.attempt_deadline)
 
-    def open(self, key: Any, call: Call, on_leave: Callable[[], None] | None = None) -> ItemStream:
+    def open(
+        self, key: Any, call: Call, on_leave: Callable[[], object] | None = None
+    ) -> ItemStream:
         """A stream of replies; `on_leave` is called when its consumer leaves before the end."""
         stream = self._table[key] = ItemStream(self, key, call, on_leave)
         return stream
@@ -182,7 +216,7 @@ class ItemStream:
         table: PendingReplies,
         key: Any,
         call: Call,
-        on_leave: Callable[[], None] | None,
+        on_leave: Callable[[], object] | None,
     ) -> None:
         self._table = table
         self._key = key

@@ -150,22 +150,12 @@ class ClientTransport(BaseTransport):
         replies = self._replies
         parcel = _Parcel(replies, key, listener)
         message = Message(call.route, call.body, call.metadata, key)
-        if call.kind == "stream":
-            stream = replies.open(key, call, parcel.leave)
+
+        def write() -> None:
             call.sent = True
             _post(listener.loop, listener.request, message, parcel)
-            return await stream.opened()
-        future = replies.expect(key, call)
-        call.sent = True
-        _post(listener.loop, listener.request, message, parcel)
-        try:
-            return await future
-        except BaseException:
-            parcel.leave()
-            raise
-        finally:
-            replies.forget(key)
-            del future  # it holds an error whose traceback holds this frame
+
+        return await replies.exchange(key, call, write, parcel.leave)
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""

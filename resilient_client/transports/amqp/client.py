@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import deque
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from resilient_client.context import DEADLINE_HEADER, fresh_id
 from resilient_client.errors import (
     ConfigurationError,
     ConnectionLost,
-    NoHandlerError,
     PayloadError,
     ProtocolError,
     Throttled,
@@ -291,29 +290,12 @@ class ClientTransport(BaseTransport):
             await uncongested(session.connection, call, self._clock)
         key = b"%b%x" % (self._prefix, next(self._ids))
         frames = session.request(call, key)
-        replies = session.replies
-        before, call.sent = call.sent, True
-        if call.kind == "stream":
-            items = replies.open(key, call, lambda: session.cancel(key))
+
+        def write() -> None:
+            call.sent = True
             session.connection.send(frames)
-            try:
-                return await items.opened()
-            except NoHandlerError as error:
-                call.sent = error.sent or before
-                raise
-        future = replies.expect(key, call)
-        session.connection.send(frames)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            session.cancel(key)
-            raise
-        except NoHandlerError as error:
-            call.sent = error.sent or before
-            raise
-        finally:
-            replies.forget(key)
-            del future  # it holds an error whose traceback holds this frame
+
+        return await session.replies.exchange(key, call, write, partial(session.cancel, key))
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: waits for RabbitMQ's confirmation."""

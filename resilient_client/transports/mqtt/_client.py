@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from functools import partial
 from itertools import count
 from math import ceil, inf
 from os import urandom
@@ -214,20 +215,12 @@ class ClientTransport(BaseTransport):
             payload = request_packet(pattern, call.body, call.metadata, key)
         sent, call.sent = call.sent, False
         try:
-            if call.kind == "stream":
-                items = self._replies.open(key, call, lambda: self._leave(connection, key))
-                self._write(connection, key, call, topic, payload, values)
-                return await items.opened()
-            future = self._replies.expect(key, call)
-            try:
-                self._write(connection, key, call, topic, payload, values)
-                return await future
-            except asyncio.CancelledError:
-                self._leave(connection, key)
-                raise
-            finally:
-                self._replies.forget(key)
-                del future  # it holds an error whose traceback holds this frame
+            return await self._replies.exchange(
+                key,
+                call,
+                partial(self._write, connection, key, call, topic, payload, values),
+                partial(self._leave, connection, key),
+            )
         except ResilientClientError as error:
             raise _truth(error, connection, key, call) from None
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -239,29 +240,14 @@ class ClientTransport(BaseTransport):
             metadata,
             request_packet(pattern_json(call.pattern), call.body, None, key),
         )
-        replies = line.replies
-        before, call.sent = call.sent, True
+
+        def write() -> None:
+            call.sent = True
+            line.connection.send(message)
+
         line.subjects[key] = call.route
         try:
-            if call.kind == "stream":
-                items = replies.open(key, call, lambda: line.cancel(key))
-                line.connection.send(message)
-                return await items.opened()
-            future = replies.expect(key, call)
-            line.connection.send(message)
-            try:
-                return await future
-            finally:
-                replies.forget(key)
-                del future  # it holds an error whose traceback holds this frame
-        except asyncio.CancelledError:
-            if call.kind != "stream":  # which has told them itself
-                line.cancel(key)
-            raise
-        except (NoHandlerError, ConfigurationError) as error:
-            if not error.sent:
-                call.sent = before
-            raise
+            return await line.replies.exchange(key, call, write, partial(line.cancel, key))
         finally:
             del line.subjects[key]
 

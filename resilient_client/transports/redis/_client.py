@@ -252,8 +252,7 @@ class ClientTransport(BaseTransport):
         if not session.ours:
             call.metadata[PEER_HEADER] = "1"
         packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
-        replies, before = session.replies, call.sent
-        call.sent = True
+        replies = session.replies
 
         def published(receivers: Any) -> None:
             if type(receivers) is not int:
@@ -261,25 +260,11 @@ class ClientTransport(BaseTransport):
             elif not receivers:
                 replies.fail(key, NoHandlerError(_NOBODY, sent=False))
 
-        try:
-            if call.kind == "stream":
-                items = replies.open(key, call, lambda: self._cancel(session, key))
-                session.commands.ask(published, "PUBLISH", call.route, packet)
-                return await items.opened()
-            future = replies.expect(key, call)
+        def write() -> None:
+            call.sent = True
             session.commands.ask(published, "PUBLISH", call.route, packet)
-            try:
-                return await future
-            except asyncio.CancelledError:
-                self._cancel(session, key)
-                raise
-            finally:
-                replies.forget(key)
-                del future  # it holds an error whose traceback holds this frame
-        except ResilientClientError as error:
-            if not error.sent:
-                call.sent = before
-            raise
+
+        return await replies.exchange(key, call, write, partial(self._cancel, session, key))
 
     def _cancel(self, session: _ClientSession, key: str) -> None:
         """Tell peers of our make that nobody waits any more; on a channel that only they hear."""
