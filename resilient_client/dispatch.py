@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import functools
 import logging
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ from resilient_client.context import (
     valid_correlation_id,
 )
 from resilient_client.errors import (
-    DEADLINE_EXCEEDED_CODE,
     INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
     InvalidPayloadError,
@@ -35,6 +33,7 @@ from resilient_client.errors import (
     RemoteError,
     Throttled,
 )
+from resilient_client.jobs import Job, Slots, late
 from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.pipeline import compose
 
@@ -52,88 +51,6 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Respond
 
 log = logging.getLogger("resilient_client.server")
-
-
-class Job:
-    """One message being handled: what may cancel it, and what it holds."""
-
-    __slots__ = ("cancelled", "deadline", "expired", "held", "is_event", "slots", "started", "task")
-
-    def __init__(self, slots: Slots, deadline: float, *, is_event: bool) -> None:
-        self.slots = slots
-        self.deadline = deadline
-        self.is_event = is_event
-        self.task: asyncio.Task[None] | None = None
-        self.started = self.cancelled = self.expired = self.held = False
-
-    def cancel(self) -> None:
-        """The caller has left: cancel the request's handler. An event's handlers run on."""
-        if self.is_event or self.cancelled:
-            return
-        self.abort()
-
-    def abort(self) -> None:
-        """Cancel whatever it is."""
-        self.cancelled = True
-        if self.task is not None:
-            self.task.cancel()
-            if not self.started:  # its coroutine will never run, and so never release
-                self.slots.release(self)
-
-
-class Slots:
-    """What runs for one connection, and what waits until it may."""
-
-    __slots__ = ("_app", "_paused", "closed", "jobs", "pause", "resume", "waiting")
-
-    def __init__(
-        self, app: Dispatcher, pause: Callable[[], None], resume: Callable[[], None]
-    ) -> None:
-        self._app = app
-        self.pause = pause
-        self.resume = resume
-        self.jobs: set[Job] = set()
-        self.waiting: deque[Callable[[], object]] = deque()
-        self._paused = False
-        self.closed = False
-
-    def wait(self, start: Callable[[], object]) -> None:
-        """An event that may not run yet: keep it, and stop reading."""
-        self.waiting.append(start)
-        self._app.queue[self] = None
-        if not self._paused:
-            self._paused = True
-            self.pause()
-
-    def release(self, job: Job) -> None:
-        """The job has ended: its slot is free."""
-        if job in self.jobs:
-            self.jobs.discard(job)
-            self._app.released(self)
-
-    def go_on(self, limit: int) -> bool:
-        """Start one that waits, if this connection may run one more. True when it did."""
-        if not self.waiting or len(self.jobs) >= limit:
-            return False
-        self.waiting.popleft()()
-        if not self.waiting and self._paused:
-            self._paused = False
-            if not self.closed:
-                self.resume()
-        return True
-
-    def drop(self) -> None:
-        """Whoever sent the events that wait has left before they were accepted: forget them."""
-        self.waiting.clear()
-        self._app.queue.pop(self, None)
-
-    def close(self) -> None:
-        """The connection is gone: cancel its request handlers; event handlers run to their end."""
-        self.closed = True
-        for job in tuple(self.jobs):
-            job.cancel()
-        if not self.jobs and not self.waiting:
-            self._app.forget(self)
 
 
 class Dispatcher:
@@ -246,7 +163,6 @@ class Dispatcher:
         self, message: Message, respond: Respond | None, slots: Any, transport: str
     ) -> Job | None:
         """See `transports._base.App`."""
-        full = self._running >= self._max_calls or len(slots.jobs) >= self._max_per_connection
         if message.id is None:
             handlers = self._events.get(message.route)
             if handlers is None:
@@ -259,39 +175,66 @@ class Dispatcher:
                     return None
                 handlers = [request]
             start = functools.partial(self._event, message, handlers, respond, slots, transport)
-            if full or slots.waiting:
+            if slots.waiting or self._is_full(slots):
                 slots.wait(start)
                 return None
             return start()
         assert respond is not None  # noqa: S101
+        job = self._admit(message, slots, transport)
+        if isinstance(job, RemoteError):
+            self._answer(respond, Reply(error=job))
+            return None
+        job.task = asyncio.get_running_loop().create_task(
+            self._request(job, message, respond, transport), context=contextvars.Context()
+        )
+        return job
+
+    async def serve(
+        self, message: Message, respond: Respond, slots: Any, transport: str
+    ) -> Job | None:
+        """See `transports._base.App`."""
+        job = self._admit(message, slots, transport)
+        if isinstance(job, RemoteError):
+            await respond(Reply(error=job))
+            return None
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101
+        context, known = current_context.get(), correlation_id.get()
+        job.visit(task)
+        try:
+            await self._request(job, message, respond, transport)
+        finally:
+            job.leave()
+            current_context.set(context)
+            correlation_id.set(known)
+        return job
+
+    def _admit(self, message: Message, slots: Slots, transport: str) -> Job | RemoteError:
+        """A slot for a request, or why it is refused."""
         handler = self._requests.get(message.route)
         several: Sequence[Handler] = ()
         if handler is None:
             several = self._events.get(message.route, ())
             if not several:
                 self._refused("no_handler", message, transport)
-                self._answer(respond, Reply(error=NoHandlerError()))
-                return None
+                return NoHandlerError()
             handler = several[0]
-        if full or self.draining:
+        if self.draining or self._is_full(slots):
             self._refused("draining" if self.draining else "overload", message, transport)
-            error = Throttled(SERVER_OVERLOADED, status=429, retry_after=0.1)
-            self._answer(respond, Reply(error=error))
-            return None
+            return Throttled(SERVER_OVERLOADED, status=429, retry_after=0.1)
         received = message.received
         deadline = received + _seconds(message.headers.get(DEADLINE_HEADER))
         if deadline - received > self._limit:
             deadline = received + self._limit
-        job = Job(slots, deadline, is_event=False)
+        job = Job(slots, deadline, handler, several)
         self._running += 1
         slots.jobs.add(job)
-        job.task = asyncio.get_running_loop().create_task(
-            self._request(job, message, handler, several, respond, transport),
-            context=contextvars.Context(),
-        )
         if deadline != inf:
             self._deadlines.add(job, deadline)
         return job
+
+    def _is_full(self, slots: Slots) -> bool:
+        return self._running >= self._max_calls or len(slots.jobs) >= self._max_per_connection
 
     def _refused(self, reason: str, message: Message, transport: str) -> None:
         if self._telemetry is not None:
@@ -322,24 +265,23 @@ class Dispatcher:
         self,
         job: Job,
         message: Message,
-        handler: Handler,
-        several: Sequence[Handler],
         respond: Respond,
         transport: str,
     ) -> None:
         job.started = True
+        handler = job.handler
         try:
             context = self._context(message, handler, job.deadline, transport)
             current_context.set(context)
             correlation_id.set(context.correlation_id)
             try:
-                if len(several) > 1:
-                    await self._all(job, message, several, context)
+                if len(job.several) > 1:
+                    await self._all(job, message, job.several, context)
                     reply = Reply((message.codec or self.codec).encode({}))
                 elif job.deadline <= self.clock.now():
                     job.expired = True
                     self._refused("expired", message, transport)
-                    reply = Reply(error=_late())
+                    reply = Reply(error=late())
                 elif self._telemetry is None:
                     reply = await self._handle(job, message, handler, context)
                 else:
@@ -347,19 +289,16 @@ class Dispatcher:
                         self._handle, job, message, handler, context
                     )
             except asyncio.CancelledError:
-                if not job.expired:
+                if not job.expired or not job.settle():
                     raise
-                task = asyncio.current_task()
-                if task is not None:
-                    task.uncancel()
-                reply = Reply(error=_late())
+                reply = Reply(error=late())
             if reply.items is None:
                 self._deadlines.discard(job)
                 await respond(reply)
             else:
                 await _carried(reply, reply.items, respond(reply))
         except asyncio.CancelledError:
-            if not job.cancelled:
+            if not job.cancelled or not job.settle():
                 raise
         except ConnectionError:
             log.debug("the caller of %s has gone", handler.route)
@@ -515,7 +454,7 @@ class Dispatcher:
         slots: Slots,
         transport: str,
     ) -> Job:
-        job = Job(slots, inf, is_event=True)
+        job = Job(slots, inf, handlers[0], is_event=True)
         self._running += 1
         slots.jobs.add(job)
         job.task = asyncio.get_running_loop().create_task(
@@ -576,18 +515,18 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------- the end
 
-    def _tasks(self) -> set[asyncio.Task[None]]:
-        running = {job.task for slots in self._slots for job in slots.jobs if job.task is not None}
-        return {task for task in running | self._refusing if not task.done()}
+    def _under_way(self) -> set[asyncio.Future[Any]]:
+        running = {job.ended() for slots in self._slots for job in slots.jobs}
+        return {each for each in running | self._refusing if each is not None and not each.done()}
 
     async def drain(self, grace: float) -> None:
         """Wait for what runs, at most `grace` seconds; then cancel it."""
         self.draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
-        late: set[asyncio.Task[None]] = set()
-        while not late and (tasks := self._tasks()):  # events that waited may have begun meanwhile
-            _, late = await asyncio.wait(tasks, timeout=max(0.0, end - loop.time()))
+        kept_on: set[asyncio.Future[Any]] = set()
+        while not kept_on and (running := self._under_way()):  # what waited may have begun
+            _, kept_on = await asyncio.wait(running, timeout=max(0.0, end - loop.time()))
         waiting = sum(len(slots.waiting) for slots in self._slots)
         if waiting:
             log.warning("%d events had not begun at the end of the grace time", waiting)
@@ -596,9 +535,9 @@ class Dispatcher:
         for slots in tuple(self._slots):
             for job in tuple(slots.jobs):
                 job.abort()
-        if late:
-            log.warning("%d handlers were cancelled at the end of the grace time", len(late))
-            await asyncio.wait(late, timeout=1.0)
+        if kept_on:
+            log.warning("%d handlers were cancelled at the end of the grace time", len(kept_on))
+            await asyncio.wait(kept_on, timeout=1.0)
         self._deadlines.clear()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
@@ -670,10 +609,6 @@ async def _threaded(values: Iterator[Any], executor: ThreadPoolExecutor) -> Asyn
     end = object()
     while (value := await loop.run_in_executor(executor, next, values, end)) is not end:
         yield value
-
-
-def _late() -> RemoteError:
-    return RemoteError("Deadline exceeded", code=DEADLINE_EXCEEDED_CODE, status=504)
 
 
 def _seconds(text: str | None) -> float:

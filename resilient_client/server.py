@@ -16,6 +16,7 @@ from resilient_client.loops import fast_loop_factory
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
+from resilient_client.transports._link import spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -238,7 +239,8 @@ class Server(Router):
                 self._lifespan_context = self._lifespan(self)
                 self._app.state = await self._lifespan_context.__aenter__()
             for listener in self._listeners:
-                await listener.start()
+                # what it starts for each request must not see who started the server
+                await spawn(listener.start(), "start a listener")
             if self._health_url is not None:
                 from resilient_client.health import HealthEndpoint
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
+    from resilient_client.errors import RemoteError
     from resilient_client.events import Event, Status
     from resilient_client.message import Call, Message, Pattern, Receipt, Reply
 
@@ -95,10 +96,21 @@ class Respond(Protocol):
 
 
 class Job(Protocol):
-    """One message being handled."""
+    """One message being handled.
+
+    Attributes:
+        cancelled: it was, other than by a cancellation of the task it ran in.
+        expired: and that because its time was up.
+    """
+
+    cancelled: bool
+    expired: bool
 
     def cancel(self) -> None:
         """The caller has left: cancel the request's handler. An event's handlers run on."""
+
+    def unanswered(self) -> RemoteError:
+        """Why there was no reply: its time was up, or the server's."""
 
 
 class Slots(Protocol):
@@ -156,6 +168,17 @@ class App(Protocol):
         value, `reply.error` or `reply.items`. For an event, `respond` may be None; given, it is
         awaited once when all its handlers have ended, `reply.error` set when one of them failed:
         the place to acknowledge. None when nothing is to run.
+        """
+
+    async def serve(
+        self, message: Message, respond: Respond, slots: Slots, transport: str
+    ) -> Job | None:
+        """Take in one request, and handle it in the caller's own task: `accept` without a task.
+
+        Returns when `respond(reply)` has been awaited, or when the handler was cancelled before
+        that: by its deadline, by `slots.close()` or by the server's end, none of which cancels what
+        the caller does afterwards. A cancellation of the caller's task passes through. None when
+        the request was refused.
         """
 
     def notify(self, event: Event) -> None:

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import DEADLINE_HEADER
-from resilient_client.errors import ConfigurationError, RemoteError
+from resilient_client.errors import INTERNAL_SERVER_ERROR, ConfigurationError, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import spawn
@@ -40,7 +40,7 @@ from resilient_client.transports.grpc._status import Status, status_name, status
 
 if TYPE_CHECKING:
     from resilient_client.codecs import Codec
-    from resilient_client.transports._base import App, Job, Slots, Subscription, Target
+    from resilient_client.transports._base import App, Slots, Subscription, Target
 
 _DEFAULT_PORT = 50051
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -291,19 +291,20 @@ class _Calls:
         if peer is None:
             peer = self._peers[name] = _Peer(self.app.slots(_nothing, _nothing))
         peer.calls += 1
-        job: Job | None = None
         try:
-            job = self.app.accept(message, answer, peer.slots, "grpc")
-            error = await answer.done
-        except asyncio.CancelledError:
-            if job is not None:
-                job.cancel()
-            raise
+            job = await self.app.serve(message, answer, peer.slots, "grpc")
         finally:
             peer.calls -= 1
             if not peer.calls and self._peers.get(name) is peer:
                 del self._peers[name]
                 peer.slots.close()
+        error = answer.error
+        if not answer.given and job is not None:
+            if not job.cancelled:  # its caller has gone
+                raise asyncio.CancelledError
+            if not job.expired:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "The server was stopped")
+            error = job.unanswered()
         if error is not None:
             status = self._status(error, headers)
             await context.abort(*status)
@@ -353,15 +354,22 @@ class _Waiting:
 
 
 class _Answer:
-    """Takes a handler's reply to the caller; its future is the error the answer ends with."""
+    """Takes a handler's reply to the caller.
 
-    __slots__ = ("_context", "_pack", "_responses", "done", "raw")
+    Attributes:
+        given: whether there was one.
+        raw: the bytes of the one response.
+        error: what the call ends with.
+    """
+
+    __slots__ = ("_context", "_pack", "_responses", "error", "given", "raw")
 
     def __init__(
         self, context: Any, pack: Callable[[Any], bytes] | None, *, responses: bool
     ) -> None:
         self.raw: bytes | None = None if responses else b""
-        self.done: asyncio.Future[RemoteError | None] = asyncio.get_running_loop().create_future()
+        self.error: RemoteError | None = None
+        self.given = False
         self._context = context
         self._pack = pack
         self._responses = responses
@@ -382,13 +390,13 @@ class _Answer:
         except aio.BaseError as gone:
             raise ConnectionResetError(str(gone)) from gone
         except Exception:
-            self._end(RemoteError("Internal server error"))
+            self._end(RemoteError(INTERNAL_SERVER_ERROR))
             raise
         self._end(error)
 
     def _end(self, error: RemoteError | None) -> None:
-        if not self.done.done():
-            self.done.set_result(error)
+        self.given = True
+        self.error = error
 
     async def _stream(self, items: Any) -> None:
         """Every value; of a method with one response the first."""

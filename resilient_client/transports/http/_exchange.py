@@ -13,8 +13,6 @@ from resilient_client.context import (
     valid_correlation_id,
 )
 from resilient_client.errors import (
-    DEADLINE_EXCEEDED_CODE,
-    INTERNAL_SERVER_ERROR,
     InvalidPayloadError,
     PayloadError,
     RemoteError,
@@ -61,8 +59,8 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_answered", "_app", "_correlation", "_done", "_receive", "_resumed", "_scope", "_send",
-        "_started", "_streaming",
+        "_answered", "_app", "_correlation", "_left", "_lookout", "_receive", "_resumed", "_scope",
+        "_send", "_started", "_streaming",
     )  # fmt: skip
 
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,8 +72,9 @@ class Exchange:
         self._streaming = False
         self._started = False
         self._answered = False
+        self._left = False
+        self._lookout: asyncio.Future[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     # ------------------------------------------------------------------------------ the request
 
@@ -155,7 +154,7 @@ class Exchange:
         """An event: accepted once it runs."""
         self._app.accept(message, None, slots, "http")
         if self._resumed is not None:
-            left = asyncio.ensure_future(self._left())
+            left = asyncio.ensure_future(self._caller_left())
             try:
                 await asyncio.wait({left, self._resumed}, return_when=asyncio.FIRST_COMPLETED)
                 if not self._resumed.done():
@@ -175,27 +174,27 @@ class Exchange:
             self._resumed.set_result(None)
 
     async def _ask(self, message: Message, slots: Slots) -> None:
-        """A request: its handler runs in a task of its own, and is cancelled when nobody waits."""
-        job: Any = self._app.accept(message, self._answer, slots, "http")
-        await asyncio.sleep(0)
-        if not self._done.done():  # it does not answer at once: look out for the caller
-            if job is not None:
-                job.task.add_done_callback(self._finish)
-            left = asyncio.ensure_future(self._left())
-            try:
-                await asyncio.wait({left, self._done}, return_when=asyncio.FIRST_COMPLETED)
-                if not self._done.done():
-                    return
-            finally:
-                await _end(left)
-        if not self._answered:
-            await self._give_up(job)
+        """A request: its handler runs in this task, and is cancelled when nobody waits."""
+        # one that answers at once needs no look-out for the caller
+        looking_out = asyncio.get_running_loop().call_soon(self._look_out, slots)
+        try:
+            job = await self._app.serve(message, self._answer, slots, "http")
+        finally:
+            looking_out.cancel()
+            if self._lookout is not None:
+                await _end(self._lookout)
+        if not self._answered and not self._left and job is not None:
+            await self._give_up(job.unanswered())
 
-    def _finish(self, _: object = None) -> None:
-        if not self._done.done():
-            self._done.set_result(None)
+    def _look_out(self, slots: Slots) -> None:
+        async def look_out() -> None:
+            await self._caller_left()
+            self._left = True
+            slots.close()
 
-    async def _left(self) -> None:
+        self._lookout = asyncio.ensure_future(look_out())
+
+    async def _caller_left(self) -> None:
         """Return when the caller has disconnected."""
         while (await self._receive())["type"] != "http.disconnect":
             continue
@@ -206,17 +205,14 @@ class Exchange:
         """Put a handler's reply on the wire; runs in the handler's task."""
         if not valid_correlation_id(self._correlation):
             self._correlation = correlation_id.get()
-        try:
-            if reply.error is not None:
-                await self._error(reply.error)
-            elif reply.items is not None:
-                await self._items(reply.items)
-            elif reply.body is NO_VALUE:
-                await self._respond(204, b"", extra_headers(reply.headers))
-            else:
-                await self._respond(200, reply.body, [_JSON, *extra_headers(reply.headers)])
-        finally:
-            self._finish()
+        if reply.error is not None:
+            await self._error(reply.error)
+        elif reply.items is not None:
+            await self._items(reply.items)
+        elif reply.body is NO_VALUE:
+            await self._respond(204, b"", extra_headers(reply.headers))
+        else:
+            await self._respond(200, reply.body, [_JSON, *extra_headers(reply.headers)])
 
     async def _items(self, items: Items) -> None:
         """A stream to whoever can read one, its first value to anybody else."""
@@ -243,14 +239,8 @@ class Exchange:
             await self._last(error_event(self._app.codec.encode(wire_error(error))))
         return None
 
-    async def _give_up(self, job: Any) -> None:
-        """The handler ended without an answer: its time is up, or the server's."""
-        if job is not None and job.expired:
-            error = RemoteError("Deadline exceeded", code=DEADLINE_EXCEEDED_CODE, status=504)
-        elif job is not None and job.cancelled:
-            error = RemoteError("The server was stopped", status=503)
-        else:
-            error = RemoteError(INTERNAL_SERVER_ERROR)
+    async def _give_up(self, error: RemoteError) -> None:
+        """The handler ended without an answer."""
         if self._started:
             await self._last(error_event(self._app.codec.encode(wire_error(error))))
         else:
