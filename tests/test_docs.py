@@ -15,6 +15,7 @@ PAGES = [
     ROOT / "README.md",
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts),
 ]
+BROKERS = {"kafka_orders.py": "kafka_broker"}  # an example's argument: the URL of this
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 pytestmark = pytest.mark.timeout(150)  # each starts programs, on machines that are busy
@@ -57,9 +58,18 @@ def test_the_code_of_a_page_runs(
         _run([docs_snippets.__file__, str(page), *places], tmp_path)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=_name)
-def test_an_example_runs(example: Path, tmp_path: Path) -> None:
-    _run([str(example)], tmp_path)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(each, marks=pytest.mark.broker if each.name in BROKERS else ())
+        for each in EXAMPLES
+    ],
+    ids=_name,
+)
+def test_an_example_runs(example: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    broker = BROKERS.get(example.name)
+    urls = [] if broker is None else [request.getfixturevalue(broker).url]
+    _run([str(example), *urls], tmp_path)
 
 
 PAGE = """
