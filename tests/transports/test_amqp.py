@@ -7,7 +7,6 @@ import gc
 import logging
 import ssl
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +17,7 @@ from pamqp import commands
 from resilient_client import (
     ClientProxy,
     ConfigurationError,
+    ConnectError,
     ConnectionLost,
     Context,
     DeadlineExceeded,
@@ -243,7 +243,7 @@ async def test_mutual_tls_wants_the_clients_certificate(own_broker: RabbitMQ, un
         assert await client.send("echo", 1) == 1
     unknown = client_of(url, queue=unique, tls=files.client_context())
     error = await error_of(unknown.send("echo", 1, timeout=10))
-    assert isinstance(error, ConfigurationError), error
+    assert isinstance(error, ConfigurationError | ConnectError), error  # the system may be faster
     assert "certificate" in str(error)
     await unknown.aclose()
 
@@ -673,6 +673,7 @@ async def test_a_broker_that_freezes_is_noticed_by_its_silence(
             await client.aclose()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # of what the first loop left open
 def test_a_client_whose_loop_has_ended_connects_anew(
     rabbitmq_broker: RabbitMQ, unique: str
 ) -> None:
@@ -686,9 +687,7 @@ def test_a_client_whose_loop_has_ended_connects_anew(
 
     for n in (1, 2):
         asyncio.run(main(n))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()  # what the first loop left open
+    gc.collect()
 
 
 async def test_calls_that_are_cancelled_leave_nothing(

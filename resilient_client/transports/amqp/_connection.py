@@ -323,7 +323,8 @@ class Connection(Stream):
         if self._beat is not None:
             self._beat.cancel()
         if self._error is None:
-            self._error = _ended(exc, opening=not self._open and not self._leaving)
+            opening = not self._open and not self._leaving
+            self._error = _ended(exc, greeting=opening and self._login.tls is not None)
         self.unblock()
         for channel in self._channels.values():
             channel.fail()
@@ -449,14 +450,15 @@ def _expected(method: Any, kind: type) -> Any:
     return method
 
 
-def _ended(exc: Exception | None, *, opening: bool) -> ResilientClientError:
+def _ended(exc: Exception | None, *, greeting: bool) -> ResilientClientError:
+    """Why it ended; `greeting` when TLS was agreed on and nothing else yet."""
     if exc is None:
         return ConnectionLost("the broker closed the connection")
-    if opening and isinstance(exc, ssl.SSLError):
-        return ConfigurationError(
-            f"the broker refuses TLS: {exc.reason or exc}",
-            hint="it may want a certificate: give tls= an ssl.SSLContext that has loaded one",
-        )
+    hint = "it may want a certificate: give tls= an ssl.SSLContext that has loaded one"
+    if greeting and isinstance(exc, ssl.SSLError):
+        return ConfigurationError(f"the broker refuses TLS: {exc.reason or exc}", hint=hint)
+    if greeting:  # a reset may come in place of what TLS had to say
+        return ConnectError(str(exc) or type(exc).__name__, hint=hint)
     return ConnectionLost(str(exc) or type(exc).__name__)
 
 
