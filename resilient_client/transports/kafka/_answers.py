@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from resilient_client.message import Reply
     from resilient_client.transports._base import Job
     from resilient_client.transports.kafka._lane import Lane
-    from resilient_client.transports.kafka._outbox import Outbox
+    from resilient_client.transports.kafka._outbox import Batch, Outbox
     from resilient_client.transports.kafka._topics import Topics
     from resilient_client.transports.kafka._values import KafkaCodec
 
@@ -99,68 +99,68 @@ class Answers:
             log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
         return there
 
-    async def reply(self, request: Request, reply: Reply) -> asyncio.Future[Any]:
-        """Write all of a reply; the future of its last record."""
+    async def reply(self, request: Request, reply: Reply) -> None:
+        """Write all of a reply; the outbox tells the end of its last record."""
         if reply.error is not None:
-            return await self._reply_error(request, reply.error)
+            await self._reply_error(request, reply.error)
+            return
         if reply.items is None:
             body = None if reply.body is NO_VALUE else reply.body
-            return await self._write_reply(request, body, [(ENDED, b"\0")])
+            await self._write_reply(request, body, [(ENDED, b"\0")], request)
+            return
         try:
             while True:
                 body = await reply.items.receive(inf)
-                written = await self._write_reply(request, body, [])
-                if written.done() and (error := written.exception()) is not None:
-                    raise ours(error, self._address, sent=True)
+                batch = await self._write_reply(request, body, [])
+                if batch.error is not None:
+                    raise ours(batch.error, self._address, sent=True)
         except StopAsyncIteration:
-            return await self._write_reply(request, None, [(ENDED, b"\0")])
+            await self._write_reply(request, None, [(ENDED, b"\0")], request)
         except RemoteError as error:
-            return await self._reply_error(request, error)
+            await self._reply_error(request, error)
 
-    async def _reply_error(self, request: Request, error: RemoteError) -> asyncio.Future[Any]:
+    async def _reply_error(self, request: Request, error: RemoteError) -> None:
         body = self._values.encode(wire_error(error))
         headers = [(ERROR, body or b"null"), (ENDED, b"\0")]
-        return await self._write_reply(request, None, headers)
+        await self._write_reply(request, None, headers, request)
 
     async def _write_reply(
-        self, answer: Request, body: bytes | None, headers: Headers
-    ) -> asyncio.Future[Any]:
+        self, answer: Request, body: bytes | None, headers: Headers, last: Request | None = None
+    ) -> Batch:
         headers.append((CORRELATION, answer.id))
         there = None if self.topics is None else self.topics.known(answer.topic)
         if answer.partition is not None and there is not None and answer.partition >= there:
             answer.partition = None
-        return await self.write(answer.topic, answer.partition, body, headers, None)
+        batch = await self._write(answer.topic, answer.partition, body, headers, None)
+        if last is not None:
+            batch.tokens.append(last)
+        return batch
 
-    async def write(
+    async def _write(
         self,
         topic: str,
         partition: int | None,
         body: bytes | None,
         headers: Headers,
         key: bytes | None,
-    ) -> asyncio.Future[Any]:
-        """Hand a record to the producer; the future says that the broker has it."""
+    ) -> Batch:
+        """Hand a record to the producer, which sends it at once or with others."""
         outbox = self.outbox
         if outbox is None:
             raise ConnectError(f"{self._address} is being reconnected")
-        written = outbox.put(topic, body, headers, key, partition)
-        if written is None:
+        batch = outbox.put(topic, body, headers, key, partition)
+        if batch is None:
             try:
                 async with asyncio.timeout(self._request_timeout):
-                    written = await outbox.send(topic, body, headers, key, partition)
+                    batch = await outbox.send(topic, body, headers, key, partition)
             except AIOKAFKA_ERRORS as error:
                 raise ours(error, self._address, sent=False) from error
-        written.add_done_callback(_look_at)
-        return written
+        return batch
 
-    async def stored(self, written: asyncio.Future[Any]) -> None:
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                await asyncio.shield(written)
-        except AIOKAFKA_ERRORS as error:
-            raise ours(error, self._address, sent=True) from error
-
-
-def _look_at(written: asyncio.Future[Any]) -> None:
-    if not written.cancelled():
-        written.exception()
+    async def store(
+        self, topic: str, body: bytes | None, headers: Headers, key: bytes | None
+    ) -> None:
+        """Write a record of its own, and wait until the broker has it."""
+        batch = await self._write(topic, None, body, headers, key)
+        async with asyncio.timeout(self._request_timeout):
+            await batch.wait()

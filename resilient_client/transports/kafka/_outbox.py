@@ -4,26 +4,107 @@ from __future__ import annotations
 
 import asyncio
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.transports.kafka._aiokafka import TopicPartition, murmur2
+from resilient_client.clock import Deadlines
+from resilient_client.errors import ConnectionLost
+from resilient_client.transports.kafka._aiokafka import TopicPartition, errors, murmur2
+from resilient_client.transports.kafka._errors import ours
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.clock import Clock
+    from resilient_client.errors import ResilientClientError
+    from resilient_client.message import Call
     from resilient_client.transports.kafka._headers import Headers
+
+_KEEP = 1000
+"""Records without a key in a row for one partition, while its batch is open."""
+
+
+class Batch:
+    """Records that go to one partition together, and who waits until the broker has them.
+
+    Attributes:
+        error: why they were not stored.
+        tokens: of those who are told by the outbox's `told`.
+    """
+
+    __slots__ = ("_calls", "_deadline", "_futures", "_outbox", "append", "error", "taken", "tokens")
+
+    def __init__(self, outbox: Outbox, builder: Any, batch: Any) -> None:
+        self.append = builder.append
+        self.taken = batch._drain_waiter.done  # noqa: SLF001
+        self.error: BaseException | None = None
+        self.tokens: list[Any] = []
+        self._outbox = outbox
+        self._futures: list[asyncio.Future[None]] = []
+        self._calls: list[Call | None] = []
+        self._deadline = inf
+
+    def wait(self, call: Call | None = None) -> asyncio.Future[None]:
+        """A future for the last record that was appended: it ends by the call's deadline."""
+        future = self._outbox.new_future()
+        self._futures.append(future)
+        self._calls.append(call)
+        if call is not None and call.attempt_deadline < self._deadline:
+            self._deadline = call.attempt_deadline
+            self._outbox.deadlines.add(self, self._deadline)
+        return future
+
+    def expire(self, now: float) -> None:
+        """Fail those whose time is up."""
+        self._deadline = inf
+        for future, call in zip(self._futures, self._calls, strict=True):
+            if call is not None and not future.done():
+                if call.attempt_deadline <= now:
+                    future.set_exception(call.expired(sent=True))
+                elif call.attempt_deadline < self._deadline:
+                    self._deadline = call.attempt_deadline
+        self._outbox.deadlines.add(self, self._deadline)
+
+    def stored(self) -> None:
+        """The broker has them."""
+        futures, self._futures, self._calls = self._futures, [], []
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
+
+    def fail(self, make: Callable[[], Exception]) -> None:
+        """It has not: each gets an error of its own."""
+        for future in self._futures:
+            if not future.done():
+                future.set_exception(make())
 
 
 class Outbox:
-    """Appends to a producer's batches without the coroutine, the estimates and the debug log.
+    """Appends to a producer's batches, without a future of aiokafka's for every record.
 
-    `AIOKafkaProducer.send` costs three times as much; it is taken when a record must wait.
+    `AIOKafkaProducer.send` costs many times as much.
+
+    Args:
+        told: called with every token of a batch at its end, and the error if it was not stored.
     """
 
-    def __init__(self, producer: Any) -> None:
+    def __init__(
+        self,
+        producer: Any,
+        endpoint: str,
+        clock: Clock,
+        told: Callable[[Any, ResilientClientError | None], object],
+    ) -> None:
         self.producer = producer
-        self._batches = producer._message_accumulator  # noqa: SLF001
+        self.new_future = asyncio.get_running_loop().create_future
+        self.deadlines = Deadlines(clock, lambda batch: batch.expire(clock.now()))
+        self._endpoint = endpoint
+        self._told = told
+        self._accumulator = producer._message_accumulator  # noqa: SLF001
         self._cluster = producer.client.cluster
-        self._places: dict[str, tuple[int, list[Any], list[Any]]] = {}  # of each topic, as of when
-        self._turn = count()
+        self._topics: dict[str, _Topic] = {}
+        self._open: dict[Any, Batch] = {}  # the last one of each partition
+        self._pending: set[Batch] = set()
 
     def put(
         self,
@@ -32,21 +113,32 @@ class Outbox:
         headers: Headers,
         key: bytes | None = None,
         partition: int | None = None,
-    ) -> asyncio.Future[Any] | None:
-        """The future of a record that is on its way; None when it must wait: use `send`."""
-        place = self._place(topic, key, partition)
-        batches = self._batches
-        if place is None or batches._closed or batches._exception is not None:  # noqa: SLF001
-            return None
-        queue = batches._batches.get(place)  # noqa: SLF001
-        batch = queue[-1] if queue else self._new_batch(place)
+    ) -> Batch | None:
+        """The batch that a record is in now; None when it must wait: use `send`."""
+        known = self._topics.get(topic)
+        if known is None or known.at != self._cluster._last_successful_refresh_ms:  # noqa: SLF001
+            known = self._look_up(topic)
+            if known is None:
+                return None
+        batch = known.batch
+        free = key is None and partition is None
+        if not free or batch is None or known.left <= 0 or batch.taken():
+            accumulator = self._accumulator
+            place = known.place(key, partition)
+            if place is None or accumulator._closed or accumulator._exception is not None:  # noqa: SLF001
+                return None
+            batch = self._open.get(place)
+            if batch is None or batch.taken():
+                batch = self._new_batch(place)
+            if free:
+                known.batch, known.left = batch, _KEEP
         if value is None and key is None:  # aiokafka wants a value or a key
             key = b""
-        future: asyncio.Future[Any] | None = batch.append(key, value, None, headers=headers)
-        return future
-
-    def _new_batch(self, place: Any) -> Any:
-        return self._batches._append_batch(self._batches.create_builder(), place)  # noqa: SLF001
+        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+            known.left = 0
+            return None
+        known.left -= 1
+        return batch
 
     async def send(
         self,
@@ -55,34 +147,91 @@ class Outbox:
         headers: Headers,
         key: bytes | None = None,
         partition: int | None = None,
-    ) -> asyncio.Future[Any]:
+    ) -> Batch:
         """The same, waiting as long as it takes for metadata or room.
 
         Raises:
             KafkaError: it cannot be sent.
         """
-        if value is None and key is None:
-            key = b""
-        future: asyncio.Future[Any] = await self.producer.send(
-            topic, value, key, partition, headers=headers
-        )
-        return future
+        while True:
+            batch = self.put(topic, value, headers, key, partition)
+            if batch is not None:
+                return batch
+            if self._accumulator._closed:  # noqa: SLF001
+                raise errors.ProducerClosed
+            if self._accumulator._exception is not None:  # noqa: SLF001
+                raise self._accumulator._exception  # noqa: SLF001
+            await self.producer.partitions_for(topic)
+            known = self._look_up(topic)
+            place = None if known is None else known.place(key, partition)
+            if place is None:
+                raise errors.UnknownTopicOrPartitionError
+            queue = self._accumulator._batches.get(place)  # noqa: SLF001
+            if queue:
+                await queue[-1].wait_drain()
 
-    def _place(self, topic: str, key: bytes | None, partition: int | None) -> Any:
+    def fail_all(self, reason: str) -> None:
+        """Nothing more will be heard of what is on its way."""
+        self.deadlines.clear()
+        pending, self._pending = self._pending, set()
+        for batch in pending:
+            batch.fail(lambda: ConnectionLost(reason))
+
+    def _new_batch(self, place: Any) -> Batch:
+        builder = self._accumulator.create_builder()
+        made = self._accumulator._append_batch(builder, place)  # noqa: SLF001
+        batch = self._open[place] = Batch(self, builder, made)
+        self._pending.add(batch)
+
+        def ended(written: asyncio.Future[Any]) -> None:
+            self._ended(batch, None if written.cancelled() else written.exception())
+
+        made.future.add_done_callback(ended)
+        return batch
+
+    def _ended(self, batch: Batch, error: BaseException | None) -> None:
+        self._pending.discard(batch)
+        self.deadlines.discard(batch)
+        if error is None:
+            batch.stored()
+            for token in batch.tokens:
+                self._told(token, None)
+            return
+        batch.error = error
+        batch.fail(lambda: ours(error, self._endpoint, sent=True))
+        for token in batch.tokens:
+            self._told(token, ours(error, self._endpoint, sent=True))
+
+    def _look_up(self, topic: str) -> _Topic | None:
+        partitions = self._cluster.partitions_for_topic(topic)
+        if not partitions:
+            return None
+        alive = self._cluster.available_partitions_for_topic(topic) or partitions
+        every = [TopicPartition(topic, number) for number in sorted(partitions)]
+        led = [every[number] for number in sorted(alive)]
+        at = self._cluster._last_successful_refresh_ms  # noqa: SLF001
+        known = self._topics[topic] = _Topic(at, every, led)
+        return known
+
+
+class _Topic:
+    """The partitions of a topic, all and those with a leader, as they were `at` some time."""
+
+    __slots__ = ("_every", "_led", "_turn", "at", "batch", "left")
+
+    def __init__(self, at: Any, every: list[Any], led: list[Any]) -> None:
+        self.at = at
+        self.batch: Batch | None = None  # of records without a key, `left` more of them
+        self.left = 0
+        self._every = every
+        self._led = led
+        self._turn = count()
+
+    def place(self, key: bytes | None, partition: int | None) -> Any:
         """By the key as kafkajs and Java have it, else in turn where there is a leader."""
-        known = self._places.get(topic)
-        now = self._cluster._last_successful_refresh_ms  # noqa: SLF001
-        if known is None or known[0] != now:
-            partitions = self._cluster.partitions_for_topic(topic)
-            if not partitions:
-                return None
-            alive = self._cluster.available_partitions_for_topic(topic) or partitions
-            every = [TopicPartition(topic, number) for number in sorted(partitions)]
-            led = [every[number] for number in sorted(alive)]
-            known = self._places[topic] = (now, every, led)
-        _, every, led = known
+        every = self._every
         if partition is not None:
             return every[partition] if partition < len(every) else None
         if key:
             return every[(murmur2(key) & 0x7FFFFFFF) % len(every)]
-        return led[next(self._turn) % len(led)]
+        return self._led[next(self._turn) % len(self._led)]

@@ -51,13 +51,14 @@ from resilient_client.transports.kafka._headers import (
     headers_of,
     metadata_of,
 )
-from resilient_client.transports.kafka._outbox import Outbox
+from resilient_client.transports.kafka._outbox import Batch, Outbox
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
 from resilient_client.transports.kafka._values import KafkaCodec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from resilient_client.clock import Clock
     from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
@@ -83,11 +84,13 @@ class _Connection:
         consumer: Any,
         topics: Topics,
         replies: PendingReplies,
+        endpoint: str,
+        clock: Clock,
         received: Callable[[_Connection, Any], None],
         lost: Callable[[_Connection, str], None],
     ) -> None:
         self.producer = producer
-        self.outbox = Outbox(producer)
+        self.outbox = Outbox(producer, endpoint, clock, self._sent)
         self.consumer = consumer
         self.topics = topics
         self.replies = replies
@@ -194,19 +197,28 @@ class _Connection:
         except (*AIOKAFKA_ERRORS, TimeoutError):
             self._no_cancels_until = time.monotonic() + CANCEL_PAUSE
 
+    def _sent(self, key: bytes, error: ResilientClientError | None) -> None:
+        """The broker has stored a request, or will not."""
+        if error is not None and key in self.replies:
+            self.replies.fail(key, error)
+
+    def _fail_all(self, reason: str) -> None:
+        self.replies.fail_all(lambda: ConnectionLost(reason))
+        self.outbox.fail_all(reason)
+
     def lost(self, reason: str) -> None:
         """The broker has gone: nothing that waits will be answered here."""
         if self.closed:
             return
         self.closed = True
-        self.replies.fail_all(lambda: ConnectionLost(reason))
+        self._fail_all(reason)
         self._ending = spawn(self._end(), "end of a connection")
         self._lost(self, reason)
 
     async def aclose(self) -> None:
         """End it, and wait until nothing is left."""
         self.closed = True
-        self.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+        self._fail_all("the client was closed")
         if self._ending is None:
             self._ending = spawn(self._end(), "end of a connection")
         await asyncio.wait({self._ending})
@@ -308,6 +320,8 @@ class ClientTransport(BaseTransport):
             consumer,
             Topics(producer.client, self.endpoint, **self._topics),  # type: ignore[arg-type]
             PendingReplies(self._clock, self._tally),
+            self.endpoint,
+            self._clock,
             self._received,
             self._lost,
         )
@@ -354,77 +368,68 @@ class ClientTransport(BaseTransport):
             left = call.connect_deadline - self._clock.now()
             await connection.prepare(call, reply=True, left=left)
             place = connection.places[call.route]
-        key = b"%b%x" % (connection.prefix, next(connection.ids))
+        id = b"%b%x" % (connection.prefix, next(connection.ids))  # noqa: A001
+        headers, key = headers_of(call.metadata)
+        headers.append((CORRELATION, id))
+        headers += place
         replies = connection.replies
+        items = future = None
         if call.kind == "stream":
-            items = replies.open(key, call, partial(connection.cancel, key))
-            try:
-                written = await self._hand_over(connection, call, [(CORRELATION, key), *place])
-            except BaseException:
-                replies.forget(key)
-                raise
-            written.add_done_callback(partial(self._written, replies, key))
-            return await items.opened()
-        future = replies.expect(key, call)
+            items = replies.open(id, call, partial(connection.cancel, id))
+        else:
+            future = replies.expect(id, call)
         try:
-            written = await self._hand_over(connection, call, [(CORRELATION, key), *place])
-            written.add_done_callback(partial(self._written, replies, key))
-            return await future
-        except asyncio.CancelledError:
-            if call.sent:
-                connection.cancel(key)
+            batch = connection.outbox.put(call.route, call.body, headers, key)
+            if batch is None:
+                batch = await self._hand_over(connection, call, headers, key)
+            call.sent = True
+            batch.tokens.append(id)
+            if future is not None:
+                return await future
+        except BaseException as error:
+            if items is None and call.sent and isinstance(error, asyncio.CancelledError):
+                connection.cancel(id)
+            replies.forget(id)
             raise
         finally:
-            replies.forget(key)
             del future  # it holds an error whose traceback holds this frame
+        assert items is not None  # noqa: S101
+        return await items.opened()
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
-        if connection.topics.known(call.route) is None:
-            left = call.connect_deadline - self._clock.now()
-            await connection.prepare(call, reply=False, left=left)
-        written = await self._hand_over(connection, call, [])
-        replies = connection.replies
-        key = next(connection.ids)
-        replies.adopt(key, written, call)
+        headers, key = headers_of(call.metadata)
+        batch = connection.outbox.put(call.route, call.body, headers, key)
+        if batch is None:
+            if connection.topics.known(call.route) is None:
+                left = call.connect_deadline - self._clock.now()
+                await connection.prepare(call, reply=False, left=left)
+            batch = await self._hand_over(connection, call, headers, key)
+        call.sent = True
+        written = batch.wait(call)
         try:
             await written
-        except AIOKAFKA_ERRORS as error:
-            raise ours(error, self.endpoint, sent=True) from error
         finally:
-            replies.forget(key)
             del written  # it holds an error whose traceback holds this frame
         return _STORED
 
     async def _hand_over(
-        self, connection: _Connection, call: Call, own: Headers
-    ) -> asyncio.Future[Any]:
-        """Give the record to the producer, which sends it at once or with others."""
-        headers, key = headers_of(call.metadata)
-        headers += own
+        self, connection: _Connection, call: Call, headers: Headers, key: bytes | None
+    ) -> Batch:
+        """Wait until there is room for the record, within the call's time."""
         if connection.closed:
             raise ConnectError("the connection to the broker has just ended")
-        written = connection.outbox.put(call.route, call.body, headers, key)
-        if written is None:
-            left = call.attempt_deadline - self._clock.now()
-            try:
-                async with asyncio.timeout(left if left < float("inf") else None):
-                    written = await connection.outbox.send(call.route, call.body, headers, key)
-            except TimeoutError:
-                raise call.expired(sent=False) from None
-            except AIOKAFKA_ERRORS as error:
-                connection.topics.forget(call.route)
-                connection.places.pop(call.route, None)
-                raise ours(error, self.endpoint, sent=False) from error
-        call.sent = True
-        return written
-
-    def _written(self, replies: PendingReplies, key: bytes, written: asyncio.Future[Any]) -> None:
-        """The broker has stored a request, or will not."""
-        error = None if written.cancelled() else written.exception()
-        if error is not None and key in replies:
-            replies.fail(key, ours(error, self.endpoint, sent=True))
+        left = call.attempt_deadline - self._clock.now()
+        try:
+            async with asyncio.timeout(left if left < float("inf") else None):
+                return await connection.outbox.send(call.route, call.body, headers, key)
+        except TimeoutError:
+            raise call.expired(sent=False) from None
+        except AIOKAFKA_ERRORS as error:
+            connection.topics.forget(call.route)
+            connection.places.pop(call.route, None)
+            raise ours(error, self.endpoint, sent=False) from error
 
     def numbers(self) -> dict[str, int]:
         """See `BaseTransport.numbers`."""

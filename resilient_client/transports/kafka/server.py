@@ -244,7 +244,7 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
         on_ended(producer, self._give_out)
-        self._answers.outbox = Outbox(producer)
+        self._answers.outbox = Outbox(producer, self.address, self._app.clock, self._answered)
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         self._answers.topics = self._topics
         routes = {each.route for each in self._app.subscriptions()}
@@ -571,8 +571,7 @@ class ServerListener:
         }
         headers = [*record.headers]
         headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
-        written = await self._answers.write(topic, None, record.value, headers, record.key)
-        await self._answers.stored(written)
+        await self._answers.store(topic, record.value, headers, record.key)
         self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
 
     def _tell(self, reason: str) -> None:
@@ -593,25 +592,21 @@ class ServerListener:
             if there is None and not await self._answers.can_answer(request):
                 self._over(request)
                 return
-            last = await self._answers.reply(request, reply)
+            await self._answers.reply(request, reply)
         except (ResilientClientError, TimeoutError) as error:
             log.warning("a reply to %s could not be sent: %s", request.topic, error)
             self._over(request)
         except BaseException:
             self._over(request)
             raise
-        else:
-            last.add_done_callback(partial(self._answered, request))
 
-    def _answered(self, request: Request, written: asyncio.Future[Any]) -> None:
+    def _answered(self, request: Request, error: ResilientClientError | None) -> None:
         """The broker has the last record of a reply, or will not have it."""
-        error = None if written.cancelled() else written.exception()
         if error is None:
             self._over(request)
             return
-        mapped = ours(error, self.address, sent=True)
-        log.error("the reply of %s: %s", request.record.topic, mapped.args[0])
-        if isinstance(mapped, PayloadError) and not self._stopping:
+        log.error("the reply of %s: %s", request.record.topic, error.args[0])
+        if isinstance(error, PayloadError) and not self._stopping:
             self._spawn(self._respond(request, Reply(error=RemoteError(INTERNAL_SERVER_ERROR))))
         else:
             self._over(request)
