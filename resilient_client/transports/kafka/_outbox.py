@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from resilient_client.message import Call
     from resilient_client.transports.kafka._headers import Headers
 
-_KEEP = 1000
-"""Records without a key in a row for one partition, while its batch is open."""
-
 
 class Batch:
     """Records that go to one partition together, and who waits until the broker has them.
@@ -32,11 +29,13 @@ class Batch:
         tokens: of those who are told by the outbox's `told`.
     """
 
-    __slots__ = ("_calls", "_deadline", "_futures", "_outbox", "append", "error", "taken", "tokens")
+    __slots__ = ("_calls", "_deadline", "_futures", "_outbox", "append", "error", "taken", "tokens",
+                 "wait_drain")  # fmt: skip
 
     def __init__(self, outbox: Outbox, builder: Any, batch: Any) -> None:
         self.append = builder.append
         self.taken = batch._drain_waiter.done  # noqa: SLF001
+        self.wait_drain = batch.wait_drain
         self.error: BaseException | None = None
         self.tokens: list[Any] = []
         self._outbox = outbox
@@ -113,13 +112,18 @@ class Outbox:
         headers: Headers,
         key: bytes | None = None,
         partition: int | None = None,
+        together: int = 1,
     ) -> Batch | None:
-        """The batch that a record is in now; None when it must wait: use `send`."""
+        """The batch that a record is in now; None when it must wait: use `send`.
+
+        Without a key and a partition, up to so many records `together` go where the last one went,
+        while that batch is open; then it is the next partition's turn.
+        """
         known = self._topics.get(topic)
         if known is None or known.at != self._cluster._last_successful_refresh_ms:  # noqa: SLF001
             known = self._look_up(topic)
-            if known is None:
-                return None
+        if known is None:
+            return None
         batch = known.batch
         free = key is None and partition is None
         if not free or batch is None or known.left <= 0 or batch.taken():
@@ -131,11 +135,11 @@ class Outbox:
             if batch is None or batch.taken():
                 batch = self._new_batch(place)
             if free:
-                known.batch, known.left = batch, _KEEP
+                known.batch, known.left = batch, together
         if value is None and key is None:  # aiokafka wants a value or a key
             key = b""
         if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
-            known.left = 0
+            known.left, known.full = 0, batch
             return None
         known.left -= 1
         return batch
@@ -161,14 +165,13 @@ class Outbox:
                 raise errors.ProducerClosed
             if self._accumulator._exception is not None:  # noqa: SLF001
                 raise self._accumulator._exception  # noqa: SLF001
-            await self.producer.partitions_for(topic)
-            known = self._look_up(topic)
-            place = None if known is None else known.place(key, partition)
-            if place is None:
+            there = await self.producer.partitions_for(topic)
+            if partition is not None and partition not in there:
                 raise errors.UnknownTopicOrPartitionError
-            queue = self._accumulator._batches.get(place)  # noqa: SLF001
-            if queue:
-                await queue[-1].wait_drain()
+            known = self._topics.get(topic)
+            if known is not None and known.full is not None:
+                full, known.full = known.full, None
+                await full.wait_drain()
 
     def fail_all(self, reason: str) -> None:
         """Nothing more will be heard of what is on its way."""
@@ -203,6 +206,7 @@ class Outbox:
             self._told(token, ours(error, self._endpoint, sent=True))
 
     def _look_up(self, topic: str) -> _Topic | None:
+        known = self._topics.get(topic)
         partitions = self._cluster.partitions_for_topic(topic)
         if not partitions:
             return None
@@ -210,22 +214,24 @@ class Outbox:
         every = [TopicPartition(topic, number) for number in sorted(partitions)]
         led = [every[number] for number in sorted(alive)]
         at = self._cluster._last_successful_refresh_ms  # noqa: SLF001
-        known = self._topics[topic] = _Topic(at, every, led)
+        turn = count() if known is None else known.turn
+        known = self._topics[topic] = _Topic(at, every, led, turn)
         return known
 
 
 class _Topic:
     """The partitions of a topic, all and those with a leader, as they were `at` some time."""
 
-    __slots__ = ("_every", "_led", "_turn", "at", "batch", "left")
+    __slots__ = ("_every", "_led", "at", "batch", "full", "left", "turn")
 
-    def __init__(self, at: Any, every: list[Any], led: list[Any]) -> None:
+    def __init__(self, at: Any, every: list[Any], led: list[Any], turn: count[int]) -> None:
         self.at = at
         self.batch: Batch | None = None  # of records without a key, `left` more of them
         self.left = 0
+        self.full: Batch | None = None  # the last one that did not take a record
         self._every = every
         self._led = led
-        self._turn = count()
+        self.turn = turn
 
     def place(self, key: bytes | None, partition: int | None) -> Any:
         """By the key as kafkajs and Java have it, else in turn where there is a leader."""
@@ -234,4 +240,4 @@ class _Topic:
             return every[partition] if partition < len(every) else None
         if key:
             return every[(murmur2(key) & 0x7FFFFFFF) % len(every)]
-        return self._led[next(self._turn) % len(self._led)]
+        return self._led[next(self.turn) % len(self._led)]

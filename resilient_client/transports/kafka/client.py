@@ -67,6 +67,8 @@ PREPARE_TIMEOUT = 5.0
 """Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
 BATCH_SIZE = 256 * 1024
 """Bytes that may wait for one partition: what is sent together while a request is under way."""
+TOGETHER = 16
+"""Events in a row for one partition; requests take turns, that all replicas have some."""
 MAX_FAREWELLS = 1000
 """Cancelled calls at once whose servers are told."""
 CANCEL_PAUSE = 10.0
@@ -372,35 +374,22 @@ class ClientTransport(BaseTransport):
         headers, key = headers_of(call.metadata)
         headers.append((CORRELATION, id))
         headers += place
-        replies = connection.replies
-        items = future = None
-        if call.kind == "stream":
-            items = replies.open(id, call, partial(connection.cancel, id))
-        else:
-            future = replies.expect(id, call)
-        try:
-            batch = connection.outbox.put(call.route, call.body, headers, key)
-            if batch is None:
-                batch = await self._hand_over(connection, call, headers, key)
+        batch = connection.outbox.put(call.route, call.body, headers, key)
+        if batch is None:
+            batch = await self._hand_over(connection, call, headers, key)
+
+        def noted() -> None:
             call.sent = True
             batch.tokens.append(id)
-            if future is not None:
-                return await future
-        except BaseException as error:
-            if items is None and call.sent and isinstance(error, asyncio.CancelledError):
-                connection.cancel(id)
-            replies.forget(id)
-            raise
-        finally:
-            del future  # it holds an error whose traceback holds this frame
-        assert items is not None  # noqa: S101
-        return await items.opened()
+
+        leave = partial(connection.cancel, id)
+        return await connection.replies.exchange(id, call, noted, leave)
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
         headers, key = headers_of(call.metadata)
-        batch = connection.outbox.put(call.route, call.body, headers, key)
+        batch = connection.outbox.put(call.route, call.body, headers, key, None, TOGETHER)
         if batch is None:
             if connection.topics.known(call.route) is None:
                 left = call.connect_deadline - self._clock.now()
