@@ -61,8 +61,6 @@ class Context:
         pattern: the route of the handler's pattern, or the concrete subject under a wildcard.
         headers: a read-only mapping of lower-case names to strings, as received.
         correlation_id: `x-correlation-id` as received, or a fresh one.
-        attempt: which attempt of the caller this is, from 1.
-        idempotency_key: the same for every attempt of one call, when the caller gave one.
         state: what the server's lifespan yielded.
         transport: the scheme it came by, such as "tcp".
         raw: the transport's own object for the message, for what nothing here covers.
@@ -70,11 +68,9 @@ class Context:
 
     __slots__ = (
         "_clock",
-        "attempt",
         "correlation_id",
         "deadline",
         "headers",
-        "idempotency_key",
         "pattern",
         "raw",
         "state",
@@ -85,10 +81,7 @@ class Context:
         self,
         pattern: str,
         headers: Mapping[str, str],
-        *,
         correlation_id: str,
-        attempt: int,
-        idempotency_key: str | None,
         deadline: float,
         clock: Clock,
         state: Any,
@@ -98,13 +91,24 @@ class Context:
         self.pattern = pattern
         self.headers = headers
         self.correlation_id = correlation_id
-        self.attempt = attempt
-        self.idempotency_key = idempotency_key
         self.deadline = deadline
         self._clock = clock
         self.state = state
         self.transport = transport
         self.raw = raw
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt of the caller this is, from 1."""
+        told = self.headers.get(ATTEMPT_HEADER)
+        if told is not None and told.isascii() and told.isdigit() and len(told) < 6:
+            return int(told)
+        return 1
+
+    @property
+    def idempotency_key(self) -> str | None:
+        """The same for every attempt of one call, when the caller gave one."""
+        return self.headers.get(IDEMPOTENCY_HEADER)
 
     @property
     def remaining(self) -> float | None:

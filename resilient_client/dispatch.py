@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.clock import Deadlines, MonotonicClock
 from resilient_client.codecs import JsonCodec
 from resilient_client.context import (
-    ATTEMPT_HEADER,
     CORRELATION_HEADER,
     DEADLINE_HEADER,
-    IDEMPOTENCY_HEADER,
     Context,
     correlation_id,
     current_context,
@@ -285,8 +283,8 @@ class Dispatcher:
                 elif self._telemetry is None:
                     reply = await self._handle(job, message, handler, context)
                 else:
-                    reply = await self._telemetry.request(
-                        self._handle, job, message, handler, context
+                    reply = await self._telemetry.around(
+                        self._handle, job, message, handler, context, is_event=False
                     )
             except asyncio.CancelledError:
                 if not job.expired or not job.settle():
@@ -394,20 +392,15 @@ class Dispatcher:
     ) -> Context:
         headers = message.headers
         known = headers.get(CORRELATION_HEADER)
-        attempt = headers.get(ATTEMPT_HEADER)
         return Context(
             handler.route if message.subject is None else message.subject,
             headers,
-            correlation_id=known if valid_correlation_id(known) else fresh_id(),  # type: ignore[arg-type]
-            attempt=int(attempt)
-            if attempt is not None and attempt.isascii() and attempt.isdigit() and len(attempt) < 6
-            else 1,
-            idempotency_key=headers.get(IDEMPOTENCY_HEADER),
-            deadline=deadline,
-            clock=self.clock,
-            state=self.state,
-            transport=transport,
-            raw=message.raw,
+            known if valid_correlation_id(known) else fresh_id(),  # type: ignore[arg-type]
+            deadline,
+            self.clock,
+            self.state,
+            transport,
+            message.raw,
         )
 
     async def translate(self, error: Exception, handler: Handler, context: Context) -> RemoteError:
@@ -502,7 +495,9 @@ class Dispatcher:
         if self._telemetry is None:
             reply = await self._handle(job, message, handler, context)
         else:
-            reply = await self._telemetry.event(self._handle, job, message, handler, context)
+            reply = await self._telemetry.around(
+                self._handle, job, message, handler, context, is_event=True
+            )
         if reply.items is not None:  # an event handler that yields: run it through
             try:
                 await _carried(reply, reply.items, _run_through(reply.items))

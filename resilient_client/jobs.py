@@ -84,7 +84,8 @@ class Job:
 
     def leave(self) -> None:
         """Its caller goes on with its own work."""
-        self.settle()
+        if self._requests:
+            self.settle()
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 

@@ -46,37 +46,21 @@ class ServerTelemetry(Recorder):
         self._inner = Methods(client=False, address={}, inner=True)
         self.probe(now())
 
-    def request(
+    def around(
         self,
         handle: Callable[..., Coroutine[Any, Any, Reply]],
         job: Any,
         message: Message,
         handler: Any,
         context: HandlerContext,
+        *,
+        is_event: bool,
     ) -> Coroutine[Any, Any, Reply]:
-        """Handle a request inside a SERVER span that continues the caller's trace."""
-        return self._around(handle, job, message, handler, context, False)
+        """Handle a message inside a span.
 
-    def event(
-        self,
-        handle: Callable[..., Coroutine[Any, Any, Reply]],
-        job: Any,
-        message: Message,
-        handler: Any,
-        context: HandlerContext,
-    ) -> Coroutine[Any, Any, Reply]:
-        """Handle an event inside a CONSUMER span: a child of its sender's, and linked to it."""
-        return self._around(handle, job, message, handler, context, True)
-
-    def _around(
-        self,
-        handle: Callable[..., Coroutine[Any, Any, Reply]],
-        job: Any,
-        message: Message,
-        handler: Any,
-        context: HandlerContext,
-        is_event: bool,  # noqa: FBT001
-    ) -> Coroutine[Any, Any, Reply]:
+        A request's is a SERVER span that continues the caller's trace, an event's a CONSUMER span:
+        a child of its sender's, and linked to it.
+        """
         if message.received >= self.next_probe:
             self.probe(message.received)
         if handler.route == PING_PATTERN:

@@ -14,6 +14,7 @@ from resilient_client.transports._link import DIAL_TIMEOUT, spawn
 from resilient_client.transports.grpc._headers import USER_AGENT
 from resilient_client.transports.grpc._library import aio, grpc
 from resilient_client.transports.grpc._status import not_connected
+from resilient_client.transports.grpc._unary import Unary, unary_of
 
 READY = grpc.ChannelConnectivity.READY
 _FAILED = grpc.ChannelConnectivity.TRANSIENT_FAILURE
@@ -160,12 +161,24 @@ class Connection:
     closed.
     """
 
-    __slots__ = ("_callables", "_calls", "_close", "_closed", "_retired", "channel", "watcher")
+    __slots__ = (
+        "_callables",
+        "_calls",
+        "_close",
+        "_closed",
+        "_retired",
+        "_unaries",
+        "_under_way",
+        "channel",
+        "watcher",
+    )
 
     def __init__(self, channel: aio.Channel, close: Callable[[Connection], None]) -> None:
         self.channel = channel
         self.watcher: asyncio.Task[None] | None = None
         self._callables: dict[tuple[str, bool, bool], Any] = {}
+        self._unaries: dict[str, Unary | None] = {}
+        self._under_way: set[Any] = set()
         self._calls = 0
         self._close = close
         self._closed = self._retired = False
@@ -182,7 +195,10 @@ class Connection:
         if watcher is not None and not watcher.done() and watcher is not asyncio.current_task():
             watcher.cancel()
             await asyncio.wait({watcher})
+        for call in tuple(self._under_way):
+            call.cancel("the client was closed")
         await self.channel.close()
+        self._unaries.clear()
         self._callables.clear()  # a cycle would keep the library's thread and sockets
 
     def callable(self, path: str, requests: bool, responses: bool) -> Any:  # noqa: FBT001
@@ -199,6 +215,14 @@ class Connection:
             }[requests, responses]
             known = self._callables[key] = make(path, None, None)
         return known
+
+    def unary(self, path: str) -> Unary | None:
+        """The short way to call a method with one request and one response, where there is one."""
+        try:
+            return self._unaries[path]
+        except KeyError:
+            known = self._unaries[path] = unary_of(self.channel, path, self._under_way)
+            return known
 
     def begun(self) -> None:
         """A call is under way."""

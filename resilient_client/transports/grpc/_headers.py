@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from resilient_client.context import DEADLINE_HEADER
 from resilient_client.errors import PayloadError
-from resilient_client.transports._metadata import sanitised
+from resilient_client.transports._metadata import MAX_METADATA_KEYS, MAX_METADATA_VALUE, sanitised
 
 USER_AGENT = "resilient_client"
 """How both ends of this package know each other: a header that is sent anyway, and compressed."""
@@ -65,13 +65,23 @@ def trailers(metadata: Any) -> list[Pair]:
     return pairs
 
 
-def incoming(metadata: Iterable[tuple[str, Any]] | None) -> dict[str, str]:
+def incoming(metadata: Collection[tuple[str, Any]] | None) -> dict[str, str]:
     """Received metadata as headers: repeated names joined by ", ", bytes as base64."""
     found: dict[str, str] = {}
+    plain = metadata is None or len(metadata) <= MAX_METADATA_KEYS
     for name, value in metadata or ():
-        text = base64.b64encode(value).decode() if isinstance(value, bytes) else value
-        found[name] = f"{found[name]}, {text}" if name in found else text
-    return dict(sanitised(found))
+        text = value
+        if type(value) is not str:
+            text = base64.b64encode(value).decode()
+        if name in found:
+            text = f"{found[name]}, {text}"
+        elif not name:
+            plain = False
+        if len(text) > MAX_METADATA_VALUE or not text.isprintable():
+            plain = False
+        found[name] = text
+    # the names are lower-case and printable: the library has seen to that
+    return found if plain else dict(sanitised(found))
 
 
 def is_ours(headers: Mapping[str, str]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc as grpc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import descriptor_pb2 as descriptor_pb2
@@ -19,6 +21,12 @@ from grpc_health.v1._async import HealthServicer as HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server as add_health
 from grpc_reflection.v1alpha import reflection_pb2 as reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer as ReflectionServicer
+
+rpc_error: Any
+try:  # for `_unary` only, and private
+    from grpc.aio._call import _create_rpc_error as rpc_error
+except ImportError:
+    rpc_error = None
 
 ERRORS = (grpc.RpcError, aio.BaseError)
 """All that a call can raise, besides a cancellation."""
@@ -41,5 +49,6 @@ __all__ = [
     "health_pb2",
     "json_format",
     "reflection_pb2",
+    "rpc_error",
     "status_pb2",
 ]

@@ -29,7 +29,13 @@ from resilient_client.transports.grpc._channel import (
     pem,
     watch,
 )
-from resilient_client.transports.grpc._headers import PREFER, RECEIVERS_HEADER, incoming, outgoing
+from resilient_client.transports.grpc._headers import (
+    PREFER,
+    RECEIVERS_HEADER,
+    Pair,
+    incoming,
+    outgoing,
+)
 from resilient_client.transports.grpc._items import (
     Asked,
     Items,
@@ -49,6 +55,7 @@ from resilient_client.transports.grpc._methods import (
 from resilient_client.transports.grpc._reflection import discover
 from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
 from resilient_client.transports.grpc._status import error_of
+from resilient_client.transports.grpc._unary import Unary
 
 if TYPE_CHECKING:
     from resilient_client.events import Status
@@ -207,7 +214,13 @@ class ClientTransport(BaseTransport):
             method = asked.method
             if call.kind == "stream" or method.responses:
                 return await self._stream(call, asked, connection)
-            raw, _ = await self._unary(call, asked, connection, [])
+            unary = None
+            if not method.requests and self._compression is None:
+                unary = connection.unary(method.path)
+            if unary is None:
+                raw, _ = await self._unary(call, asked, connection, [])
+            else:
+                raw = await self._shortly(call, asked.raw, connection, unary)
         finally:
             del connection  # an error's traceback holds this frame
         if isinstance(method, PatternsMethod):
@@ -254,13 +267,9 @@ class ClientTransport(BaseTransport):
         self, call: Call, asked: Asked, connection: Connection, deadline: float, extra: list[Any]
     ) -> tuple[Any, Requests | None]:
         """Start an RPC; the deadline travels as gRPC's own."""
-        left = deadline - self._clock.now()
-        if left <= 0:
-            raise call.expired(sent=False)
-        metadata = outgoing(call.metadata)
+        timeout = self._timeout(call, deadline)
+        metadata = self._metadata(call)
         metadata += extra
-        if self._authorization is not None and "authorization" not in call.metadata:
-            metadata.append(("authorization", self._authorization))
         method = asked.method
         requests: Requests | None = None
         argument: Any = asked.raw
@@ -271,13 +280,48 @@ class ClientTransport(BaseTransport):
             argument = requests.each()
         rpc = connection.callable(method.path, method.requests, method.responses)(
             argument,
-            timeout=None if left == inf else left - _ROUNDING if left > 1 else left,
+            timeout=timeout,
             metadata=aio.Metadata(*metadata),
             compression=self._compression,
         )
         call.sent = True
         connection.begun()
         return rpc, requests
+
+    def _timeout(self, call: Call, deadline: float) -> float | None:
+        left = deadline - self._clock.now()
+        if left <= 0:
+            raise call.expired(sent=False)
+        return None if left == inf else left - _ROUNDING if left > 1 else left
+
+    def _metadata(self, call: Call) -> list[Pair]:
+        metadata = outgoing(call.metadata)
+        if self._authorization is not None and "authorization" not in call.metadata:
+            metadata.append(("authorization", self._authorization))
+        return metadata
+
+    async def _shortly(self, call: Call, raw: bytes, connection: Connection, unary: Unary) -> bytes:
+        """As `_unary`, where there is no more than one message each way."""
+        before = call.sent
+        timeout = self._timeout(call, call.attempt_deadline)
+        metadata = tuple(self._metadata(call))
+        call.sent = True
+        connection.begun()
+        try:
+            return await unary(raw, timeout, metadata)
+        except ERRORS as error:
+            failure = self._failed(call, error, connection, before)
+        except asyncio.CancelledError:
+            if left_by_caller():
+                raise
+            failure = cancelled(None)
+        finally:
+            connection.ended()
+            del connection  # an error's traceback holds this frame
+        try:
+            raise failure
+        finally:
+            del failure
 
     async def _unary(
         self, call: Call, asked: Asked, connection: Connection, extra: list[Any]
