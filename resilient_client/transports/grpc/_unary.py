@@ -31,7 +31,7 @@ def unary_of(channel: aio.Channel, path: str, calls: set[Any]) -> Unary | None:
         path: the method's.
         calls: those under way are kept in it, for whoever closes the channel to `cancel(why)`.
     """
-    begin = getattr(getattr(channel, "_channel", None), "call", None)
+    begin: Any = getattr(getattr(channel, "_channel", None), "call", None)
     method = path.encode()
     rest = None if begin is None or rpc_error is None else _arguments(begin, method)
     if rest is None:

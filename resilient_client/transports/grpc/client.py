@@ -209,12 +209,12 @@ class ClientTransport(BaseTransport):
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
+        unary = None
         try:
             asked: Asked = call.body or await self._learn(call, connection)
             method = asked.method
             if call.kind == "stream" or method.responses:
                 return await self._stream(call, asked, connection)
-            unary = None
             if not method.requests and self._compression is None:
                 unary = connection.unary(method.path)
             if unary is None:
@@ -222,7 +222,7 @@ class ClientTransport(BaseTransport):
             else:
                 raw = await self._shortly(call, asked.raw, connection, unary)
         finally:
-            del connection  # an error's traceback holds this frame
+            del connection, unary  # an error's traceback holds this frame
         if isinstance(method, PatternsMethod):
             value = method.value(raw)
             return Reply(NO_VALUE if value is NO_VALUE else Body(method, value))
@@ -317,7 +317,7 @@ class ClientTransport(BaseTransport):
             failure = cancelled(None)
         finally:
             connection.ended()
-            del connection  # an error's traceback holds this frame
+            del connection, unary  # an error's traceback holds this frame
         try:
             raise failure
         finally:
