@@ -14,7 +14,7 @@ from weakref import ref
 from resilient_client.errors import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence, Sized
+    from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -66,7 +66,7 @@ class Transport(Protocol):
     async def connect(self, deadline: float) -> None:
         """Have a connection by `deadline`, or raise `ConnectError`."""
 
-    async def request(self, call: Call) -> Reply:
+    def request(self, call: Call) -> Awaitable[Reply]:
         """Send a request and wait for its reply: a value, or for `kind == "stream"` the items.
 
         A stream is returned with its first item at hand (or at its end). By
@@ -82,7 +82,7 @@ class Transport(Protocol):
             RemoteError: the peer answered with an error.
         """
 
-    async def publish(self, call: Call) -> Receipt:
+    def publish(self, call: Call) -> Awaitable[Receipt]:
         """Hand an event over, by `call.attempt_deadline`, and say what is proved about it."""
 
     async def aclose(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import Deadlines
 from resilient_client.errors import ConnectionLost
+from resilient_client.message import Receipt
 from resilient_client.transports.kafka._aiokafka import TopicPartition, errors, murmur2
 from resilient_client.transports.kafka._errors import ours
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from resilient_client.errors import ResilientClientError
     from resilient_client.message import Call
     from resilient_client.transports.kafka._headers import Headers
+
+
+_STORED = Receipt("stored")
 
 
 class Batch:
@@ -39,11 +43,11 @@ class Batch:
         self.error: BaseException | None = None
         self.tokens: list[Any] = []
         self._outbox = outbox
-        self._futures: list[asyncio.Future[None]] = []
+        self._futures: list[asyncio.Future[Receipt]] = []
         self._calls: list[Call | None] = []
         self._deadline = inf
 
-    def wait(self, call: Call | None = None) -> asyncio.Future[None]:
+    def wait(self, call: Call | None = None) -> asyncio.Future[Receipt]:
         """A future for the last record that was appended: it ends by the call's deadline."""
         future = self._outbox.new_future()
         self._futures.append(future)
@@ -69,7 +73,7 @@ class Batch:
         futures, self._futures, self._calls = self._futures, [], []
         for future in futures:
             if not future.done():
-                future.set_result(None)
+                future.set_result(_STORED)
 
     def fail(self, make: Callable[[], Exception]) -> None:
         """It has not: each gets an error of its own."""

@@ -18,7 +18,6 @@ from resilient_client.errors import (
     ResilientClientError,
     remote_error,
 )
-from resilient_client.message import Receipt
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
 from resilient_client.transports._link import Link, spawn
 from resilient_client.transports._metadata import NO_METADATA
@@ -56,11 +55,11 @@ from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, chec
 from resilient_client.transports.kafka._values import KafkaCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_client.clock import Clock
     from resilient_client.events import Status
-    from resilient_client.message import Call, Reply
+    from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import Environment, Target
 
 PREPARE_TIMEOUT = 5.0
@@ -73,8 +72,13 @@ MAX_FAREWELLS = 1000
 """Cancelled calls at once whose servers are told."""
 CANCEL_PAUSE = 10.0
 """Seconds until it is tried again after nobody could be told."""
-_STORED = Receipt("stored")
 _OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
+
+
+def _written(call: Call, tokens: list[bytes], id: bytes) -> None:  # noqa: A002
+    """The producer has a request: tell how that ends."""
+    call.sent = True
+    tokens.append(id)
 
 
 class _Connection:
@@ -178,6 +182,19 @@ class _Connection:
             (REPLY_TOPIC, topic.encode()),
             (REPLY_PARTITION, str(place.partition).encode()),
         ]
+
+    def address(self, call: Call) -> tuple[bytes, Headers, bytes | None]:
+        """A fresh id for a request, its record's headers and key."""
+        id = b"%b%x" % (self.prefix, next(self.ids))  # noqa: A001
+        headers, key = headers_of(call.metadata)
+        headers.append((CORRELATION, id))
+        headers += self.places[call.route]
+        return id, headers, key
+
+    def exchange(self, id: bytes, call: Call, batch: Batch) -> Awaitable[Reply]:  # noqa: A002
+        """Wait for the reply to a request that was just handed over with that batch."""
+        written = partial(_written, call, batch.tokens, id)
+        return self.replies.exchange(id, call, written, partial(self.cancel, id))
 
     def cancel(self, key: bytes) -> None:
         """Tell servers of our make that nobody waits any more; as far as that goes."""
@@ -362,46 +379,47 @@ class ClientTransport(BaseTransport):
         """See `Transport.connect`."""
         await self._link.get(deadline)
 
-    async def request(self, call: Call) -> Reply:
+    def request(self, call: Call) -> Awaitable[Reply]:
         """See `Transport.request`."""
+        connection = self._link.current
+        if connection is not None and call.route in connection.places:
+            id, headers, key = connection.address(call)  # noqa: A001
+            batch = connection.outbox.put(call.route, call.body, headers, key)
+            if batch is not None:
+                return connection.exchange(id, call, batch)
+        return self._request(call)
+
+    async def _request(self, call: Call) -> Reply:
+        """The same where something must be waited for: a connection, the topics, or room."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
-        place = connection.places.get(call.route)
-        if place is None:
+        if call.route not in connection.places:
             left = call.connect_deadline - self._clock.now()
             await connection.prepare(call, reply=True, left=left)
-            place = connection.places[call.route]
-        id = b"%b%x" % (connection.prefix, next(connection.ids))  # noqa: A001
-        headers, key = headers_of(call.metadata)
-        headers.append((CORRELATION, id))
-        headers += place
-        batch = connection.outbox.put(call.route, call.body, headers, key)
-        if batch is None:
-            batch = await self._hand_over(connection, call, headers, key)
+        id, headers, key = connection.address(call)  # noqa: A001
+        batch = await self._hand_over(connection, call, headers, key)
+        return await connection.exchange(id, call, batch)
 
-        def noted() -> None:
-            call.sent = True
-            batch.tokens.append(id)
-
-        leave = partial(connection.cancel, id)
-        return await connection.replies.exchange(id, call, noted, leave)
-
-    async def publish(self, call: Call) -> Receipt:
+    def publish(self, call: Call) -> Awaitable[Receipt]:
         """See `Transport.publish`."""
+        connection = self._link.current
+        if connection is not None:
+            headers, key = headers_of(call.metadata)
+            batch = connection.outbox.put(call.route, call.body, headers, key, None, TOGETHER)
+            if batch is not None:
+                call.sent = True
+                return batch.wait(call)
+        return self._publish(call)
+
+    async def _publish(self, call: Call) -> Receipt:
+        """The same where something must be waited for: a connection, the topic, or room."""
         connection = self._link.current or await self._link.get(call.connect_deadline)
+        if connection.topics.known(call.route) is None:
+            left = call.connect_deadline - self._clock.now()
+            await connection.prepare(call, reply=False, left=left)
         headers, key = headers_of(call.metadata)
-        batch = connection.outbox.put(call.route, call.body, headers, key, None, TOGETHER)
-        if batch is None:
-            if connection.topics.known(call.route) is None:
-                left = call.connect_deadline - self._clock.now()
-                await connection.prepare(call, reply=False, left=left)
-            batch = await self._hand_over(connection, call, headers, key)
+        batch = await self._hand_over(connection, call, headers, key)
         call.sent = True
-        written = batch.wait(call)
-        try:
-            await written
-        finally:
-            del written  # it holds an error whose traceback holds this frame
-        return _STORED
+        return await batch.wait(call)
 
     async def _hand_over(
         self, connection: _Connection, call: Call, headers: Headers, key: bytes | None
