@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _STORED = Receipt("stored")
+_WAKE = 128  # callers, in one turn of the loop
 
 
 class Batch:
@@ -69,8 +70,15 @@ class Batch:
         self._outbox.deadlines.add(self, self._deadline)
 
     def stored(self) -> None:
-        """The broker has them."""
-        futures, self._futures, self._calls = self._futures, [], []
+        """The broker has them: wake who waits, some in each turn of the loop.
+
+        Thousands at once would be as many handles at once: the garbage collector then goes through
+        all that is in flight, in every round.
+        """
+        self._calls = []
+        futures, self._futures = self._futures[:_WAKE], self._futures[_WAKE:]
+        if self._futures:
+            asyncio.get_running_loop().call_soon(self.stored)
         for future in futures:
             if not future.done():
                 future.set_result(_STORED)
