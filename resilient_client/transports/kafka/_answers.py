@@ -160,7 +160,10 @@ class Answers:
     async def store(
         self, topic: str, body: bytes | None, headers: Headers, key: bytes | None
     ) -> None:
-        """Write a record of its own, and wait until the broker has it."""
+        """Write a record to a topic that may have to be made; wait until the broker has it."""
+        if self.topics is None:
+            raise ConnectError(f"{self._address} is not connected")
+        await self.topics.ensure([topic], self._request_timeout)
         batch = await self._write(topic, None, body, headers, key)
         async with asyncio.timeout(self._request_timeout):
             await batch.wait()

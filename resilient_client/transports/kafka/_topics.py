@@ -65,7 +65,7 @@ class Topics:
         replication: int | None,
     ) -> None:
         self._client = client
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._declare = declare
         self._partitions = partitions or DEFAULT_PARTITIONS
         self._replication = replication
@@ -95,10 +95,10 @@ class Topics:
                     await self._look_or_make(missing)
             except TimeoutError:
                 raise ConnectError(
-                    f"{self._endpoint}: topics {', '.join(missing)} are not ready in {within} s"
+                    f"{self.endpoint}: topics {', '.join(missing)} are not ready in {within} s"
                 ) from None
             except AIOKAFKA_ERRORS as error:
-                raise ours(error, self._endpoint, sent=False) from error
+                raise ours(error, self.endpoint, sent=False) from error
         return {name: self._known[name] for name in wanted}
 
     async def exists(self, name: str, within: float = REQUEST_TIMEOUT) -> bool:
@@ -181,9 +181,9 @@ class Topics:
         return done
 
     def _missing(self, name: str, what: str) -> ConfigurationError:
-        server = self._endpoint.partition("://")[2].partition("/")[0]
+        server = self.endpoint.partition("://")[2].partition("/")[0]
         return ConfigurationError(
-            f"{self._endpoint}: topic {name} {what}",
+            f"{self.endpoint}: topic {name} {what}",
             hint=f"make it with: kafka-topics.sh --bootstrap-server {server} --create"
             f" --topic {name} --partitions {self._partitions}",
         )

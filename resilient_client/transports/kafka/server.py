@@ -10,29 +10,21 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.context import ATTEMPT_HEADER
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     ConfigurationError,
     ConnectError,
-    InvalidPayloadError,
     PayloadError,
     RemoteError,
     ResilientClientError,
 )
-from resilient_client.events import ConnectionChanged, Degraded
-from resilient_client.message import Message, Reply
+from resilient_client.events import ConnectionChanged
+from resilient_client.message import Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
-from resilient_client.transports._nest import CANCEL_ROUTE
-from resilient_client.transports.kafka._aiokafka import (
-    AIOKafkaConsumer,
-    AIOKafkaProducer,
-    ConsumerRebalanceListener,
-    TopicPartition,
-    errors,
-)
+from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
 from resilient_client.transports.kafka._answers import Answers, Request, request_of
+from resilient_client.transports.kafka._cancels import Cancels
 from resilient_client.transports.kafka._driver import (
     REQUEST_TIMEOUT,
     discard,
@@ -44,15 +36,16 @@ from resilient_client.transports.kafka._driver import (
     why_unreachable,
 )
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
-from resilient_client.transports.kafka._headers import metadata_of
+from resilient_client.transports.kafka._events import Events
 from resilient_client.transports.kafka._lane import Lane
 from resilient_client.transports.kafka._outbox import Outbox
+from resilient_client.transports.kafka._partitions import Partitions
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
-from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
+from resilient_client.transports.kafka._values import KafkaCodec
 from resilient_client.transports.kafka.client import BATCH_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from resilient_client.events import Status
     from resilient_client.transports._base import App, Subscription, Target
@@ -60,18 +53,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.kafka")
 
 DEFAULT_GROUP = "resilient_client"
-CLOCK_SKEW = 1.0
-"""Seconds by which the callers' clocks may differ from ours before requests expire too early."""
 SESSION_TIMEOUT = 10.0
 """Seconds without a sign of life until the group gives a member's partitions to others."""
-COMMIT_INTERVAL = 0.05
-"""Seconds between two commits: a member that is killed repeats what it finished meanwhile."""
 TICK = 0.5
 """Seconds between two looks at the clock, which tell that the process stood still."""
 START_TIMEOUT = 30.0
 """Seconds in which the group must have taken this member in, beside the session timeout."""
-MAX_WAITING = 500
-"""Records read but not begun, a partition, before no more are fetched from it."""
 MAX_DELIVER = 5
 RETRY_WAIT = 0.5
 """Seconds before an event that failed is tried again: doubling from there, up to 30."""
@@ -147,29 +134,36 @@ class ServerListener:
         self._concurrency = concurrency
         self._from_beginning = from_beginning
         self._session = session_timeout
-        self._max_deliver = max_deliver
-        self._retry_wait = retry_wait
-        self._dead_letter = dead_letter
         self._values = KafkaCodec(app.codec)
-        self._batch_values = BatchCodec(app.codec)
         self._batches: dict[str, int] = {}  # by route
         self._slots = app.slots(self._pause, self._resume)
         self._flow = asyncio.Event()
         self._flow.set()
         self._producer: Any = None
         self._answers = Answers(self._values, self.address, request_timeout)
+        self._events = Events(
+            app,
+            self._slots,
+            self._answers,
+            self._values,
+            self._batches,
+            self._done,
+            address=self.address,
+            max_deliver=max_deliver,
+            retry_wait=retry_wait,
+            dead_letter=dead_letter,
+        )
         self._consumer: Any = None
         self._topics: Any = None
-        self._canceller: Any = None  # a consumer without a group
         self._requests: dict[bytes, Request] = {}
-        self._lanes: dict[Any, Lane] = {}
-        self._owned: set[Any] = set()
-        self._held: set[Any] = set()  # those of them that are not read for the moment
-        self._first: dict[str, int] = {}  # partitions of each topic when the group was joined
-        self._joined = asyncio.Event()
-        self._dirty = asyncio.Event()
-        self._progress = asyncio.Event()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._cancels = Cancels(self._made, self._requests, self._over, request_timeout)
+        self._partitions = Partitions(
+            self._lane,
+            self._group,
+            session=session_timeout,
+            request_timeout=request_timeout,
+            from_beginning=from_beginning,
+        )
         self._reader: asyncio.Task[None] | None = None
         self._committer: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
@@ -210,7 +204,7 @@ class ServerListener:
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
-        self._stopping = False
+        self._stopping = self._partitions.stopping = self._events.stopping = False
         self._change("connecting")
         try:
             await self._build()
@@ -221,8 +215,8 @@ class ServerListener:
         self._change("connected")
         self._reader = spawn(self._serve(), f"read {self.address}")
         self._ticker = spawn(self._tick(), f"watch {self.address}")
-        self._hearer = spawn(self._hear_cancels(), f"cancels {self.address}")
-        self._committer = spawn(self._commit_always(), f"commit {self.address}")
+        self._hearer = spawn(self._cancels.hear(), f"cancels {self.address}")
+        self._committer = spawn(self._partitions.commit_always(), f"commit {self.address}")
 
     async def _build(self) -> None:
         """Producer, topics, membership."""
@@ -252,9 +246,8 @@ class ServerListener:
             each.route + REPLY_SUFFIX for each in self._app.subscriptions() if not each.is_event
         }
         there = await self._topics.ensure(sorted(routes | replies), START_TIMEOUT)
-        for topic, partitions in there.items():
-            self._first.setdefault(topic, partitions)
-        await self._listen_for_cancels()
+        self._partitions.expect(there)
+        await self._cancels.listen(self._topics)
         consumer = AIOKafkaConsumer(
             **self._made,
             group_id=self._group,
@@ -265,45 +258,26 @@ class ServerListener:
             rebalance_timeout_ms=int(self._session * 1000),
             max_poll_interval_ms=_NEVER,
         )
-        self._consumer = consumer
-        self._joined.clear()
-        consumer.subscribe(sorted(routes), listener=self)
+        self._consumer = self._partitions.consumer = consumer
+        self._partitions.joined.clear()
+        consumer.subscribe(sorted(routes), listener=self._partitions)
         try:
             async with asyncio.timeout(START_TIMEOUT + self._session):
                 await consumer.start()
-                await self._joined.wait()
-                await self._commit()
+                await self._partitions.joined.wait()
+                await self._partitions.commit()
         except TimeoutError as error:
             raise ConnectError(f"{self.address}: group {self._group} lets nobody in") from error
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise ours(error, self.address, sent=False) from error
 
-    async def _listen_for_cancels(self) -> None:
-        """From now on, on all partitions; without it cancelled calls just run on."""
-        try:
-            there = await self._topics.ensure([CANCEL_ROUTE], self._request_timeout)
-        except ConfigurationError as error:
-            log.info("calls that are cancelled will run on: %s", error.args[0])
-            return
-        consumer = self._canceller = AIOKafkaConsumer(**self._made, enable_auto_commit=False)
-        places = [TopicPartition(CANCEL_ROUTE, number) for number in range(there[CANCEL_ROUTE])]
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                await consumer.start()
-                consumer.assign(places)
-                await consumer.seek_to_end(*places)
-        except (*AIOKAFKA_ERRORS, OSError, TimeoutError) as error:
-            raise await why_unreachable(self._made, self.address, error) from error
-
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
-        self._stopping = True
+        self._stopping = self._partitions.stopping = self._events.stopping = True
         self._slots.drop()
         await _ended(self._reader)
-        for lane in self._lanes.values():
-            lane.drop_waiting()
-        for task in tuple(self._tasks):
-            task.cancel()
+        self._partitions.drop_waiting()
+        self._events.stop()
 
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
@@ -317,16 +291,16 @@ class ServerListener:
         consumer = self._consumer
         if consumer is not None:
             if self._status == "connected":
-                await self._commit()
+                await self._partitions.commit()
             await leave(consumer)
         await self._discard()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        await self._events.ended()
         self._change("closed")
 
     async def _discard(self) -> None:
-        parts = (self._consumer, self._canceller, self._producer)
-        self._consumer = self._canceller = self._producer = self._answers.outbox = None
+        parts = (self._consumer, self._cancels.consumer, self._producer)
+        self._consumer = self._partitions.consumer = self._cancels.consumer = None
+        self._producer = self._answers.outbox = None
         await discard(*(each for each in parts if each is not None))
 
     def _change(self, status: Status, reason: str = "") -> None:
@@ -351,7 +325,7 @@ class ServerListener:
             except AIOKAFKA_ERRORS as error:
                 log.warning("%s: %s", self.address, ours(error, self.address, sent=False).args[0])
                 self._change("reconnecting", str(error))
-            self._give_up()
+            self._partitions.give_up()
             if self._consumer is not None:
                 await leave(self._consumer)  # else the group waits for its session
             await self._discard()
@@ -373,13 +347,7 @@ class ServerListener:
                 raise errors.KafkaError("the producer has given up")
             self._look_at_clock()
             for place, records in batches.items():
-                lane = self._lanes.get(place)
-                if lane is None or place not in self._owned:
-                    continue  # it was taken away in this very moment
-                lane.add(records)
-                if lane.waiting > MAX_WAITING:
-                    self._consumer.pause(place)
-                    self._held.add(place)
+                self._partitions.read(place, records)
 
     async def _tick(self) -> None:
         self._looked = inf
@@ -398,18 +366,11 @@ class ServerListener:
         if stood < self._session * 0.8 or self._consumer is None:
             return
         log.warning("%s: this process stood still for %.1f s", self.address, stood)
-        self._give_up()
+        self._partitions.give_up()
         rejoin(self._consumer)
 
     def _give_out(self) -> None:
         self._worn_out = True
-
-    def _give_up(self) -> None:
-        """Begin nothing more of any partition until the group gives it to us again."""
-        self._owned.clear()
-        self._held.clear()
-        for lane in self._lanes.values():
-            lane.drop_waiting()
 
     def _lane(self, topic: str) -> Lane:
         return Lane(self._begin, concurrency=self._concurrency, batch=self._batches.get(topic, 0))
@@ -418,14 +379,14 @@ class ServerListener:
         """Hand records to the app: one, or a batch."""
         record = records[0]
         if record.topic in self._batches:
-            self._event(lane, records, 1)
+            self._events.begin(lane, records)
             return
         request = request_of(lane, record)
         if request is None:
-            self._event(lane, records, 1)
+            self._events.begin(lane, records)
             return
         self._requests[request.id] = request
-        message = self._message(record, request.id)
+        message = self._events.message(record, request.id)
         respond = partial(self._respond, request)
         request.job = self._app.accept(message, respond, self._slots, "kafka")
 
@@ -438,150 +399,9 @@ class ServerListener:
             del self._requests[request.id]
         self._done(request.lane, [request.record])
 
-    async def _hear_cancels(self) -> None:
-        """Callers of our make that have left say so where all servers hear it."""
-        while True:
-            consumer = self._canceller
-            if consumer is None:
-                await asyncio.sleep(1.0)
-                continue
-            try:
-                batches = await consumer.getmany(timeout_ms=1000)
-            except AIOKAFKA_ERRORS as error:
-                log.debug("%s: cancels are not heard: %s", self.address, error)
-                await asyncio.sleep(1.0)
-                continue
-            for records in batches.values():
-                for record in records:
-                    request = self._requests.get(record.value)
-                    if request is not None and request.job is not None:
-                        request.job.cancel()
-                        self._over(request)
-
-    def _message(self, record: Any, id: bytes | None) -> Message:  # noqa: A002
-        received = self._app.clock.now()
-        if id is not None:
-            age = time.time() - record.timestamp / 1000 - CLOCK_SKEW
-            if age > 0:
-                received -= age
-        return Message(
-            record.topic,
-            record.value,
-            metadata_of(record.headers, record.key),
-            id,
-            received=received,
-            raw=record,
-            codec=self._values,  # type: ignore[arg-type]
-        )
-
     def _done(self, lane: Lane, records: Sequence[Any]) -> None:
         self._look_at_clock()
-        lane.finished(records)
-        self._dirty.set()
-        self._progress.set()
-        if self._held and lane.waiting <= MAX_WAITING // 2:
-            self._let_go(records[0])
-
-    def _let_go(self, record: Any) -> None:
-        """Read on from this record's partition, if it is still ours."""
-        for place in tuple(self._held):
-            if place == (record.topic, record.partition):
-                self._held.discard(place)
-                if place in self._owned:
-                    self._consumer.resume(place)
-
-    # --------------------------------------------------------------------------------- events
-
-    def _event(self, lane: Lane, records: list[Any], attempt: int) -> None:
-        if self._stopping:
-            return
-        message = self._event_of(records, attempt)
-        heard = partial(self._heard, lane, records, attempt)
-        self._app.accept(message, heard, self._slots, "kafka")
-
-    def _event_of(self, records: list[Any], attempt: int) -> Message:
-        """The event in a record, or the batch in several."""
-        record = records[0]
-        message = self._message(record, None)
-        if attempt > 1:
-            message.headers = {**message.headers, ATTEMPT_HEADER: str(attempt)}
-        if record.topic in self._batches:
-            message.body = [each.value for each in records]
-            message.codec = self._batch_values  # type: ignore[assignment]
-            message.raw = records
-        return message
-
-    async def _heard(self, lane: Lane, records: list[Any], attempt: int, reply: Reply) -> None:
-        """The handlers of an event have ended."""
-        error = reply.error
-        if error is None:
-            self._done(lane, records)
-        elif not self._stopping:
-            self._spawn(self._failed(lane, records, attempt, error))
-
-    async def _failed(
-        self, lane: Lane, records: list[Any], attempt: int, error: RemoteError
-    ) -> None:
-        """Try again, and at last set it aside."""
-        if attempt < self._max_deliver and not isinstance(error, InvalidPayloadError):
-            await asyncio.sleep(min(30.0, self._retry_wait * 2 ** (attempt - 1)))
-            self._event(lane, records, attempt + 1)
-            return
-        if len(records) == 1:
-            await self._lay_aside(records[0], attempt, error)
-        else:  # which of them was it?
-            for record in records:
-                reply = await self._alone(record, attempt + 1)
-                if reply.error is not None:
-                    await self._lay_aside(record, attempt + 1, reply.error)
-        self._done(lane, records)
-
-    async def _alone(self, record: Any, attempt: int) -> Reply:
-        """One record of a batch that failed, as a batch of one."""
-        ended: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        async def heard(reply: Reply) -> None:
-            ended.set_result(reply)
-
-        self._app.accept(self._event_of([record], attempt), heard, self._slots, "kafka")
-        return await ended
-
-    async def _lay_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
-        """Into the dead-letter topic, however long that takes; or drop it."""
-        wait = FIRST_WAIT
-        while self._dead_letter:
-            try:
-                await self._set_aside(record, attempt, error)
-                return
-            except (ResilientClientError, TimeoutError) as failure:
-                self._tell(f"an event could not be set aside: {failure}")
-                await asyncio.sleep(wait)
-                wait = min(30.0, wait * 2)
-        self._tell(f"event {_name(record)} failed {attempt} times and is dropped")
-
-    async def _set_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
-        topic = self._dead_letter.replace("{topic}", record.topic)
-        await self._topics.ensure([topic], self._request_timeout)
-        about = {
-            "topic": record.topic,
-            "partition": str(record.partition),
-            "offset": str(record.offset),
-            "attempts": str(attempt),
-            "error": (str(error.__cause__ or error.message))[:1000],
-        }
-        headers = [*record.headers]
-        headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
-        await self._answers.store(topic, record.value, headers, record.key)
-        self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
-
-    def _tell(self, reason: str) -> None:
-        log.error("%s: %s", self.address, reason)
-        self._app.notify(Degraded(self.address, reason))
-
-    def _spawn(self, coroutine: Any) -> None:
-        task = spawn(coroutine, "an event")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._partitions.finished(lane, records)
 
     # -------------------------------------------------------------------------------- replies
 
@@ -607,117 +427,10 @@ class ServerListener:
             return
         log.error("the reply of %s: %s", request.record.topic, error.args[0])
         if isinstance(error, PayloadError) and not self._stopping:
-            self._spawn(self._respond(request, Reply(error=RemoteError(INTERNAL_SERVER_ERROR))))
+            reply = Reply(error=RemoteError(INTERNAL_SERVER_ERROR))
+            self._events.spawn(self._respond(request, reply))
         else:
             self._over(request)
-
-    # ------------------------------------------------------------------- partitions and commits
-
-    async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
-        """Let what runs end, within reason, and commit it before others go on from there."""
-        places = set(revoked)
-        self._owned -= places
-        self._held -= places
-        lanes = [self._lanes[place] for place in places if place in self._lanes]
-        for lane in lanes:
-            lane.drop_waiting()
-        deadline = time.monotonic() + self._session / 2
-        while any(lane.running for lane in lanes) and not self._stopping:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                log.info("%s: %d handlers are not awaited", self._group,
-                         sum(lane.running for lane in lanes))  # fmt: skip
-                break
-            self._progress.clear()
-            try:
-                async with asyncio.timeout(left):
-                    await self._progress.wait()
-            except TimeoutError:
-                continue
-        await self._commit(places)
-
-    async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
-        """Go on from what is committed; without that from the end, or the beginning."""
-        places = list(assigned)
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                await self._begin_reading(places)
-        except (*AIOKAFKA_ERRORS, TimeoutError) as error:
-            # aiokafka would go on as if nothing had happened
-            log.warning("%s: where to read from is not known: %r", self._group, error)
-            asyncio.get_running_loop().call_later(LONGEST_WAIT, rejoin, self._consumer)
-            return
-        self._dirty.set()
-        self._joined.set()
-
-    async def _begin_reading(self, places: list[Any]) -> None:
-        consumer = self._consumer
-        committed = await asyncio.gather(*(consumer.committed(place) for place in places))
-        begins = await asyncio.gather(
-            *(
-                self._begin_of(place)
-                for place, offset in zip(places, committed, strict=True)
-                if offset is None
-            )
-        )
-        # no record may be read between the first of these and the last
-        unread = iter(begins)
-        for place, offset in zip(places, committed, strict=True):
-            lane = self._lanes.get(place)
-            if lane is None or offset is None:  # also a topic that was made anew
-                lane = self._lanes[place] = self._lane(place.topic)
-            lane.committed = offset
-            consumer.seek(place, lane.begin(next(unread) if offset is None else offset))
-        self._owned.update(places)
-
-    async def _begin_of(self, place: Any) -> int:
-        """Where a group begins that has committed nothing here.
-
-        A partition that was added while the group was there is read from its beginning.
-        """
-        added = place.partition >= self._first.get(place.topic, 0)
-        consumer = self._consumer
-        find = consumer.end_offsets
-        if added or self._from_beginning:
-            find = consumer.beginning_offsets
-        offset: int = (await find([place]))[place]
-        return offset
-
-    async def _commit_always(self) -> None:
-        while True:
-            await self._dirty.wait()
-            self._dirty.clear()
-            await self._commit()
-            await asyncio.sleep(COMMIT_INTERVAL)
-
-    async def _commit(self, places: Iterable[Any] | None = None) -> None:
-        """Commit what is finished, without a gap, in these partitions or all of ours."""
-        offsets = {}
-        for place in tuple(self._owned if places is None else places):
-            lane = self._lanes.get(place)
-            if lane is not None and lane.prefix is not None and lane.prefix != lane.committed:
-                offsets[place] = lane.prefix
-        consumer = self._consumer
-        if not offsets or consumer is None:
-            return
-        try:
-            async with asyncio.timeout(self._request_timeout):
-                await consumer.commit(offsets)
-        except (*AIOKAFKA_ERRORS, TimeoutError) as error:
-            # the next one says the same, or the partition is another member's by now
-            log.debug("%s: offsets were not committed: %r", self._group, error)
-            if places is None:
-                self._dirty.set()
-            return
-        for place, offset in offsets.items():
-            self._lanes[place].committed = offset
-
-
-ConsumerRebalanceListener.register(ServerListener)
-
-
-def _name(record: Any) -> str:
-    return f"{record.topic}/{record.partition}/{record.offset}"
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:
