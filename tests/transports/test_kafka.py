@@ -21,6 +21,7 @@ from resilient_client import (
     Context,
     DeadlineExceeded,
     PayloadError,
+    Receipt,
     RemoteError,
     ResilientClientError,
     Retry,
@@ -200,6 +201,20 @@ async def test_a_message_above_the_brokers_limit_is_a_payload_error(
         error = await error_of(client.send(f"{unique}.big", 2_000_000))
         assert isinstance(error, RemoteError)
         assert await client.send(f"{unique}.big", 1000) == "x" * 1000
+
+
+async def test_a_message_above_the_limit_fails_alone(kafka_broker: Kafka, unique: str) -> None:
+    async with client_of(f"{kafka_broker.url}?partitions=1") as client:
+        for _ in range(2):
+            small, error, other = await asyncio.gather(
+                *(client.emit(f"{unique}.big", "x" * size) for size in (1, 2_000_000, 10)),
+                return_exceptions=True,
+            )
+            assert isinstance(error, PayloadError), error
+            assert isinstance(small, Receipt), small
+            assert isinstance(other, Receipt), other
+        for _ in range(3):
+            assert (await client.emit(f"{unique}.big", "x")).delivery == "stored"
 
 
 # ----------------------------------------------------------------------------- keys and order

@@ -278,6 +278,14 @@ def on_ended(producer: Any, ended: Callable[[], object]) -> None:
     producer._sender.sender_task.add_done_callback(done)  # noqa: SLF001
 
 
+def take_back(producer: Any, place: Any, count: int) -> None:
+    """The broker has refused so many records: the next ones of the partition have their numbers.
+
+    aiokafka counts on, and a broker takes nothing from a producer after a gap.
+    """
+    producer._txn_manager.increment_sequence_number(place, -count)  # noqa: SLF001
+
+
 def forget(*parts: Any) -> None:
     """Leave producers and consumers of a loop that has ended: no callback of theirs will run."""
     for part in parts:

@@ -11,7 +11,8 @@ from resilient_client.clock import Deadlines
 from resilient_client.errors import ConnectionLost
 from resilient_client.message import Receipt
 from resilient_client.transports.kafka._aiokafka import TopicPartition, errors, murmur2
-from resilient_client.transports.kafka._errors import ours
+from resilient_client.transports.kafka._driver import take_back
+from resilient_client.transports.kafka._errors import REFUSED, TOO_LARGE, ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _STORED = Receipt("stored")
+_REFUSED = (*TOO_LARGE, *REFUSED)
 _WAKE = 128  # callers, in one turn of the loop
 
 
@@ -97,6 +99,7 @@ class Outbox:
 
     Args:
         told: called with every token of a batch at its end, and the error if it was not stored.
+        worn_out: called when the broker will take nothing more from this producer.
     """
 
     def __init__(
@@ -105,12 +108,14 @@ class Outbox:
         endpoint: str,
         clock: Clock,
         told: Callable[[Any, ResilientClientError | None], object],
+        worn_out: Callable[[], object],
     ) -> None:
         self.producer = producer
         self.new_future = asyncio.get_running_loop().create_future
         self.deadlines = Deadlines(clock, lambda batch: batch.expire(clock.now()))
         self._endpoint = endpoint
         self._told = told
+        self._worn_out = worn_out
         self._accumulator = producer._message_accumulator  # noqa: SLF001
         self._cluster = producer.client.cluster
         self._topics: dict[str, _Topic] = {}
@@ -199,7 +204,12 @@ class Outbox:
         self._pending.add(batch)
 
         def ended(written: asyncio.Future[Any]) -> None:
-            self._ended(batch, None if written.cancelled() else written.exception())
+            error = None if written.cancelled() else written.exception()
+            if isinstance(error, _REFUSED):
+                take_back(self.producer, place, made.record_count)
+            elif isinstance(error, errors.OutOfOrderSequenceNumber):
+                self._worn_out()
+            self._ended(batch, error)
 
         made.future.add_done_callback(ended)
         return batch

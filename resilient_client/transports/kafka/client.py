@@ -96,7 +96,7 @@ class _Connection:
         lost: Callable[[_Connection, str], None],
     ) -> None:
         self.producer = producer
-        self.outbox = Outbox(producer, endpoint, clock, self._sent)
+        self.outbox = Outbox(producer, endpoint, clock, self._sent, self._worn_out)
         self.consumer = consumer
         self.topics = topics
         self.replies = replies
@@ -113,7 +113,7 @@ class _Connection:
         self._ending: asyncio.Task[None] | None = None
         for client in (producer.client, consumer._client):  # noqa: SLF001
             on_lost(client, self.lost)
-        on_ended(producer, lambda: self.lost("the producer has given up"))
+        on_ended(producer, self._worn_out)
         self._reader = spawn(self._read(), "replies")
 
     async def _read(self) -> None:
@@ -220,6 +220,9 @@ class _Connection:
         """The broker has stored a request, or will not."""
         if error is not None and key in self.replies:
             self.replies.fail(key, error)
+
+    def _worn_out(self) -> None:
+        self.lost("the producer has given up")
 
     def _fail_all(self, reason: str) -> None:
         self.replies.fail_all(lambda: ConnectionLost(reason))

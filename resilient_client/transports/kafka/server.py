@@ -238,7 +238,9 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
         on_ended(producer, self._give_out)
-        self._answers.outbox = Outbox(producer, self.address, self._app.clock, self._answered)
+        self._answers.outbox = Outbox(
+            producer, self.address, self._app.clock, self._answered, self._give_out
+        )
         self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
         self._answers.topics = self._topics
         routes = {each.route for each in self._app.subscriptions()}
