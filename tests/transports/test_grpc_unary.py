@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_a_release_that_has_it_otherwise_is_noticed(begin: Any) -> None:
 
 
 @asynccontextmanager
-async def pair() -> AsyncIterator[tuple[asyncio.Event, ClientProxy]]:
+async def pair() -> AsyncGenerator[tuple[asyncio.Event, ClientProxy]]:
     server = Server("grpc://127.0.0.1:0", telemetry=False, grace=0.5)
     cancelled = asyncio.Event()
 

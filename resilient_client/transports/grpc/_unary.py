@@ -33,8 +33,7 @@ def unary_of(channel: aio.Channel, path: str, calls: set[Any]) -> Unary | None:
     """
     begin: Any = getattr(getattr(channel, "_channel", None), "call", None)
     method = path.encode()
-    rest = None if begin is None or rpc_error is None else _arguments(begin, method)
-    if rest is None:
+    if begin is None or rpc_error is None or (rest := _arguments(begin, method)) is None:
         return None
 
     async def unary(raw: bytes, timeout: float | None, metadata: tuple[Pair, ...]) -> bytes:
