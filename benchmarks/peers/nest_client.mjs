@@ -1,5 +1,5 @@
 // A plain Nest 12 ClientProxy: prints calls a second for each number in flight, and events a second
-// for each "emit:number". nest_client.mjs OPTIONS SECONDS WHAT..
+// for each "emit:number"; "cmd:number" are calls with an object for a pattern. nest_client.mjs OPTIONS SECONDS WHAT..
 import { nest } from '../../tests/interop/nest12/nest.mjs';
 import { nestOptions } from '../../tests/interop/shared/transports.mjs';
 
@@ -16,13 +16,14 @@ for (let tries = 0; given.transport === 'kafka' && tries < 600; tries += 1) {
 }
 
 const stub = given.transport === 'grpc' ? client.getService('Math') : null;
-const send = async () => {
+const send = async (pattern = 'bench.sum') => {
   if (stub) {
     if (Number((await lastValueFrom(stub.Sum({ values: [1, 2, 3] }))).total) !== 6) throw new Error('wrong answer');
     return;
   }
-  if (Number(await lastValueFrom(client.send('bench.sum', [1, 2, 3]))) !== 6) throw new Error('wrong answer');
+  if (Number(await lastValueFrom(client.send(pattern, [1, 2, 3]))) !== 6) throw new Error('wrong answer');
 };
+const sendObject = () => send({ cmd: 'sum' });
 const emit = () => lastValueFrom(client.emit('bench.event', [1, 2, 3]), { defaultValue: null });
 
 async function run(work, number, time) {
@@ -47,11 +48,11 @@ for (let tries = 0; ; tries += 1) { // Nest says that it listens before the brok
   if (answered) break;
   if (tries === 60) throw new Error('no answer');
 }
-await run(send, 64, 0.5);
+await run(() => send(), 64, 0.5);
 const rates = {};
 for (const what of whats) {
   const [number, kind] = what.split(':').reverse();
-  rates[what] = await run(kind === 'emit' ? emit : send, Number(number), Number(seconds));
+  rates[what] = await run({ emit, cmd: sendObject }[kind] ?? (() => send()), Number(number), Number(seconds));
 }
 process.stdout.write(`${JSON.stringify(rates)}\n`);
 process.exit(0);

@@ -21,7 +21,7 @@ if (given.transport === 'grpc') {
   App.prototype.sum = ({ values }) => ({ total: values.reduce((total, number) => total + number, 0) });
   decorate(nest.microservices.GrpcMethod('Math', 'Sum'), 'sum');
 } else {
-  decorate(MessagePattern('bench.sum'), 'sum');
+  decorate(MessagePattern(given.transport === 'kafka' ? 'bench.sum' : ['bench.sum', { cmd: 'sum' }]), 'sum');
   if (given.transport !== 'kafka') decorate(EventPattern('bench.event'), 'event'); // as in ours.py
 }
 Controller()(App);

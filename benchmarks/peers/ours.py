@@ -1,6 +1,6 @@
 """Our two ends as processes: `ours server LOOP [URL]`, `ours client LOOP URL STACK SECONDS WHAT..`.
 
-WHAT is a number of calls in flight, or `emit:` and a number of events.
+WHAT is a number of calls in flight; `cmd:` before it means an object for a pattern, `emit:` events.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 from benchmarks._contest import rate
 from resilient_client import ClientProxy, Server
 
+OBJECT = {"cmd": "sum"}
+
 
 async def serve(url: str) -> None:
     server = Server(url)
@@ -23,7 +25,7 @@ async def serve(url: str) -> None:
         async def add_message(numbers: dict[str, list[int]]) -> dict[str, int]:
             return {"total": sum(numbers["values"])}
 
-    @server.message_pattern("bench.sum")
+    @server.message_pattern(["bench.sum"] if url.startswith("kafka") else ["bench.sum", OBJECT])
     async def add(numbers: list[int]) -> int:
         return sum(numbers)
 
@@ -51,6 +53,9 @@ async def call(url: str, stack: str, seconds: float, whats: list[str]) -> None:
         if url.startswith("grpc"):
             send = send_message
 
+        async def send_object() -> None:
+            assert await client.send(OBJECT, [1, 2, 3], returns=int) == 6
+
         async def emit() -> None:
             await client.emit("bench.event", [1, 2, 3])
 
@@ -58,7 +63,8 @@ async def call(url: str, stack: str, seconds: float, whats: list[str]) -> None:
         rates = {}
         for what in whats:
             kind, _, number = what.rpartition(":")
-            rates[what] = await rate(emit if kind else send, int(number), seconds)
+            work = {"emit": emit, "cmd": send_object}.get(kind, send)
+            rates[what] = await rate(work, int(number), seconds)
         print(json.dumps(rates))
 
 
