@@ -46,7 +46,7 @@ for (let tries = 0; ; tries += 1) { // Nest says that it listens before the brok
     new Promise((resolve) => setTimeout(resolve, 500, false)),
   ]);
   if (answered) break;
-  if (tries === 60) throw new Error('no answer');
+  if (tries === 180) throw new Error('no answer');
 }
 await run(() => send(), 64, 0.5);
 const rates = {};
