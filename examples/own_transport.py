@@ -24,10 +24,10 @@ from resilient_client.testing import check_transport
 from resilient_client.transports import (
     CANCEL_ROUTE,
     App,
-    BaseTransport,
     Environment,
     Job,
     Link,
+    LinkedTransport,
     PendingReplies,
     Target,
     answer,
@@ -54,7 +54,7 @@ class Connection:
         self.writer.write(packet + b"\n")  # compact JSON holds no line end
 
 
-class UnixTransport(BaseTransport):
+class UnixTransport(LinkedTransport[Connection]):
     """The client's end. The base class encodes and decodes payloads, `Link` keeps a connection."""
 
     def __init__(self, path: Path, env: Environment) -> None:
@@ -62,10 +62,6 @@ class UnixTransport(BaseTransport):
         self._path = path
         self._ids = count(1)
         self._link = Link[Connection](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
-
-    @property
-    def status(self):
-        return self._link.status
 
     async def _dial(self) -> Connection:
         try:
@@ -90,9 +86,6 @@ class UnixTransport(BaseTransport):
             connection.replies.fail_all(lambda: ConnectionLost(reason))
             self._link.lost(connection, reason)
 
-    async def connect(self, deadline: float) -> None:
-        await self._link.get(deadline)
-
     async def request(self, call: Call) -> Reply:
         connection = await self._link.get(call.connect_deadline)
         key = str(next(self._ids))
@@ -116,9 +109,6 @@ class UnixTransport(BaseTransport):
         call.sent = True
         connection.write(event_packet(pattern_json(call.pattern), call.body, call.metadata))
         return Receipt("written")  # no more is known
-
-    def forget_loop(self) -> None:
-        self._link.forget_loop()
 
     async def aclose(self) -> None:
         connection = await self._link.aclose()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         Subscription,
         Transport,
     )
-    from resilient_client.transports._link import Link
+    from resilient_client.transports._link import Link, LinkedTransport
     from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver
     from resilient_client.transports._packets import (
         event_packet,
@@ -53,6 +53,7 @@ __all__ = [
     "ItemStream",
     "Job",
     "Link",
+    "LinkedTransport",
     "PendingReplies",
     "Respond",
     "ServerListener",
@@ -81,7 +82,7 @@ _HOMES = {
         "Subscription",
         "Transport",
     ),
-    "_link": ("Link",),
+    "_link": ("Link", "LinkedTransport"),
     "_nest": ("CANCEL_ROUTE", "answer", "deliver"),
     "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
     "_replies": ("ItemStream", "PendingReplies"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from resilient_client.clock import call_later
 from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError, redact
 from resilient_client.events import ConnectionChanged
+from resilient_client.transports._base import BaseTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -207,6 +208,29 @@ class Link(Generic[C]):
             await asyncio.wait(tasks)
         connection, self.current = self.current, None
         return connection
+
+
+class LinkedTransport(BaseTransport, Generic[C]):
+    """What the clients' ends that keep one connection have in common; each makes its `_link`."""
+
+    _link: Link[C]
+
+    @property
+    def status(self) -> Status:  # type: ignore[override]
+        """See `Transport.status`."""
+        return self._link.status
+
+    async def connect(self, deadline: float) -> None:
+        """See `Transport.connect`."""
+        await self._link.get(deadline)
+
+    def numbers(self) -> dict[str, int]:
+        """See `BaseTransport.numbers`."""
+        return {**super().numbers(), "connection.attempts": self._link.dials}
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._link.forget_loop()
 
 
 def _look_at(task: asyncio.Task[Any]) -> None:

@@ -155,7 +155,11 @@ class ClientTransport(BaseTransport):
             call.sent = True
             _post(listener.loop, listener.request, message, parcel)
 
-        return await replies.exchange(key, call, write, parcel.leave)
+        try:
+            return await replies.exchange(key, call, write, parcel.leave)
+        except TimeoutError:  # this attempt is given up: its handler need not go on
+            parcel.leave()
+            raise
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""

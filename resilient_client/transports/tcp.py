@@ -16,9 +16,9 @@ from resilient_client.context import PEER_HEADER
 from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError
 from resilient_client.message import Message, Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import FrameReader, frame
-from resilient_client.transports._link import Link
+from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver, packet
 from resilient_client.transports._packets import (
     event_packet,
@@ -32,7 +32,6 @@ from resilient_client.transports._stream import Stream, dial, uncongested
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import App, Environment, Job, Target
 
@@ -123,7 +122,7 @@ class _ClientStream(_Stream):
         self._lost(self, reason)
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[_ClientStream]):
     """The client's end: one socket, calls matched by id.
 
     Args:
@@ -146,11 +145,6 @@ class ClientTransport(BaseTransport):
             self.endpoint, self._dial, clock=env.clock, notify=env.notify
         )
 
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
-
     async def _dial(self) -> _ClientStream:
         return await dial(
             lambda: _ClientStream(
@@ -169,10 +163,6 @@ class ClientTransport(BaseTransport):
         if response.metadata and PEER_HEADER in response.metadata:
             stream.ours = True
         deliver(stream.replies, response.id, response, self._codec)
-
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
@@ -214,14 +204,6 @@ class ClientTransport(BaseTransport):
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
         return Receipt("written")
-
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
-    def forget_loop(self) -> None:
-        """See `Transport`."""
-        self._link.forget_loop()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

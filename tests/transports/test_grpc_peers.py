@@ -23,6 +23,7 @@ from resilient_client import (
     ResilientClientError,
     Server,
 )
+from tests.peers.brokers import require_peer
 from tests.peers.gogrpc import GoServer, go_missing, run
 
 from .test_grpc import math_server
@@ -30,10 +31,12 @@ from .test_grpc import math_server
 PROTO = Path(__file__).parent.parent / "interop" / "shared" / "testing.proto"
 SERVICE = "grpc.testing.TestService"
 
-pytestmark = [
-    pytest.mark.interop,
-    pytest.mark.skipif(go_missing() is not None, reason=str(go_missing())),
-]
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(autouse=True)
+def _go() -> None:
+    require_peer(go_missing())
 
 
 def interop_server() -> Server:

@@ -22,6 +22,7 @@ from resilient_client import (
     Throttled,
 )
 from resilient_client.testing import check_transport
+from tests.peers.brokers import require_peer
 
 LOCAL = "http://127.0.0.1:0"
 
@@ -206,8 +207,8 @@ async def test_a_stranger_reads_a_stream_as_events():
 
 async def test_curl_is_understood():
     curl = shutil.which("curl")
-    if curl is None:
-        pytest.skip("there is no curl here")
+    require_peer(None if curl else "curl is not installed")
+    assert curl is not None
     async with server() as made:
         process = await asyncio.create_subprocess_exec(
             curl, "-s", "--noproxy", "*", "--max-time", "20",

@@ -19,9 +19,9 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport, Tally
+from resilient_client.transports._base import DEFAULT_MAX_SIZE, Tally
 from resilient_client.transports._frames import ENVELOPE
-from resilient_client.transports._link import Link
+from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from resilient_client.codecs import Codec
-    from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
     from resilient_client.transports.amqp._connection import Channel
@@ -198,7 +197,7 @@ class _Session:
                 self.confirms.value(each, Receipt(stored), last=True)  # type: ignore[arg-type]
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[_Session]):
     """The client's end.
 
     Args:
@@ -240,11 +239,6 @@ class ClientTransport(BaseTransport):
         self._prefix = os.urandom(8).hex().encode()
         self._ids = count(1)
 
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
-
     async def _dial(self) -> _Session:
         connection = await connect(
             self._login, self._max_size + ENVELOPE, self._lost, self._blocked
@@ -274,10 +268,6 @@ class ClientTransport(BaseTransport):
     def _blocked(self, reason: str) -> None:
         text = f"RabbitMQ takes nothing in: {reason}"
         self._notify(Degraded(self.endpoint, text))
-
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`.
@@ -316,13 +306,9 @@ class ClientTransport(BaseTransport):
             confirms.forget(tag)
             del future
 
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
     def forget_loop(self) -> None:
         """See `Transport`."""
-        self._link.forget_loop()
+        super().forget_loop()
         self._sessions.clear()
         self._renew()
 

@@ -18,8 +18,8 @@ from resilient_client.errors import (
     ResilientClientError,
     remote_error,
 )
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
-from resilient_client.transports._link import Link, spawn
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import Link, LinkedTransport, spawn
 from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports._replies import PendingReplies
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from resilient_client.clock import Clock
-    from resilient_client.events import Status
     from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import Environment, Target
 
@@ -253,7 +252,7 @@ class _Connection:
         await asyncio.wait(tasks)
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[_Connection]):
     """The client's end: one producer, and one consumer of replies without a group.
 
     Args:
@@ -300,11 +299,6 @@ class ClientTransport(BaseTransport):
         self._link = Link[_Connection](
             self.endpoint, self._dial, clock=env.clock, notify=env.notify
         )
-
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`."""
@@ -378,10 +372,6 @@ class ClientTransport(BaseTransport):
             headers = metadata_of(record.headers, None) if more else NO_METADATA
             replies.value(key, record.value, ended, headers)
 
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
-
     def request(self, call: Call) -> Awaitable[Reply]:
         """See `Transport.request`."""
         connection = self._link.current
@@ -441,17 +431,13 @@ class ClientTransport(BaseTransport):
             connection.places.pop(call.route, None)
             raise ours(error, self.endpoint, sent=False) from error
 
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
     def forget_loop(self) -> None:
         """See `Transport`."""
         connection = self._link.current
         if connection is not None:
             forget(connection.producer, connection.consumer)
         self._ending.clear()
-        self._link.forget_loop()
+        super().forget_loop()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -23,7 +23,8 @@ from resilient_client.errors import (
 )
 from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -44,7 +45,6 @@ from resilient_client.transports.mqtt._connection import (
 from resilient_client.transports.mqtt._reasons import publish_error, subscribe_error
 
 if TYPE_CHECKING:
-    from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
 
@@ -80,7 +80,7 @@ class _Topic:
         self.subscribed: Connection | None = None
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[Connection]):
     """The client's end: one connection, calls matched by globally unique ids on shared topics.
 
     Args:
@@ -130,11 +130,6 @@ class ClientTransport(BaseTransport):
         self._ours = False  # a peer of our make hears cancel messages
         self._left: deque[str] = deque(maxlen=INFLIGHT)  # cancelled before that was known
 
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
-
     # ------------------------------------------------------------------------------ the connection
 
     async def ready(self, connection: Connection) -> None:
@@ -180,10 +175,6 @@ class ClientTransport(BaseTransport):
         if connection is self._link.current:
             self._replies.fail_all(lambda: ConnectionLost(connection.reason))
             self._left.clear()
-
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
 
     # ---------------------------------------------------------------------------------- the calls
 
@@ -333,13 +324,9 @@ class ClientTransport(BaseTransport):
 
     # ------------------------------------------------------------------------------------ its end
 
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
     def forget_loop(self) -> None:
         """See `Transport`."""
-        self._link.forget_loop()
+        super().forget_loop()
         self._topics.clear()
         self._replies = PendingReplies(self._clock, self._tally)
 

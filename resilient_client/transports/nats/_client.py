@@ -20,8 +20,8 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
-from resilient_client.transports._link import Link
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_client.codecs import Codec
-    from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
 
@@ -129,7 +128,7 @@ class _Line:
         return bool(found)
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[_Line]):
     """The client's end.
 
     Args:
@@ -173,11 +172,6 @@ class ClientTransport(BaseTransport):
         self._ids = count(1)
         self._link = Link[_Line](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
 
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
-
     async def _dial(self) -> _Line:
         line = _Line(
             f"{self._inbox_prefix}.{fresh_id()}.",
@@ -201,10 +195,6 @@ class ClientTransport(BaseTransport):
             await connection.aclose()
             raise
         return line
-
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`; a route that cannot be a subject is refused here too."""
@@ -317,14 +307,6 @@ class ClientTransport(BaseTransport):
             call.sent = before
             raise _jetstream.refused(error, f"stream {self._stream}")
         return answer  # type: ignore[no-any-return]
-
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
-    def forget_loop(self) -> None:
-        """See `Transport`."""
-        self._link.forget_loop()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -23,8 +23,8 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
-from resilient_client.transports._link import Link, spawn
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import Link, LinkedTransport, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -34,7 +34,6 @@ from resilient_client.transports.redis._session import Door, Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.events import Status
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
 
@@ -75,7 +74,7 @@ class _ClientSession(Session):
         return f"{self.prefix}{next(self.ids):x}"
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[_ClientSession]):
     """The client's end: one connection to publish, one for replies; calls matched by id.
 
     Args:
@@ -121,11 +120,6 @@ class ClientTransport(BaseTransport):
             self.endpoint, self._dial, clock=env.clock, notify=env.notify
         )
 
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """See `Transport.status`."""
-        return self._link.status
-
     # ---------------------------------------------------------------------------- the connection
 
     async def _dial(self) -> _ClientSession:
@@ -160,10 +154,6 @@ class ClientTransport(BaseTransport):
     def _lost(self, session: _ClientSession, reason: str) -> None:
         session.replies.fail_all(lambda: ConnectionLost(reason))
         self._link.lost(session, reason)
-
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
 
     async def _ready(self, call: Call, channel: str | None = None) -> _ClientSession:
         """A session that can be written to, and listens to the reply channel."""
@@ -279,47 +269,23 @@ class ClientTransport(BaseTransport):
         session = await self._ready(call)
         key = session.next_id()
         packet = event_packet(pattern_json(call.pattern), call.body, call.metadata)
-        replies, before = session.replies, call.sent
-        what = "PUBLISH" if self._stream is None else "XADD"
-        call.sent = True
-        future = replies.expect(key, call)
-        done = partial(_handed_over, replies, key, f"{what} {self._stream or call.route}")
-        if self._stream is None:
-            session.commands.ask(done, "PUBLISH", call.route, packet)
-        else:
-            session.commands.ask(
-                done,
-                "XADD",
-                self._stream,
-                "MAXLEN",
-                "~",
-                self._stream_length,
-                "*",
-                "packet",
-                packet,
-            )
-        try:
-            reply = await future
-        except ResilientClientError as error:
-            if not error.sent:
-                call.sent = before
-            raise
-        finally:
-            replies.forget(key)
-            del future
+        replies, stream = session.replies, self._stream
+        command: tuple[Any, ...] = ("PUBLISH", call.route, packet)
+        if stream is not None:
+            length = self._stream_length
+            command = ("XADD", stream, "MAXLEN", "~", length, "*", "packet", packet)
+        done = partial(_handed_over, replies, key, f"{command[0]} {stream or call.route}")
+
+        def write() -> None:
+            call.sent = True
+            session.commands.ask(done, *command)
+
+        reply = await replies.exchange(key, call, write, _nothing)
         if self._stream is None:
             return Receipt("accepted", reply.body)
         return Receipt("stored")
 
     # -------------------------------------------------------------------------------- its life
-
-    def numbers(self) -> dict[str, int]:
-        """See `BaseTransport.numbers`."""
-        return {**super().numbers(), "connection.attempts": self._link.dials}
-
-    def forget_loop(self) -> None:
-        """See `Transport`."""
-        self._link.forget_loop()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -348,3 +314,7 @@ def _error_in(reply: Any, doing: str) -> ResilientClientError:
 
 def _ignore(reply: Any) -> None:
     """Nothing hangs on the answer."""
+
+
+def _nothing() -> None:
+    """There is no taking an event back."""
