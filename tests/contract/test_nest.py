@@ -375,10 +375,11 @@ async def test_older_versions_of_nest_speak_the_same_both_ways(
     async with calling_nest(meeting, version) as ours:
         assert await ours.send(f"{p}sum", [1, 2, 3], returns=int) == 6
         assert await ours.send(f"{p}echo", UNICODE) == UNICODE
-        assert await values_of(ours.stream(f"{p}observable_late", 1, returns=int)) == (
-            [1, 2, 3],
-            None,
-        )
+        last = await values_of(ours.stream(f"{p}observable_last", 1, returns=int))
+        assert last == ([1, 2, 3], None)
+        late = await values_of(ours.stream(f"{p}observable_late", 1, returns=int))
+        # Nest 10 loses a value that appears while it waits for the broker to take those before.
+        assert late == ([1, 2, 3], None) or (version == 10 and late == ([1, 2], None))
         assert (await error_of(ours.send(f"{p}rpc_object", 1))).payload == BOOM
         await ours.emit(f"{p}user_created", {"run": "r", "id": 1})
     heard: list[Any] = []
