@@ -129,7 +129,7 @@ class Rig:
 
 
 @asynccontextmanager
-async def _direct(scheme: str, loop: str, **about: Any) -> AsyncIterator[Rig]:
+async def direct(scheme: str, loop: str, **about: Any) -> AsyncIterator[Rig]:
     """The service itself listens: it is what is killed."""
     service = Service(f"{scheme}://127.0.0.1:{{port}}", {}, loop)
     try:
@@ -143,19 +143,19 @@ async def _direct(scheme: str, loop: str, **about: Any) -> AsyncIterator[Rig]:
 
 @asynccontextmanager
 async def tcp(loop: str) -> AsyncIterator[Rig]:
-    async with _direct("tcp", loop) as rig:
+    async with direct("tcp", loop) as rig:
         yield rig
 
 
 @asynccontextmanager
 async def http(loop: str) -> AsyncIterator[Rig]:
-    async with _direct("http", loop, tells_loss=True) as rig:
+    async with direct("http", loop, tells_loss=True) as rig:
         yield rig
 
 
 @asynccontextmanager
 async def grpc(loop: str) -> AsyncIterator[Rig]:
-    async with _direct("grpc", loop, tells_loss=True, detects_freeze=25.0) as rig:
+    async with direct("grpc", loop, tells_loss=True, detects_freeze=25.0) as rig:
         yield rig
 
 
@@ -168,8 +168,19 @@ def stop_brokers() -> None:
         _brokers.popitem()[1].stop()
 
 
+async def broker_of(name: str) -> Peer:
+    """A broker of this suite's own, running, started once; `name` is its name in `BROKERS`."""
+    require_broker(name)
+    broker = _brokers.get(name)
+    if broker is None:
+        broker = _brokers[name] = BROKERS[name]()
+    if not broker.running:  # a test may have left it killed
+        await broker.start_async()
+    return broker
+
+
 @asynccontextmanager
-async def _brokered(
+async def brokered(
     scheme: str,
     loop: str,
     name: str,
@@ -178,7 +189,7 @@ async def _brokered(
     service_options: dict[str, Any] | None = None,
     **about: Any,
 ) -> AsyncIterator[Rig]:
-    """A broker of this suite's own, started once: it is what is killed.
+    """A broker of `broker_of`: it is what is killed.
 
     The proxy stands between the client and the broker; the service talks to the broker directly.
 
@@ -187,12 +198,7 @@ async def _brokered(
         query: of both ends' URLs, such as "?queue=faults".
         service_options: of the server alone.
     """
-    require_broker(name)
-    broker = _brokers.get(name)
-    if broker is None:
-        broker = _brokers[name] = BROKERS[name]()
-    if not broker.running:  # a test may have left it killed
-        await broker.start_async()
+    broker = await broker_of(name)
     service = Service(f"{scheme}://127.0.0.1:{broker.port}{query}", service_options or {}, loop)
     try:
         await service.start_async()
@@ -210,13 +216,13 @@ _numbers = itertools.count()
 async def amqp(loop: str) -> AsyncIterator[Rig]:
     query = f"?queue=faults-{next(_numbers)}"
     about: dict[str, Any] = {"tells_loss": True, "may_duplicate": 5, "detects_freeze": 15.0}
-    async with _brokered("amqp", loop, "rabbitmq", query=query, **about) as rig:
+    async with brokered("amqp", loop, "rabbitmq", query=query, **about) as rig:
         yield rig
 
 
 @asynccontextmanager
 async def redis(loop: str) -> AsyncIterator[Rig]:
-    async with _brokered("redis", loop, "redis", detects_freeze=4.0) as rig:
+    async with brokered("redis", loop, "redis", detects_freeze=4.0) as rig:
         yield rig
 
 
@@ -224,7 +230,7 @@ async def redis(loop: str) -> AsyncIterator[Rig]:
 async def redis_stream(loop: str) -> AsyncIterator[Rig]:
     """Durable events; a stream for each test, so that none sees what another left."""
     query = f"?stream=faults-{next(_numbers)}"
-    async with _brokered(
+    async with brokered(
         "redis", loop, "redis", query=query, tells_loss=True, detects_freeze=4.0
     ) as rig:
         yield rig
@@ -232,13 +238,13 @@ async def redis_stream(loop: str) -> AsyncIterator[Rig]:
 
 @asynccontextmanager
 async def mqtt(loop: str) -> AsyncIterator[Rig]:
-    async with _brokered("mqtt", loop, "mosquitto", detects_freeze=10.0) as rig:
+    async with brokered("mqtt", loop, "mosquitto", detects_freeze=10.0) as rig:
         yield rig
 
 
 @asynccontextmanager
 async def nats(loop: str) -> AsyncIterator[Rig]:
-    async with _brokered("nats", loop, "nats", tells_absence=False, detects_freeze=10.0) as rig:
+    async with brokered("nats", loop, "nats", tells_absence=False, detects_freeze=10.0) as rig:
         yield rig
 
 
@@ -271,7 +277,7 @@ async def nats_stream(loop: str) -> AsyncIterator[Rig]:
     """Durable events; a broker for each test, as no two streams may have a subject in common."""
     if (old := _brokers.pop("nats", None)) is not None:
         old.stop()
-    async with _brokered(
+    async with brokered(
         "nats",
         loop,
         "nats",
