@@ -36,6 +36,8 @@ group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=4000
 broker.heartbeat.interval.ms=500
 log.cleaner.enable=false
+log.initial.task.delay.ms=500
+log.retention.check.interval.ms=500
 """
 
 LOGGING = """<?xml version="1.0"?>

@@ -492,6 +492,22 @@ async def test_an_event_that_fails_goes_to_the_dead_letters_once_or_after_a_seco
         assert await depth(rabbitmq_broker, queue) == 0
 
 
+async def test_an_event_that_fails_is_dropped_where_its_queue_has_no_dead_letters(
+    rabbitmq_broker: RabbitMQ, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[Any] = []
+    server = failing_server(rabbitmq_broker.url, unique, tried)
+    async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
+        assert (await client.emit("fails", 1)).delivery == "stored"
+        await until(lambda: tried)
+        assert await client.send("echo", 1) == 1
+    async with failing_server(rabbitmq_broker.url, unique, tried):
+        await asyncio.sleep(0.2)
+    assert tried == [(1, False)]
+    assert await depth(rabbitmq_broker, unique) == 0
+    assert "fails" in caplog.text
+
+
 async def test_an_event_in_work_when_its_connection_drops_is_finished_and_delivered_again(
     rabbitmq_broker: RabbitMQ, unique: str
 ) -> None:

@@ -447,20 +447,39 @@ async def test_without_a_dead_letter_topic_it_is_dropped_and_told(
 ) -> None:
     told: list[Any] = []
     heard: list[int] = []
+    tried: list[int] = []
+    options: dict[str, Any] = {"dead_letter": "", "max_deliver": 3, "retry_wait": 0.01}
     server = Server(
-        kafka_broker.url, telemetry=False, group=unique, dead_letter="", observers=[told.append]
+        kafka_broker.url, telemetry=False, group=unique, observers=[told.append], **options
     )
-    server.event_pattern(f"{unique}.dropped")(heard.append)
+
+    @server.event_pattern(f"{unique}.fails")
+    async def fails(n: int) -> None:
+        tried.append(n)
+        raise KeyError(n)
 
     @server.event_pattern(f"{unique}.typed")
     async def typed(n: int) -> None:
         heard.append(n)
 
+    def dropped() -> list[str]:
+        return [each.reason for each in told if isinstance(each, Degraded)]
+
     async with server, client_of(kafka_broker.url) as client:
         await client.emit(f"{unique}.typed", "x")
         await client.emit(f"{unique}.typed", 1)
         await eventually(lambda: heard == [1])
-        await eventually(lambda: any(isinstance(each, Degraded) for each in told))
+        await eventually(lambda: len(dropped()) == 1)
+        await client.emit(f"{unique}.fails", 7)
+        await eventually(lambda: len(dropped()) == 2)
+    assert tried == [7, 7, 7]
+    late: list[int] = []
+    again = Server(kafka_broker.url, telemetry=False, group=unique, **options)
+    again.event_pattern(f"{unique}.fails")(late.append)
+    async with again:
+        await asyncio.sleep(0.5)
+    assert late == [], "it was committed: it does not come again"
+    assert f"{unique}.fails.dead" not in kafka_broker.topics()
     assert f"{unique}.typed.dead" not in kafka_broker.topics()
 
 

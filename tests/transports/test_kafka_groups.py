@@ -14,8 +14,10 @@ from typing import Any, Self
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from resilient_client import ClientProxy, Context, Server
+from resilient_client import ClientProxy, Context, Receipt, Server
 from tests.contract.rigs import Service
 from tests.peers.kafka import Kafka
 
@@ -238,6 +240,57 @@ async def test_a_group_that_was_away_finds_what_came_meanwhile(
             await eventually(lambda: len(heard) >= 10)
             await asyncio.sleep(0.2)
     assert sorted(heard) == list(range(10))
+
+
+async def test_only_what_outlives_its_topics_retention_is_lost_to_a_group_that_was_away(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    """Its only member is killed with an event in work, and comes back after that one's time."""
+    topic = "fault.slow_event"
+    kafka_broker.create_topics(topic, partitions=6)
+    query = f"?group={unique}&session_timeout={SESSION}"
+    service = Service(kafka_broker.url + query, {}, "asyncio")
+    key = {"kafka-key": unique}  # one partition
+    try:
+        await service.start_async()
+        async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+            assert await client.emit(topic, 1, headers=key) == Receipt("stored")
+            await eventually(lambda: service.journal("slow_event_started") == [1])
+            service.kill()
+            await expire(kafka_broker, topic)
+            await client.emit(topic, 2, headers=key)
+            await service.start_async()
+            await eventually(lambda: service.journal("slow_event") != [])
+            await client.emit(topic, 3, headers=key)
+            await eventually(lambda: 3 in service.journal("slow_event"))
+        assert service.journal("slow_event") == [2, 3]
+    finally:
+        service.stop()
+
+
+async def expire(broker: Kafka, topic: str) -> None:
+    """Let the retention of all that is in a topic now be over."""
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=broker.bootstrap)
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await consumer.start()
+    await admin.start()
+    try:
+        places = list(consumer.assignment())
+        ends = await consumer.end_offsets(places)
+        await retain(admin, topic, 1)
+        async with asyncio.timeout(20):
+            while await consumer.beginning_offsets(places) != ends:
+                await asyncio.sleep(0.1)
+        await retain(admin, topic, 3_600_000)
+        await asyncio.sleep(1)  # until the broker has noticed
+    finally:
+        await consumer.stop()
+        await admin.close()
+
+
+async def retain(admin: AIOKafkaAdminClient, topic: str, milliseconds: int) -> None:
+    config = {"retention.ms": str(milliseconds)}
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
 
 
 async def test_a_killed_broker_loses_no_event_and_repeats_none(

@@ -329,6 +329,81 @@ async def test_a_broker_killed_under_load_loses_at_most_what_it_had_not_written(
     assert len(heard) - len(set(heard)) <= 5  # at least once
 
 
+async def test_a_broker_that_dies_before_it_has_written_a_session_loses_it(
+    new_broker: NewBroker, unique: str
+) -> None:
+    broker = new_broker(Mosquitto, options=["autosave_on_changes false", "autosave_interval 3600"])
+    async with lasting(broker, unique):
+        pass
+    async with client_of(broker) as client:
+        receipt = await client.emit(unique, "before")
+        assert (receipt.delivery, receipt.receivers) == ("accepted", None)
+    broker.kill()
+    await broker.restart_async()
+    async with lasting(broker, unique) as heard, client_of(broker) as client:
+        await client.emit(unique, "after")
+        await until(lambda: heard)
+    assert heard == ["after"]
+
+
+async def test_what_comes_when_the_brokers_queue_is_full_is_lost(
+    new_broker: NewBroker, unique: str
+) -> None:
+    """For a server that is away, by its session; for one that is too slow, without one."""
+    broker = new_broker(Mosquitto, options=["max_queued_messages 20", "max_inflight_messages 5"])
+    async with lasting(broker, unique):
+        pass
+    async with client_of(broker) as client:
+        for n in range(100):  # the broker does not tell
+            assert (await client.emit(unique, n)).delivery == "accepted"
+        async with lasting(broker, unique) as heard:
+            await until(lambda: len(heard) == 20)
+            await client.emit(unique, "after")
+            await until(lambda: "after" in heard)
+    assert heard == [*range(20), "after"]
+    gate = asyncio.Event()
+    told: list[str] = []
+    late: list[Any] = []
+    observe = lambda event: told.append(getattr(event, "reason", ""))  # noqa: E731
+    # to one of version 5 it goes on writing, up to 65 535 that are not acknowledged
+    options: dict[str, Any] = {"version": "3.1.1", "max_calls_per_connection": 2}
+    server = server_at(broker, observers=[observe], **options)
+
+    @server.event_pattern(f"{unique}.slow")
+    async def slow(n: Any) -> None:
+        await gate.wait()
+        late.append(n)
+
+    async with server, client_of(broker) as client:
+        for n in range(100):
+            assert (await client.emit(f"{unique}.slow", n)).delivery == "accepted"
+        assert any("too slow" in reason for reason in told)
+        gate.set()
+        await until(lambda: len(late) == 25)
+        await client.emit(f"{unique}.slow", "after")
+        await until(lambda: "after" in late)
+    assert late == [*range(25), "after"]
+
+
+async def test_a_session_that_expires_takes_its_events_along(
+    new_broker: NewBroker, unique: str
+) -> None:
+    broker = new_broker(Mosquitto)
+    server = server_at(broker, client_id=unique, session_expiry=1)
+    server.event_pattern(unique)(lambda: None)
+    async with server:
+        pass
+    async with client_of(broker) as client:
+        assert (await client.emit(unique, "before")).receivers is None
+        async with asyncio.timeout(20):  # this broker looks now and then
+            while (await client.emit(unique, "before")).receivers != 0:
+                await asyncio.sleep(0.1)
+        async with lasting(broker, unique) as heard:
+            await client.emit(unique, "after")
+            await until(lambda: heard)
+    assert heard == ["after"]
+
+
 async def test_an_event_whose_handler_did_not_end_comes_again(
     mqtt_broker: Mosquitto, unique: str
 ) -> None:

@@ -24,6 +24,7 @@ from resilient_client import (
 )
 from resilient_client.testing import check_transport
 from resilient_client.transports.nats import _jetstream
+from tests.contract.rigs import Service
 from tests.peers.nats import Nats
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -72,7 +73,7 @@ async def test_an_event_outlives_its_client_the_broker_and_a_server_that_is_not_
             assert await client.emit("orders.created", n) == Receipt("stored")
     config, state = await config_of(broker)
     assert (config.subjects, config.storage) == (["orders.created"], "file")
-    assert config.max_age == _jetstream.KEPT
+    assert config.max_age == _jetstream.KEPT == 7 * 86_400
     assert state.messages == 20
     broker.kill()
     broker.restart()
@@ -189,6 +190,29 @@ async def test_a_failing_handler_gets_its_event_again_and_not_for_ever(broker: N
         await asyncio.sleep(0.5)
     assert tries == {"once": 2, "always": 3}
     assert any("after 1 deliveries" in reason for reason in given_up())  # of no use to anybody
+
+
+async def test_an_event_that_is_older_than_its_stream_keeps_it_is_gone(broker: Nats) -> None:
+    """Its server is killed with it in work, and none comes before the stream's max_age is over."""
+    raw = await nats.connect(broker.url)
+    await raw.jetstream().add_stream(name="events", subjects=["fault.slow_event"], max_age=2.0)
+    await raw.close()
+    service = Service(f"{broker.url}?stream=events", {"ack_wait": 1.0}, "asyncio")
+    try:
+        await service.start_async()
+        async with client_of(broker, policies=()) as client:
+            assert await client.emit("fault.slow_event", 1) == Receipt("stored")
+            await until(lambda: service.journal("slow_event_started") == [1])
+            service.kill()
+            await asyncio.sleep(3.0)
+            assert await client.emit("fault.slow_event", 2) == Receipt("stored")
+            await service.start_async()
+            await until(lambda: service.journal("slow_event"))
+            await asyncio.sleep(0.2)
+        assert service.journal("slow_event_started") == [1, 2]
+        assert service.journal("slow_event") == [2]
+    finally:
+        service.stop()
 
 
 async def test_a_long_handler_keeps_its_event_to_itself(broker: Nats) -> None:

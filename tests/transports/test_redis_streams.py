@@ -434,12 +434,31 @@ async def test_a_slow_consumer_reads_no_more_than_it_can_hold(
     assert sorted(heard) == list(range(1000))
 
 
-async def test_a_stream_keeps_about_as_many_as_it_was_told(
+async def test_a_stream_keeps_about_as_many_as_it_was_told_and_loses_the_oldest(
     redis_broker: Redis, unique: str
 ) -> None:
-    async with client_of(redis_broker.url, stream=unique, stream_length=100) as client:
-        await asyncio.gather(*(client.emit("order.placed", n) for n in range(1000)))
-    assert 100 <= command(redis_broker, "XLEN", unique) < 300
+    """The only server is killed with an event in work, and comes back when many newer ones came."""
+    query = f"?stream={unique}"
+    service = Service(redis_broker.url + query, {"ack_wait": 0.5}, "asyncio")
+    try:
+        await service.start_async()
+        async with client_of(redis_broker.url, stream=unique, stream_length=100) as client:
+            await client.emit("fault.slow_event", "old")
+            await eventually(lambda: service.journal("slow_event_started") == ["old"])
+            service.kill()
+            await asyncio.gather(*(client.emit("fault.event", n) for n in range(1000)))
+            assert 100 <= command(redis_broker, "XLEN", unique) < 300
+            await service.start_async()
+            await client.emit("fault.slow_event", "new")
+            await eventually(lambda: service.journal("slow_event"))
+        heard = service.journal("event")
+        assert heard == list(range(1000 - len(heard), 1000))
+        assert 100 <= len(heard) < 300
+        await eventually(lambda: pending(redis_broker, unique) == 0)
+        assert service.journal("slow_event_started") == ["old", "new"]
+        assert service.journal("slow_event") == ["new"]
+    finally:
+        service.stop()
 
 
 async def test_a_key_that_is_no_stream_is_refused(redis_broker: Redis, unique: str) -> None:

@@ -132,7 +132,6 @@ class ServerListener:
         self._max_size = max_size
         self._request_timeout = request_timeout
         self._concurrency = concurrency
-        self._from_beginning = from_beginning
         self._session = session_timeout
         self._values = KafkaCodec(app.codec)
         self._batches: dict[str, int] = {}  # by route
@@ -254,7 +253,9 @@ class ServerListener:
             **self._made,
             group_id=self._group,
             enable_auto_commit=False,
-            auto_offset_reset="earliest" if self._from_beginning else "latest",
+            # where a new group begins is said by _partitions; this is for a place that retention
+            # has passed: go on with what is left
+            auto_offset_reset="earliest",
             session_timeout_ms=int(self._session * 1000),
             heartbeat_interval_ms=int(self._session * 100),
             rebalance_timeout_ms=int(self._session * 1000),
