@@ -23,7 +23,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side (`-n 4 --dist loadgroup`), what shares a broker or a file runs on one worker."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        group = parameters.get("scheme") or parameters.get("meeting") or item.path.name
+        scheme = parameters.get("scheme") or getattr(parameters.get("row"), "scheme", None)
+        group = scheme or parameters.get("meeting") or item.path.name
         if group == "kafka":  # the longest: a broker for each third of it
             group = f"kafka {parameters.get('loop_name', '')}"
         item.add_marker(pytest.mark.xdist_group(group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,43 @@ def test_an_example_runs(example: Path, tmp_path: Path, request: pytest.FixtureR
     broker = BROKERS.get(example.name)
     urls = [] if broker is None else [request.getfixturevalue(broker).url]
     _run([str(example), *urls], tmp_path)
+
+
+def _proofs(page: str) -> dict[str, dict[str, list[str]]]:
+    """Of each row of the table of delivery, by its first cell: its clauses, and their tests."""
+    comment = page.partition("<!-- proofs\n")[2].partition("\n-->")[0]
+    found: dict[str, dict[str, list[str]]] = {}
+    for paragraph in comment.split("\n\n")[1:]:
+        row, *lines = paragraph.split("\n")
+        found[row] = {}
+        for line in lines:
+            clauses, _, tests = line.partition(" = ")
+            found[row] |= dict.fromkeys(clauses.split(" | "), tests.split())
+    return found
+
+
+def test_each_clause_of_the_table_of_delivery_is_backed_by_a_test() -> None:
+    page = (ROOT / "docs" / "reference" / "delivery.md").read_text("utf-8")
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    proofs = _proofs(page)
+    assert [row[0] for row in rows] == list(proofs)
+    there = {
+        name: path.read_text("utf-8")
+        for path in (ROOT / "tests").glob("**/test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)
+    }
+    for scheme, *cells in rows:
+        rest = " ; ".join(cells)
+        for clause, tests in proofs[scheme].items():
+            assert clause in rest, f"{scheme}: {clause!r} is in none of its cells"
+            rest = rest.replace(clause, "")
+            assert tests, f"{scheme}: nothing backs {clause!r}"
+            for test in tests if tests[0] != "untested:" else ():
+                name, _, case = test.rstrip("]").partition("[")
+                assert name in there, f"{scheme}: there is no {name}"
+                for part in case.split("-") if case else ():
+                    assert f'"{part}"' in there[name], f"{scheme}: {name} has no case {case}"
+        assert not re.sub(r"[\s;,]|\bor\b|\band\b", "", rest), f"{scheme}: unproved: {rest}"
 
 
 PAGE = """

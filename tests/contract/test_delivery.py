@@ -28,6 +28,11 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 _numbers = itertools.count()
 
 
+ALL = frozenset({"in work", "absent", "unread"})
+ACCEPTED, STORED, WRITTEN = Receipt("accepted"), Receipt("stored"), Receipt("written")
+ONE, NONE = Receipt("accepted", 1), Receipt("accepted", 0)
+
+
 @dataclass(frozen=True)
 class Row:
     """One row of the table, as an arrangement and what is promised.
@@ -46,7 +51,7 @@ class Row:
     broker: str = ""
     query: str = ""
     service: dict[str, Any] = field(default_factory=dict)
-    absent: Receipt = Receipt("written")
+    absent: Receipt = WRITTEN
     keeps: frozenset[str] = frozenset()
 
     def settings(self) -> tuple[str, dict[str, Any]]:
@@ -62,10 +67,6 @@ class Row:
         query, options = self.settings()
         return brokered(self.scheme, "asyncio", self.broker, query=query, service_options=options)
 
-
-ALL = frozenset({"in work", "absent", "unread"})
-ACCEPTED, STORED, WRITTEN = Receipt("accepted"), Receipt("stored"), Receipt("written")
-ONE, NONE = Receipt("accepted", 1), Receipt("accepted", 0)
 
 DIRECT = {
     "tcp": Row("tcp", WRITTEN),
@@ -125,7 +126,7 @@ async def until_connected(client: ClientProxy) -> None:
 
 
 @rows(*DIRECT, *BROKERED)
-async def test_a_server_is_killed_with_an_event_in_work_and_another_comes_while_nobody_is_there(
+async def test_a_server_dies_with_an_event_in_work_and_another_finds_nobody(
     row: Row,
 ) -> None:
     async with row.rig() as rig, rig.client() as client:
@@ -155,9 +156,7 @@ async def test_a_server_is_killed_with_an_event_in_work_and_another_comes_while_
         if how == "cut" or "unread" not in row.keeps
     ],
 )
-async def test_a_connection_is_cut_or_the_broker_killed_before_the_subscriber_has_read(
-    row: Row, how: str
-) -> None:
+async def test_a_connection_or_the_broker_dies_before_it_is_read(row: Row, how: str) -> None:
     broker = await broker_of(row.broker)
     query, options = row.settings()
     heard: list[Any] = []
@@ -189,7 +188,7 @@ async def test_a_connection_is_cut_or_the_broker_killed_before_the_subscriber_ha
 
 
 @rows("tcp", "nats", "mqtt_qos0")
-async def test_what_was_only_written_is_lost_when_the_connection_breaks_before_it_is_read(
+async def test_a_connection_dies_with_what_was_only_written(
     row: Row,
 ) -> None:
     async with row.rig() as rig, rig.client() as client:
@@ -227,7 +226,7 @@ class Both(Service):
         return [sys.executable, "-c", PROCESS, str(self.journal_path), str(number), str(seconds)]
 
 
-async def test_what_a_process_has_in_memory_ends_with_it() -> None:
+async def test_a_process_dies_with_what_it_has_in_memory() -> None:
     both = Both("memory://both", {"number": 1, "seconds": 60}, "asyncio")
     try:
         await both.start_async()

@@ -19,6 +19,7 @@ from resilient_client import (
     Context,
     DeadlineExceeded,
     NoHandlerError,
+    Receipt,
     RemoteError,
     ResilientClientError,
     Server,
@@ -124,6 +125,8 @@ async def test_our_client_passes_them_against_the_go_server() -> None:
         url = f"grpc://127.0.0.1:{server.port}"
         async with ClientProxy(url, policies=(), telemetry=False, proto=PROTO) as client:
             assert await client.send(f"{SERVICE}/EmptyCall", {}) == {}
+            assert await client.emit(f"{SERVICE}/EmptyCall", {}) == Receipt("accepted")
+            assert (await client.emit(f"{SERVICE}/UnimplementedCall", {})).receivers == 0
             large = {"responseSize": 314159, "payload": {"body": bytes(271828)}}
             answer = await client.send("TestService/UnaryCall", large)
             assert answer["payload"]["body"] == bytes(314159)

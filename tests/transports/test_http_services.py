@@ -20,6 +20,7 @@ from resilient_client import (
     Overloaded,
     PayloadError,
     ProtocolError,
+    Receipt,
     RemoteError,
     ReplyTimeout,
     Throttled,
@@ -190,6 +191,19 @@ async def fails(client: ClientProxy, pattern: str = "x", **options: Any) -> Any:
     with pytest.raises(Exception) as caught:
         await client.send(pattern, **options)
     return caught.value
+
+
+@every
+async def test_an_event_is_accepted_by_a_services_2xx_and_by_nothing_less(rest: Service, kind: str):
+    async with calling(rest.url, kind) as client:
+        assert await client.emit("POST /users", {"name": "Zoë"}) == Receipt("accepted")
+        assert await client.emit("sum", [1, 2, 3]) == Receipt("accepted")
+        with pytest.raises(RemoteError):
+            await client.emit("GET /status/{status}", {"status": 418})
+    async with scripted(answers(b"")) as peer, calling(peer.url, kind) as client:
+        with pytest.raises(ConnectionLost) as lost:  # it is cut after it has read
+            await client.emit("POST /users", {"name": "Zoë"})
+        assert lost.value.sent
 
 
 @every

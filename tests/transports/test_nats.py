@@ -350,6 +350,7 @@ async def test_a_server_that_shows_itself_late_still_hears_who_has_left(
 async def test_events_beyond_what_slow_handlers_can_keep_up_with_are_told(
     nats_broker: Nats, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert _backlog.BACKLOG_EVENTS == 10_000, "as docs/reference/delivery.md says"
     monkeypatch.setattr(_backlog, "BACKLOG_EVENTS", 10)
     news: list[Any] = []
     heard: list[int] = []

@@ -578,6 +578,7 @@ async def test_slow_handlers_cost_events_that_are_told_never_memory(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    assert _backlog.BACKLOG_EVENTS == 10_000, "as docs/reference/delivery.md says"
     monkeypatch.setattr(_backlog, "BACKLOG_EVENTS", 20)
     told: list[Any] = []
     server = server_of(redis_broker.url, max_calls=3, observers=[told.append])
