@@ -21,6 +21,7 @@ from resilient_client import (
     ConnectionLost,
     DeadlineExceeded,
     Overloaded,
+    Receipt,
     ReplyTimeout,
     ResilientClientError,
     Retry,
@@ -29,6 +30,7 @@ from resilient_client import (
     TransportError,
 )
 from resilient_client.loops import fast_loop_factory
+from tests.peers.process import resident
 
 from .rigs import DIRECT, RIGS, Rig
 
@@ -408,6 +410,40 @@ def test_f8_a_tenfold_overload_is_told_and_memory_stays_flat(loop_name: str, sch
             assert after - before < 64 * 1024 * 1024
 
     run(loop_name, scheme, test)
+
+
+# gRPC's library shows nobody what it has not written, and keeps it until keepalive has noticed
+@only(frozenset(RIGS) - {"grpc"})
+def test_f8_a_peer_that_takes_nothing_costs_errors_and_no_memory(
+    loop_name: str, scheme: str
+) -> None:
+    async def test(rig: Rig) -> None:
+        payload = "x" * 500_000
+        async with rig.client() as client:
+            await client.send("fault.echo", 1)
+            await client.emit("fault.nobody", payload, timeout=10)
+            before = resident()
+            rig.proxy.stall("up")
+            told: Counter[type] = Counter()  # the errors themselves keep the calls they are of
+
+            async def emit() -> None:
+                told[type(await outcome(client.emit("fault.nobody", payload, timeout=0.2)))] += 1
+
+            for _ in range(5):
+                async with timed(0.2):
+                    await asyncio.gather(*(emit() for _ in range(32)))
+            assert told.pop(Receipt, 0) < 80, "most of 80 MB finds no room"
+            assert set(told) <= set(UNTAKEN), told
+            assert resident() - before < 40 * 1024 * 1024
+            rig.proxy.heal()
+            deadline = time.monotonic() + 5 + SLACK
+            while (answer := await outcome(client.send("fault.echo", 2, timeout=1))) != 2:
+                assert time.monotonic() < deadline, answer
+
+    run(loop_name, scheme, test)
+
+
+UNTAKEN = (DeadlineExceeded, ReplyTimeout, ConnectError, ConnectionLost, Overloaded)
 
 
 @only(DIRECT)  # over a broker a cancel is best effort: the deadline does the work

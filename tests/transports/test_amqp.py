@@ -37,6 +37,7 @@ from resilient_client.transports.amqp._connection import Login
 from tests.peers.brokers import RabbitMQ, require_broker
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
+from tests.peers.process import resident
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -645,6 +646,11 @@ async def test_a_memory_alarm_is_told_bounds_every_call_and_holds_up_no_acknowle
             assert not (await error_of(client.emit("held", 2, timeout=0.3))).sent
             reasons = [each.reason for each in seen if isinstance(each, Degraded)]
             assert "memory" in reasons[0]
+            before, payload = resident(), "x" * 500_000
+            for _ in range(5):  # 80 MB in all find no room
+                calls = (_sent(client.emit("held", payload, timeout=0.2)) for _ in range(32))
+                assert set(await asyncio.gather(*calls)) == {False}
+            assert resident() - before < 40 * 1024 * 1024
             release.set()
             await until(lambda: heard)
         finally:
@@ -653,6 +659,11 @@ async def test_a_memory_alarm_is_told_bounds_every_call_and_holds_up_no_acknowle
         while isinstance(answer := await _outcome(client.send("echo", 2, timeout=1)), Exception):
             assert time.monotonic() - started < 10, answer
         assert heard == [1]
+
+
+async def _sent(call: Any) -> bool:
+    """Of a call that fails; the error itself keeps the call it is of."""
+    return bool((await error_of(call)).sent)
 
 
 async def _outcome(call: Any) -> Any:

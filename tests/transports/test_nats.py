@@ -30,6 +30,7 @@ from resilient_client import (
     Server,
     Timeout,
 )
+from resilient_client.events import ConnectionChanged
 from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports._base import Target
@@ -369,6 +370,85 @@ async def test_events_beyond_what_slow_handlers_can_keep_up_with_are_told(
         gate.set()
         await until(lambda: len(heard) >= 12)
         assert heard == list(range(12))
+
+
+@pytest.mark.parametrize("limit", ["max_pending: 1MB", 'write_deadline: "1s"'])
+async def test_a_connection_that_reads_too_slowly_is_ended_told_and_comes_back(
+    new_broker: Any, limit: str
+) -> None:
+    """The broker drops a slow consumer; what was under way is lost, what comes after is not."""
+    broker = new_broker(Nats, options=[limit])
+    news: list[Any] = []
+    heard: list[str] = []
+
+    def changes() -> list[str]:
+        return [each.new for each in news if isinstance(each, ConnectionChanged)]
+
+    async def slow(proxy: TcpProxy, load: Callable[[], Any]) -> None:
+        """Let nobody read until the broker has dropped that connection."""
+        news.clear()
+        already = broker.log.count("Slow Consumer")
+        proxy.stall("down")
+        async with asyncio.timeout(20):
+            while broker.log.count("Slow Consumer") == already:
+                await load()
+        proxy.heal()
+        await until(lambda: changes() == ["reconnecting", "connected"])
+
+    async with TcpProxy(broker.port) as servers, TcpProxy(broker.port) as clients:
+        url = "nats://127.0.0.1:{}".format
+        server = Server(url(servers.port), telemetry=False, observers=[news.append], grace=0.5)
+        server.message_pattern("big")(lambda size: "x" * size)
+        server.event_pattern("event")(lambda text: heard.append(text[:5]))
+        client = ClientProxy(
+            url(clients.port), policies=(), telemetry=False, observers=[news.append]
+        )
+        async with server, client, client_of(broker) as other:
+            await slow(servers, lambda: other.emit("event", "early" + "x" * 500_000))
+            heard.clear()
+            while "after" not in heard:
+                await other.emit("event", "after")
+                await asyncio.sleep(0.05)
+            pending: list[asyncio.Future[Any]] = []
+
+            async def ask() -> None:
+                call = client.send("big", 500_000, timeout=60)
+                pending.append(asyncio.ensure_future(call))
+                await asyncio.sleep(0.02)
+
+            await slow(clients, ask)
+            lost = await asyncio.gather(*pending, return_exceptions=True)
+            errors = [each for each in lost if not isinstance(each, str)]  # some did arrive
+            assert errors
+            assert all(isinstance(each, ConnectionLost) and each.sent for each in errors), errors
+            assert await client.send("big", 1, timeout=5) == "x"
+
+
+async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> None:
+    """As servers before 2.0 do."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","max_payload":1000,"headers":true}\r\n')
+        while data := await reader.read(1000):
+            for _ in range(data.count(b"PING\r\n")):
+                writer.write(b"PONG\r\n")
+            if b"PUB " in data:
+                writer.write(b"-ERR 'Slow Consumer'\r\n")
+                break
+        writer.close()
+
+    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    news: list[Any] = []
+    options: dict[str, Any] = {"policies": (), "telemetry": False, "observers": [news.append]}
+    async with ClientProxy(f"nats://127.0.0.1:{port}", **options) as client:
+        error = await error_of(client.send("x", timeout=20))
+        assert isinstance(error, ConnectionLost), error
+        assert "slow consumer" in str(error)
+        await until(lambda: client.status == "connected")
+    assert ["slow consumer" in each.reason for each in news if each.new == "reconnecting"] == [True]
+    listener.close()
+    await listener.wait_closed()
 
 
 # ---- connections ----

@@ -150,7 +150,9 @@ class Connection(Stream):
         if self.ended_by is None:
             self.ended_by = exc
         error = self.ended_by
-        reason = str(error) if error is not None else "Redis closed the connection"
+        reason = "Redis closed the connection"
+        if error is not None:  # of ours without its hint: it may become another error
+            reason = str(error.args[0] if isinstance(error, ResilientClientError) else error)
         waiting, self._waiting = self._waiting, deque()
         for on_reply in waiting:
             on_reply(ConnectionLost(reason))
