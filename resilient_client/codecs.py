@@ -117,6 +117,7 @@ def _reader_for(hint: Any) -> _Reader:
 
 def _msgspec_reader(hint: Any) -> _Reader:
     decode_text = _json.JsonDecoder(hint, dec_hook=_from_plain).decode
+    holder = _json.holder_of(hint)
 
     def decode(body: bytes) -> Any:
         try:
@@ -129,6 +130,12 @@ def _msgspec_reader(hint: Any) -> _Reader:
             return convert(_json.decode_surrogates(body, error), True)
 
     def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001
+        try:
+            return _json.convert(
+                (value,), holder, strict=strict, str_keys=True, dec_hook=_from_plain
+            ).value
+        except (ValueError, RuntimeError):
+            pass  # once more, for a text that says where in the value itself
         try:
             return _json.convert(value, hint, strict=strict, str_keys=True, dec_hook=_from_plain)
         except _json.ValidationError as error:

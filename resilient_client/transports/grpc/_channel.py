@@ -159,6 +159,9 @@ class Connection:
 
     Calls on it that are under way when it is left (the peer's GOAWAY) run to their end; then it is
     closed.
+
+    Attributes:
+        retired: whether it has been left.
     """
 
     __slots__ = (
@@ -166,10 +169,10 @@ class Connection:
         "_calls",
         "_close",
         "_closed",
-        "_retired",
         "_unaries",
         "_under_way",
         "channel",
+        "retired",
         "watcher",
     )
 
@@ -181,7 +184,7 @@ class Connection:
         self._under_way: set[Any] = set()
         self._calls = 0
         self._close = close
-        self._closed = self._retired = False
+        self._closed = self.retired = False
 
     @property
     def connected(self) -> bool:
@@ -225,19 +228,23 @@ class Connection:
             return known
 
     def begun(self) -> None:
-        """A call is under way."""
+        """A call is under way. Those of `unary` need not say so."""
         self._calls += 1
 
     def ended(self) -> None:
         """A call has ended."""
         self._calls -= 1
-        if self._retired and not self._calls:
-            self._close(self)
+        if self.retired:
+            self.leave()
 
     def retire(self) -> None:
         """Make no more calls on it: close it when the last has ended."""
-        self._retired = True
-        if not self._calls:
+        self.retired = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Close it, being retired, when nothing is under way."""
+        if not self._calls and not self._under_way:
             self._close(self)
 
 

@@ -8,7 +8,12 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from resilient_client.context import DEADLINE_HEADER
+from resilient_client.context import (
+    ATTEMPT_HEADER,
+    CORRELATION_HEADER,
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+)
 from resilient_client.errors import PayloadError
 from resilient_client.transports._metadata import MAX_METADATA_KEYS, MAX_METADATA_VALUE, sanitised
 
@@ -22,6 +27,8 @@ _name = re.compile(r"[0-9a-z_.-]+").fullmatch
 _value = re.compile(r"[\x20-\x7e]*").fullmatch
 
 
+# names that nobody needs to look at each time
+_USUAL = frozenset({CORRELATION_HEADER, ATTEMPT_HEADER, IDEMPOTENCY_HEADER, "traceparent"})
 _HTTPS_OWN = frozenset({"content-type", "date", "server", "trailer", "via"})
 
 
@@ -32,8 +39,11 @@ def outgoing(metadata: Mapping[str, str]) -> list[Pair]:
         PayloadError: one of them cannot be metadata. The value is not shown: it may be secret.
     """
     pairs: list[Pair] = []
-    for name, value in metadata.items():
-        if name != DEADLINE_HEADER:
+    for pair in metadata.items():
+        name, value = pair
+        if name in _USUAL and value.isascii() and value.isprintable():
+            pairs.append(pair)
+        elif name != DEADLINE_HEADER:
             pairs.append(_pair(name, value))
     return pairs
 

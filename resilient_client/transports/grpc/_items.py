@@ -12,7 +12,7 @@ from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout, 
 from resilient_client.message import NO_VALUE, Call
 from resilient_client.transports.grpc._channel import Connection
 from resilient_client.transports.grpc._library import ERRORS, aio
-from resilient_client.transports.grpc._methods import Body, Method, PatternsMethod
+from resilient_client.transports.grpc._methods import Method, PatternsMethod
 
 Fail = Callable[[BaseException, Connection], ResilientClientError]
 """What makes our error out of grpcio's."""
@@ -153,7 +153,7 @@ class Items:
                 self._end()
                 raise StopAsyncIteration
             raw = value
-        return Body(self._method, raw)
+        return self._method, raw
 
     async def _read(self, deadline: float) -> Any:
         """The next message or `EOF`, by that time."""

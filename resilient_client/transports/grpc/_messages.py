@@ -10,7 +10,6 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping
-from operator import attrgetter
 from typing import Any
 
 from resilient_client import _json
@@ -36,34 +35,34 @@ class Shape:
     """One message type: its class, and how its fields become a mapping's members and back."""
 
     __slots__ = (
-        "_class", "_enums", "_members", "_names", "_oneofs", "_plain_keys", "_plain_values",
-        "_present", "_several", "_write", "name",
+        "_class", "_enums", "_fields", "_members", "_oneofs", "_parse", "_plain", "_present",
+        "_several", "name",
     )  # fmt: skip
 
     def __init__(self, type: descriptor.Descriptor, shapes: dict[str, Shape]) -> None:  # noqa: A002
         self.name: str = type.full_name
         shapes[self.name] = self  # before its fields are looked at: types may be recursive
         self._class: Any = GetMessageClass(type)
-        self._names: dict[str, str] = {}
-        self._write: dict[str, Callable[[Any, str], Any]] = {}
+        self._parse: Callable[[bytes], Any] = self._class.FromString
+        self._fields: dict[str, tuple[str, Writer | None]] = {}
         self._members: dict[str, str] = {}
         self._oneofs: list[frozenset[str]] = [
             frozenset(field.name for field in each.fields)
             for each in type.oneofs
             if len(each.fields) > 1
         ]
-        plain: list[tuple[str, str]] = []
+        self._plain: list[tuple[str, str]] = []
         self._enums: list[tuple[str, str, Mapping[int, str]]] = []
         self._several: list[tuple[str, str, Callable[[Any], Any]]] = []
         self._present: list[tuple[str, str, Callable[[Any], Any] | None]] = []
+        own: dict[str, tuple[str, Writer | None]] = {}
         for field in type.fields:
             name, member = field.name, camel_case(field.name)
             self._members[name] = member
-            for spelling in (name, field.json_name, member):
-                self._names[spelling] = name
             write, read = _conversion(field, shapes)
-            if write is not None:
-                self._write[name] = write
+            for spelling in (name, field.json_name, member):
+                self._fields[spelling] = name, write
+            own[member] = name, write
             if field.is_repeated:
                 self._several.append((member, name, read if read is not None else list))
             elif field.has_presence:
@@ -71,18 +70,14 @@ class Shape:
             elif field.enum_type is not None:
                 self._enums.append((member, name, _enum_names(field.enum_type)))
             else:
-                plain.append((member, name))
-        # a member's own spelling wins over another field's alias
-        self._names |= {member: name for name, member in self._members.items()}
-        self._plain_keys = tuple(member for member, _ in plain)
-        self._plain_values: Callable[[Any], Iterable[Any]] | None = None
-        if len(plain) == 1:
-            one = attrgetter(plain[0][1])
-            self._plain_values = lambda message: (one(message),)
-        elif plain:
-            self._plain_values = attrgetter(*(name for _, name in plain))
+                self._plain.append((member, name))
+        self._fields |= own  # a member's own spelling wins over another field's alias
 
     # ------------------------------------------------------------------------------------ reading
+
+    def mapping(self, raw: bytes) -> dict[str, Any]:
+        """The mapping of the message in these bytes; see `parse` and `read`."""
+        return self.read(self.parse(raw))
 
     def parse(self, raw: bytes) -> Any:
         """The message in these bytes.
@@ -91,16 +86,15 @@ class Shape:
             PayloadError: they hold no such message.
         """
         try:
-            return self._class.FromString(raw)
+            return self._parse(raw)
         except DecodeError as error:
             raise PayloadError(f"these bytes are no {self.name}: {error}") from error
 
     def read(self, message: Any) -> dict[str, Any]:
         """The mapping of a message: scalars without presence always, the rest as far as set."""
-        if self._plain_values is None:
-            found: dict[str, Any] = {}
-        else:
-            found = dict(zip(self._plain_keys, self._plain_values(message), strict=True))
+        found: dict[str, Any] = {}
+        for member, name in self._plain:
+            found[member] = getattr(message, name)
         for member, name, names in self._enums:
             number = getattr(message, name)
             found[member] = names.get(number, number)
@@ -136,16 +130,18 @@ class Shape:
         """A mapping's members as the arguments of the message's class."""
         if not isinstance(value, dict):
             value = _mapping(value, self.name, path)
-        names, write = self._names, self._write
+        known = self._fields
         fields: dict[str, Any] = {}
         for member, item in value.items():
-            name = names.get(member)
-            if name is None:
+            if member not in known:
                 raise self._unknown(member, path)
             if item is None:
                 continue
-            convert = write.get(name)
-            fields[name] = item if convert is None else convert(item, f"{path}.{member}")
+            name, write = known[member]
+            if write is None or (write is _list and type(item) is list):
+                fields[name] = item
+            else:
+                fields[name] = write(item, f"{path}.{member}")
         for oneof in self._oneofs:  # of which protobuf would keep the last
             if len(oneof & fields.keys()) > 1:
                 both = " and ".join(sorted(self._members[each] for each in oneof & fields.keys()))

@@ -6,8 +6,8 @@ streams. Both ends of a call use the same object.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
-from typing import Any, NamedTuple, Protocol, get_args, get_origin
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import Any, Protocol, get_args, get_origin
 
 from resilient_client.codecs import Codec
 from resilient_client.errors import InvalidPayloadError, PayloadError
@@ -43,11 +43,8 @@ class Method(Protocol):
         """The value of one response as `type`; `PayloadError` when it is no such value."""
 
 
-class Body(NamedTuple):
-    """A response on its way to whoever knows its type."""
-
-    method: Method
-    raw: bytes
+Body = tuple[Method, Any]
+"""A response on its way to whoever knows its type."""
 
 
 # ---------------------------------------------------------------------------- methods of a schema
@@ -71,34 +68,40 @@ class SchemaMethod:
 
     def response(self, raw: bytes, type: Any, codec: Codec) -> Any:  # noqa: A002
         """See `Method.response`."""
-        return _typed(self._output, raw, type, codec)
+        return _reader(self._output, type, codec)(raw)
 
     def server_codec(self, codec: Codec) -> MethodCodec:
         """How a server's handlers see it."""
         return MethodCodec(self._input, self._output, codec, streamed=self.requests)
 
 
-def _typed(shape: Shape, raw: bytes, hint: Any, codec: Codec) -> Any:
-    """A message as a mapping of that type; or as it is, for who wants a generated class."""
+def _reader(shape: Shape, hint: Any, codec: Codec) -> Callable[[bytes], Any]:
+    """What reads a message as a mapping of that type; or as it is, where that is a generated class.
+
+    Raises:
+        PayloadError: the class is another message's.
+    """
     if hint is Any:
-        return shape.read(shape.parse(raw))
+        return shape.mapping
     if isinstance(hint, type) and issubclass(hint, ProtobufMessage):
         if hint.DESCRIPTOR.full_name != shape.name:
             raise PayloadError(f"a {shape.name} is no {hint.DESCRIPTOR.full_name}")
-        return hint.FromString(raw)
-    return codec.convert(shape.read(shape.parse(raw)), hint)
+        return hint.FromString
+    return lambda raw: codec.convert(shape.mapping(raw), hint)
 
 
 class MethodCodec:
     """Requests and responses of one method, for the server's dispatcher."""
 
-    __slots__ = ("_codec", "_input", "_output", "_streamed")
+    __slots__ = ("_codec", "_hint", "_input", "_output", "_read", "_streamed")
 
     def __init__(self, input: Shape, output: Shape, codec: Codec, *, streamed: bool) -> None:  # noqa: A002
         self._input = input
         self._output = output
         self._codec = codec
         self._streamed = streamed
+        self._hint: Any = Any
+        self._read: Callable[[bytes], Any] = input.mapping
 
     def encode(self, value: Any) -> bytes:
         """The bytes of a response."""
@@ -107,7 +110,10 @@ class MethodCodec:
     def decode(self, body: Any, type: Any = Any) -> Any:  # noqa: A002
         """The payload of a handler: the request, or an async iterator of the requests."""
         if not self._streamed:
-            return _typed(self._input, body, type, self._codec)
+            if type is not self._hint:  # a method has one handler, and so one type
+                self._read = _reader(self._input, type, self._codec)
+                self._hint = type
+            return self._read(body)
         item = Any
         if get_origin(type) in _STREAMS:
             item = (get_args(type) or (Any,))[0]
@@ -121,7 +127,7 @@ class MethodCodec:
     async def _requests(self, raws: AsyncIterable[bytes], hint: Any) -> AsyncIterator[Any]:
         async for raw in raws:
             try:
-                yield _typed(self._input, raw, hint, self._codec)
+                yield _reader(self._input, hint, self._codec)(raw)
             except PayloadError as error:
                 raise InvalidPayloadError(error.args[0]) from error
 

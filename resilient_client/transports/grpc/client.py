@@ -46,7 +46,6 @@ from resilient_client.transports.grpc._items import (
 from resilient_client.transports.grpc._library import ERRORS, aio, grpc
 from resilient_client.transports.grpc._methods import (
     PLAIN,
-    Body,
     Method,
     PatternsMethod,
     SchemaMethod,
@@ -202,7 +201,8 @@ class ClientTransport(BaseTransport):
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
         """See `Transport.decode`."""
-        return body.method.response(body.raw, type, self._codec)
+        method, raw = body
+        return method.response(raw, type, self._codec)
 
     # ---------------------------------------------------------------------------------- the calls
 
@@ -225,8 +225,8 @@ class ClientTransport(BaseTransport):
             del connection, unary  # an error's traceback holds this frame
         if isinstance(method, PatternsMethod):
             value = method.value(raw)
-            return Reply(NO_VALUE if value is NO_VALUE else Body(method, value))
-        return Reply(Body(method, raw))
+            return Reply(NO_VALUE if value is NO_VALUE else (method, value))
+        return Reply((method, raw))
 
     async def _stream(self, call: Call, asked: Asked, connection: Connection) -> Reply:
         items = self._open(call, asked, connection, call.deadline)
@@ -306,7 +306,6 @@ class ClientTransport(BaseTransport):
         timeout = self._timeout(call, call.attempt_deadline)
         metadata = tuple(self._metadata(call))
         call.sent = True
-        connection.begun()
         try:
             return await unary(raw, timeout, metadata)
         except ERRORS as error:
@@ -316,7 +315,8 @@ class ClientTransport(BaseTransport):
                 raise
             failure = cancelled(None)
         finally:
-            connection.ended()
+            if connection.retired:
+                connection.leave()
             del connection, unary  # an error's traceback holds this frame
         try:
             raise failure

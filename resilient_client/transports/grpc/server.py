@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._json import Struct
 from resilient_client.context import DEADLINE_HEADER
 from resilient_client.errors import INTERNAL_SERVER_ERROR, ConfigurationError, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
@@ -285,7 +286,7 @@ class _Calls:
             route, body, headers, True, received=self.app.clock.now(), raw=context, codec=codec,
             status_of=status_name,
         )  # fmt: skip
-        answer = _Answer(context, pack, responses=responses)
+        answer = _Answer(context, pack, responses)
         name = context.peer()
         peer = self._peers.get(name)
         if peer is None:
@@ -353,67 +354,62 @@ class _Waiting:
             self.resumed.set_result(None)
 
 
-class _Answer:
+class _Answer(Struct, eq=False):
     """Takes a handler's reply to the caller.
 
     Attributes:
+        context: gRPC's, of the call.
+        pack: puts a value into its envelope; None where it has none.
+        responses: whether there may be several.
         given: whether there was one.
         raw: the bytes of the one response.
         error: what the call ends with.
     """
 
-    __slots__ = ("_context", "_pack", "_responses", "error", "given", "raw")
-
-    def __init__(
-        self, context: Any, pack: Callable[[Any], bytes] | None, *, responses: bool
-    ) -> None:
-        self.raw: bytes | None = None if responses else b""
-        self.error: RemoteError | None = None
-        self.given = False
-        self._context = context
-        self._pack = pack
-        self._responses = responses
+    context: Any
+    pack: Callable[[Any], bytes] | None
+    responses: bool
+    raw: bytes | None = None
+    error: RemoteError | None = None
+    given: bool = False
 
     async def __call__(self, reply: Reply, /) -> None:
         """See `transports._base.Respond`."""
         error = reply.error
         try:
-            if error is None:
-                if reply.items is not None:
-                    await self._stream(reply.items)
-                elif not self._responses:
-                    self.raw = self._bytes(reply.body)
-                elif reply.body is not NO_VALUE:
-                    await self._context.write(self._bytes(reply.body))
+            if error is not None:
+                pass
+            elif reply.items is not None:
+                await self._stream(reply.items)
+            elif not self.responses:
+                self.raw = self._bytes(reply.body)
+            elif reply.body is not NO_VALUE:
+                await self.context.write(self._bytes(reply.body))
         except RemoteError as torn:
             error = torn
         except aio.BaseError as gone:
             raise ConnectionResetError(str(gone)) from gone
         except Exception:
-            self._end(RemoteError(INTERNAL_SERVER_ERROR))
+            self.given, self.error = True, RemoteError(INTERNAL_SERVER_ERROR)
             raise
-        self._end(error)
-
-    def _end(self, error: RemoteError | None) -> None:
-        self.given = True
-        self.error = error
+        self.given, self.error = True, error
 
     async def _stream(self, items: Any) -> None:
         """Every value; of a method with one response the first."""
         try:
             while True:
                 raw = self._bytes(await items.receive(inf))
-                if not self._responses:
+                if not self.responses:
                     self.raw = raw
                     return
-                await self._context.write(raw)
+                await self.context.write(raw)
         except StopAsyncIteration:
-            if not self._responses:
+            if not self.responses:
                 self.raw = self._bytes(NO_VALUE)
 
     def _bytes(self, body: Any) -> bytes:
-        if self._pack is not None:
-            return self._pack(body)
+        if self.pack is not None:
+            return self.pack(body)
         return b"" if body is NO_VALUE else body
 
 
