@@ -110,14 +110,6 @@ async def timed(limit: float) -> AsyncIterator[None]:
     assert took < limit + SLACK, f"took {took:.2f} s instead of at most {limit} s"
 
 
-async def eventually(condition: Any, limit: float = 10.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
-
-
 def test_f1_a_kill_fails_what_is_pending_at_once_and_calls_work_again_after_the_restart(
     loop_name: str, scheme: str
 ) -> None:

@@ -17,6 +17,7 @@ from resilient_client.message import Call
 from resilient_client.policies._circuit import mirror
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
 from tests.policies.breaker_kit import Peer
+from tests.waiting import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -65,13 +66,6 @@ class Storage(pybreaker.CircuitMemoryStorage):
         self._state = state
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.005)
-
-
 def threads() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("circuit-storage")]
 
@@ -87,12 +81,12 @@ async def test_transitions_are_published_by_the_thread_and_by_nobody_else() -> N
     handler = breaker.wrap(Peer(), MonotonicClock())
     await breaker.start()
     breaker.open()
-    await until(lambda: storage.written == ["open"])
+    await eventually(lambda: storage.written == ["open"])
     assert isinstance(storage._opened_at, datetime)
     breaker.half_open()
-    await until(lambda: storage.written[-1] == "half-open")
+    await eventually(lambda: storage.written[-1] == "half-open")
     await handler(Call("x", "x", "send"))
-    await until(lambda: storage.written[-1] == "closed")
+    await eventually(lambda: storage.written[-1] == "closed")
     assert breaker.current_state == "closed"
     await breaker.stop()
     assert storage.threads == {"circuit-storage-stock"}
@@ -159,7 +153,7 @@ async def test_a_later_opening_elsewhere_opens_this_breaker_and_a_closing_closes
     breaker = CircuitBreaker(state_storage=storage)
     await breaker.start()
     storage.elsewhere("open")
-    await until(lambda: breaker.current_state == "open")
+    await eventually(lambda: breaker.current_state == "open")
     storage.elsewhere("half-open")
     await settle()
     storage.elsewhere("closed")
@@ -177,11 +171,11 @@ async def test_an_opening_is_taken_over_once() -> None:
     storage._state = "open"  # the other process has not noticed
     await settle()
     breaker.close()
-    await until(lambda: storage.written[-1] == "closed")
+    await eventually(lambda: storage.written[-1] == "closed")
     await settle()
     assert breaker.current_state == "closed"
     storage.elsewhere("open")
-    await until(lambda: breaker.current_state == "open")
+    await eventually(lambda: breaker.current_state == "open")
     await breaker.stop()
 
 
@@ -192,7 +186,7 @@ async def test_its_own_opening_does_not_come_back_to_it() -> None:
     breaker.observe(changes.append)
     await breaker.start()
     breaker.open()
-    await until(lambda: storage.written == ["open"])
+    await eventually(lambda: storage.written == ["open"])
     breaker.half_open()
     await settle()
     assert [c.new for c in changes] == ["open", "half-open"]
@@ -231,7 +225,7 @@ async def test_a_storage_that_hangs_delays_connecting_by_half_a_second_and_nothi
     assert time.monotonic() - started < 0.4
     await breaker.stop()
     release.set()
-    await until(lambda: not threads())
+    await eventually(lambda: not threads())
 
 
 async def test_a_storage_that_fails_is_said_once_and_the_breaker_goes_on(caplog: Any) -> None:
@@ -248,7 +242,7 @@ async def test_a_storage_that_fails_is_said_once_and_the_breaker_goes_on(caplog:
     assert breaker.current_state == "open"
     assert caplog.text.count("store down") == 1
     storage.trouble = None  # it comes back, and what was not told is told
-    await until(lambda: storage.written == ["open"])
+    await eventually(lambda: storage.written == ["open"])
     await breaker.stop()
 
 
@@ -262,7 +256,7 @@ async def test_of_what_a_dead_storage_missed_only_the_newest_is_told() -> None:
         breaker.close()
     breaker.half_open()
     storage.trouble = None
-    await until(lambda: storage.written == ["half-open"])
+    await eventually(lambda: storage.written == ["half-open"])
     await breaker.stop()
 
 
@@ -281,7 +275,7 @@ async def test_a_factory_is_called_in_the_thread_with_the_breakers_name() -> Non
     for breaker in breakers:
         await breaker.start()
     breakers[0].open()
-    await until(lambda: made["math/a:1"].written == ["open"])
+    await eventually(lambda: made["math/a:1"].written == ["open"])
     assert made["math/b:2"].written == []
     assert breakers[1].current_state == "closed"
     for breaker in breakers:
@@ -294,7 +288,7 @@ async def test_breakers_that_share_a_storage_share_one_thread_and_their_openings
     one, two = (CircuitBreaker(state_storage=storage, name=n) for n in ("one", "two"))
     await one.start()
     one.open()
-    await until(lambda: storage.written == ["open"])
+    await eventually(lambda: storage.written == ["open"])
     await two.start()
     assert two.current_state == "open"
     assert len(threads()) == 1
@@ -302,7 +296,7 @@ async def test_breakers_that_share_a_storage_share_one_thread_and_their_openings
     one.close()
     await settle()
     two.open()
-    await until(lambda: one.current_state == "open")
+    await eventually(lambda: one.current_state == "open")
     await one.stop()
     assert len(threads()) == 1
     await two.stop()
@@ -338,15 +332,15 @@ async def test_a_plain_pybreaker_on_the_same_storage_understands() -> None:
     ours = CircuitBreaker(state_storage=storage)
     await ours.start()
     ours.open()
-    await until(lambda: plain.current_state == "open")
+    await eventually(lambda: plain.current_state == "open")
     ours.half_open()
-    await until(lambda: plain.current_state == "half-open")
+    await eventually(lambda: plain.current_state == "half-open")
     ours.close()
-    await until(lambda: plain.current_state == "closed")
+    await eventually(lambda: plain.current_state == "closed")
     for _ in range(2):
         with pytest.raises((ZeroDivisionError, pybreaker.CircuitBreakerError)):
             plain.call(lambda: 1 / 0)
-    await until(lambda: ours.current_state == "open")
+    await eventually(lambda: ours.current_state == "open")
     await ours.stop()
 
 
@@ -362,7 +356,7 @@ async def test_two_breakers_with_pybreakers_redis_storage(redis_broker: Any, uni
     await one.start()
     await two.start()
     one.open()
-    await until(lambda: two.current_state == "open")
+    await eventually(lambda: two.current_state == "open")
     two.half_open()
     two.close()
     await settle()

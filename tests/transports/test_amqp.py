@@ -7,7 +7,7 @@ import gc
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,6 +38,7 @@ from tests.peers.brokers import RabbitMQ, require_broker
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
 from tests.peers.process import resident
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -75,14 +76,6 @@ async def error_of(call: Any) -> Any:
     except ResilientClientError as error:
         return error
     pytest.fail(f"it answered {value!r} instead of failing")
-
-
-async def until(condition: Callable[[], Any], limit: float = 15.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 @asynccontextmanager
@@ -300,7 +293,7 @@ async def test_topics_have_wildcards_and_the_handler_sees_the_key(
         assert await client.send("price.lamp", 1) == ["price.lamp", unique, "price.lamp"]
         for key in ("order", "order.new", "order.new.eu", "order.paid"):
             assert (await client.emit(key, 1)).delivery == "stored"
-        await until(lambda: len(heard) == 4)
+        await eventually(lambda: len(heard) == 4)
         assert sorted(key for key, _ in heard) == ["exactly", "order", "order.new", "order.new.eu"]
         # nothing leads anywhere: told by the broker
         error = await error_of(client.send("nobody.here", 1))
@@ -323,9 +316,9 @@ async def test_a_queue_deleted_under_both_ends_is_told_and_made_again(
     async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
         assert await client.send("echo", 1) == 1
         await delete(rabbitmq_broker, unique)
-        await until(lambda: [e for e in seen if isinstance(e, Degraded)])
+        await eventually(lambda: [e for e in seen if isinstance(e, Degraded)])
         retrying = client_of(rabbitmq_broker.url, queue=unique, declare=False)
-        await until(lambda: seen[-1].new == "connected" if hasattr(seen[-1], "new") else False)
+        await eventually(lambda: seen[-1].new == "connected" if hasattr(seen[-1], "new") else False)
         assert await client.send("echo", 2) == 2
         assert await retrying.send("echo", 3) == 3
         await retrying.aclose()
@@ -346,7 +339,7 @@ async def test_a_server_that_may_not_declare_its_queue_again_says_so_and_ends_tr
     options = {"queue": unique, "declare": False}
     async with server_of(rabbitmq_broker.url, observers=[seen.append], **options):
         await delete(rabbitmq_broker, unique)
-        await until(lambda: any(getattr(each, "new", "") == "idle" for each in seen))
+        await eventually(lambda: any(getattr(each, "new", "") == "idle" for each in seen))
         assert "not serving any more" in caplog.text
         assert "NOT_FOUND" in caplog.text
 
@@ -361,7 +354,7 @@ async def test_a_server_comes_back_when_its_connection_for_replies_breaks(
         call = asyncio.ensure_future(error_of(client.send("slow", 1, timeout=20)))
         listener: Any = server._listeners[0]
         first = listener.link.current
-        await until(lambda: first._jobs)
+        await eventually(lambda: first._jobs)
         first.replying.transport.abort()
         error = await call  # RabbitMQ handed it out again: for its caller to judge
         assert isinstance(error, RemoteError), error
@@ -417,7 +410,7 @@ async def test_headers_travel_as_headers_and_numbers_are_shown_as_text(
             + body
             + b"\xce"
         )
-        await until(lambda: heard)
+        await eventually(lambda: heard)
     headers, raw = heard[0]
     assert headers == {"x-text": "t", "x-number": "7", "x-truth": "true"}
     assert raw.headers["x-table"] == {"deep": {}}
@@ -485,7 +478,7 @@ async def test_an_event_that_fails_goes_to_the_dead_letters_once_or_after_a_seco
             async with server, client_of(rabbitmq_broker.url, **options) as client:
                 for pattern in ("fails", "typed", "unknown"):
                     await client.emit(pattern, 1 if pattern == "fails" else "no number")
-                await until(lambda: len(dead) == 3)
+                await eventually(lambda: len(dead) == 3)
                 assert tried == tries
                 assert {p for p, _ in dead} == {"fails", "typed", "unknown"}
             if ack is not True:
@@ -500,7 +493,7 @@ async def test_an_event_that_fails_is_dropped_where_its_queue_has_no_dead_letter
     server = failing_server(rabbitmq_broker.url, unique, tried)
     async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
         assert (await client.emit("fails", 1)).delivery == "stored"
-        await until(lambda: tried)
+        await eventually(lambda: tried)
         assert await client.send("echo", 1) == 1
     async with failing_server(rabbitmq_broker.url, unique, tried):
         await asyncio.sleep(0.2)
@@ -523,10 +516,10 @@ async def test_an_event_in_work_when_its_connection_drops_is_finished_and_delive
 
     async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
         await client.emit("slow", 1)
-        await until(lambda: notes)
+        await eventually(lambda: notes)
         listener: Any = server._listeners[0]
         listener.link.current.consuming.transport.abort()
-        await until(lambda: ("ended", True) in notes)
+        await eventually(lambda: ("ended", True) in notes)
         assert notes.count(("ended", False)) == 1
         assert await client.send("echo", 1) == 1
     assert await depth(rabbitmq_broker, unique) == 0
@@ -553,7 +546,7 @@ async def test_a_request_whose_server_died_is_told_and_only_a_repeatable_one_run
     async with client_of(rabbitmq_broker.url, queue=unique) as client:
         once = asyncio.ensure_future(error_of(client.send("work", "once", timeout=20)))
         again = asyncio.ensure_future(client.send("work", "again", idempotency_key="k", timeout=20))
-        await until(lambda: len(ran) == 2)
+        await eventually(lambda: len(ran) == 2)
         await first.aclose()
         async with replica(0):
             error = await once
@@ -586,7 +579,7 @@ async def test_events_survive_the_broker_only_when_queue_and_event_are_durable(
         return server
 
     async with listener("lasting", lasting), listener("fleeting", fleeting):
-        await until(lambda: len(heard["lasting"]) >= 200)
+        await eventually(lambda: len(heard["lasting"]) >= 200)
         assert sorted(set(heard["lasting"])) == list(range(200))
         assert heard["fleeting"] == []
 
@@ -607,7 +600,7 @@ async def test_without_acknowledgements_a_dead_server_loses_what_it_was_handed(
     async with client_of(rabbitmq_broker.url, queue=unique) as client:
         for n in range(20):
             await client.emit("slow", n)
-        await until(lambda: len(started) == 2)
+        await eventually(lambda: len(started) == 2)
         listener: Any = server._listeners[0]
         assert listener.link.current.consuming.paused  # nothing more is read than can run
     await server.aclose()
@@ -652,7 +645,7 @@ async def test_a_memory_alarm_is_told_bounds_every_call_and_holds_up_no_acknowle
                 assert set(await asyncio.gather(*calls)) == {False}
             assert resident() - before < 40 * 1024 * 1024
             release.set()
-            await until(lambda: heard)
+            await eventually(lambda: heard)
         finally:
             await asyncio.to_thread(own_broker.ctl, "set_vm_memory_high_watermark", "0.4")
         started = time.monotonic()
@@ -731,7 +724,7 @@ async def test_calls_that_are_cancelled_leave_nothing(
         transport: Any = client._transports[0]
         session = transport._link.current
         assert len(session.replies) == len(session.confirms) == 0
-        await until(lambda: not session._unconfirmed)
+        await eventually(lambda: not session._unconfirmed)
         assert (await client.emit("e", 1)).delivery == "stored"
 
 

@@ -26,6 +26,7 @@ from resilient_client import (
     Throttled,
 )
 from tests.peers.certificates import certificates
+from tests.waiting import eventually
 
 SLACK = 10.0
 
@@ -112,12 +113,6 @@ async def inside(app: Any, root: str = "") -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(SLACK):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 # ------------------------------------------------------------------------------------- routes
 
 
@@ -160,7 +155,7 @@ async def test_our_client_calls_our_rest_patterns():
         made.go_on.set()  # type: ignore[attr-defined]
         receipt = await client.emit("POST /hooks/{name}", {"name": "n", "a": 1})
         assert receipt.receivers == 1
-        await until(lambda: made.seen)  # type: ignore[attr-defined]
+        await eventually(lambda: made.seen)  # type: ignore[attr-defined]
         assert made.seen == [{"name": "n", "a": 1}]  # type: ignore[attr-defined]
 
 
@@ -181,7 +176,7 @@ async def test_a_post_goes_to_whoever_there_is():
             answer = await http.post("/happened", json=1, headers=headers)
             assert (answer.status_code, answer.content) == (202, b"")
             assert answer.headers["x-receivers"] == "1"
-        await until(lambda: made.seen == [1, 1])  # type: ignore[attr-defined]
+        await eventually(lambda: made.seen == [1, 1])  # type: ignore[attr-defined]
         nobody = await http.post("/nobody", json=1, headers={"prefer": "respond-async"})
         assert (nobody.status_code, nobody.headers["x-receivers"]) == (202, "0")
         assert (await http.post("/nobody", json=1)).status_code == 404
@@ -197,12 +192,12 @@ async def test_an_event_over_the_cap_is_accepted_when_there_is_room():
         third = asyncio.ensure_future(http.post("/happened", json=3))
         await asyncio.sleep(0.1)
         assert not second.done()
-        await until(lambda: made.seen == [1])  # type: ignore[attr-defined]
+        await eventually(lambda: made.seen == [1])  # type: ignore[attr-defined]
         third.cancel()  # this one leaves before it was accepted
         await asyncio.sleep(0.05)
         made.go_on.set()  # type: ignore[attr-defined]
         assert (await second).status_code == 202
-        await until(lambda: not made._app._running)
+        await eventually(lambda: not made._app._running)
         assert made.seen == [1, 2]  # type: ignore[attr-defined]
 
 
@@ -239,7 +234,7 @@ async def test_a_caller_that_disconnects_cancels_its_handler():
         half.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf")
         await half.drain()
         half.close()
-        await until(lambda: not made._listeners[0]._state.connections)  # type: ignore[attr-defined]
+        await eventually(lambda: not made._listeners[0]._state.connections)  # type: ignore[attr-defined]
 
 
 async def test_a_deadline_ends_a_stream_that_has_begun():

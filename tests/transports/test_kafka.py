@@ -34,6 +34,7 @@ from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
 from tests.peers.kafka import Kafka
 from tests.peers.nest import NestClient, nest_missing
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -45,14 +46,6 @@ IMPOSSIBLE = ("object_patterns", "no_handler")
 async def client_of(url: str, **options: Any) -> AsyncIterator[ClientProxy]:
     async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
         yield client
-
-
-async def eventually(condition: Callable[[], Any], limit: float = 10.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 async def error_of(call: Any) -> Any:

@@ -20,18 +20,11 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from resilient_client import ClientProxy, Context, Receipt, Server
 from tests.contract.rigs import Service
 from tests.peers.kafka import Kafka
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
 SESSION = 6.0  # the least that a broker allows by default
-
-
-async def eventually(condition: Callable[[], Any], limit: float = 30.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 class Members:

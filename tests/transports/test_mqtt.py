@@ -29,6 +29,7 @@ from tests.peers.brokers import Mosquitto
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
 from tests.transports.mqtt_peers import Peer, scripted_client
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.broker
 NewBroker = Callable[..., Any]
@@ -59,14 +60,6 @@ def client_of(broker: Mosquitto, **options: Any) -> ClientProxy:
 def link_of(end: Any) -> Any:
     parts = end._transports if isinstance(end, ClientProxy) else end._listeners
     return parts[0]._link
-
-
-async def until(condition: Callable[[], Any], limit: float = 10.0) -> None:
-    for _ in range(int(limit / 0.01)):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it never came true")
 
 
 async def error_of(call: Any) -> Any:
@@ -108,7 +101,7 @@ async def test_wildcards_tell_the_topic_and_an_exact_pattern_goes_first(
         assert (await client.send(f"{unique}/42/read"))[0] == "exact"
         await client.emit(f"{unique}-log", 0)
         await client.emit(f"{unique}-log/a/b", 1)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
         await asyncio.sleep(0.1)
     assert calls == ["exact"]  # each message once, though it comes for every pattern it fits
     assert sorted(heard) == [(f"{unique}-log", 0), (f"{unique}-log/a/b", 1)]
@@ -153,7 +146,7 @@ async def test_replicas_share_the_work(mqtt_broker: Mosquitto, unique: str, vers
     async with replica("a"), replica("b"), client_of(mqtt_broker, version=version) as client:
         names = await asyncio.gather(*(client.send(f"{unique}.work", n) for n in range(20)))
         await asyncio.gather(*(client.emit(f"{unique}.event", n) for n in range(20)))
-        await until(lambda: len(done) == 40)
+        await eventually(lambda: len(done) == 40)
         await asyncio.sleep(0.1)
     assert set(names) == {"a", "b"}
     for kind in ("request", "event"):
@@ -191,7 +184,7 @@ async def test_without_a_group_every_replica_hears_an_event(
 
     async with replica("a"), replica("b"), client_of(mqtt_broker) as client:
         await client.emit(unique)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
     assert sorted(heard) == ["a", "b"]
 
 
@@ -262,7 +255,7 @@ async def test_a_broker_that_has_forgotten_a_lasting_session_is_told(
     async with server:
         broker.kill()
         await broker.restart_async()
-        await until(lambda: any("not kept the session" in reason for reason in told))
+        await eventually(lambda: any("not kept the session" in reason for reason in told))
 
 
 @asynccontextmanager
@@ -294,7 +287,7 @@ async def test_a_lasting_session_gets_the_events_of_its_absence_even_after_the_b
     broker.kill()
     await broker.restart_async()
     async with lasting(broker, unique, version=version) as heard:
-        await until(lambda: len(heard) == 20)
+        await eventually(lambda: len(heard) == 20)
     assert heard == list(range(20))
 
 
@@ -320,7 +313,7 @@ async def test_a_broker_killed_under_load_loses_at_most_what_it_had_not_written(
                     broker.kill()
                 elif n == 60:
                     await broker.restart_async()
-        await until(lambda: len(set(heard)) >= len(accepted) - 3)
+        await eventually(lambda: len(set(heard)) >= len(accepted) - 3)
         await asyncio.sleep(0.2)
     lost = set(accepted) - set(heard)
     assert len(accepted) > 100
@@ -342,7 +335,7 @@ async def test_a_broker_that_dies_before_it_has_written_a_session_loses_it(
     await broker.restart_async()
     async with lasting(broker, unique) as heard, client_of(broker) as client:
         await client.emit(unique, "after")
-        await until(lambda: heard)
+        await eventually(lambda: heard)
     assert heard == ["after"]
 
 
@@ -357,9 +350,9 @@ async def test_what_comes_when_the_brokers_queue_is_full_is_lost(
         for n in range(100):  # the broker does not tell
             assert (await client.emit(unique, n)).delivery == "accepted"
         async with lasting(broker, unique) as heard:
-            await until(lambda: len(heard) == 20)
+            await eventually(lambda: len(heard) == 20)
             await client.emit(unique, "after")
-            await until(lambda: "after" in heard)
+            await eventually(lambda: "after" in heard)
     assert heard == [*range(20), "after"]
     gate = asyncio.Event()
     told: list[str] = []
@@ -379,9 +372,9 @@ async def test_what_comes_when_the_brokers_queue_is_full_is_lost(
             assert (await client.emit(f"{unique}.slow", n)).delivery == "accepted"
         assert any("too slow" in reason for reason in told)
         gate.set()
-        await until(lambda: len(late) == 25)
+        await eventually(lambda: len(late) == 25)
         await client.emit(f"{unique}.slow", "after")
-        await until(lambda: "after" in late)
+        await eventually(lambda: "after" in late)
     assert late == [*range(25), "after"]
 
 
@@ -400,7 +393,7 @@ async def test_a_session_that_expires_takes_its_events_along(
                 await asyncio.sleep(0.1)
         async with lasting(broker, unique) as heard:
             await client.emit(unique, "after")
-            await until(lambda: heard)
+            await eventually(lambda: heard)
     assert heard == ["after"]
 
 
@@ -421,12 +414,12 @@ async def test_an_event_whose_handler_did_not_end_comes_again(
     async with client_of(mqtt_broker) as client:
         async with server:
             await client.emit(unique, 1)
-            await until(lambda: begun == [1])
+            await eventually(lambda: begun == [1])
             # the connection breaks: as it was not acknowledged, it comes again
             link_of(server).current.transport.abort()
-            await until(lambda: begun == [1, 1])
+            await eventually(lambda: begun == [1, 1])
         async with lasting(mqtt_broker, unique) as heard:  # the process has ended, another begins
-            await until(lambda: heard == [1])
+            await eventually(lambda: heard == [1])
         async with lasting(mqtt_broker, unique) as heard:  # that one has acknowledged it
             await asyncio.sleep(0.2)
             assert heard == []
@@ -445,7 +438,7 @@ async def test_an_event_whose_handler_failed_is_not_sent_again(
 
     async with server, client_of(mqtt_broker) as client:
         await client.emit(unique, 1)
-        await until(lambda: begun == [1])
+        await eventually(lambda: begun == [1])
     async with lasting(mqtt_broker, unique) as heard:
         await asyncio.sleep(0.2)
         assert heard == []
@@ -460,7 +453,7 @@ async def test_without_a_lasting_session_events_of_an_absence_are_lost(
         server.event_pattern(unique)(lambda n: heard.append(n))
         async with server:
             await client.emit(unique, 1)
-            await until(lambda: heard == [1])
+            await eventually(lambda: heard == [1])
         assert (await client.emit(unique, 2)).receivers == 0
         async with lasting(mqtt_broker, unique) as late:
             await asyncio.sleep(0.2)
@@ -492,7 +485,7 @@ async def test_a_reply_finds_its_caller_although_the_server_has_reconnected(
                 got.append(n)  # noqa: PERF401
 
         stream = asyncio.ensure_future(error_of(read()))
-        await until(lambda: len(got) > 3)
+        await eventually(lambda: len(got) > 3)
         link_of(server).current.transport.abort()
         assert await call == "done"
         error = await stream  # no gap in silence
@@ -520,7 +513,7 @@ async def test_a_retained_request_is_not_executed_and_a_retained_event_is_heard(
             server.message_pattern(f"{unique}/request")(lambda n: calls.append(n))
             server.event_pattern(f"{unique}/state")(lambda n: calls.append(n))
             async with server:
-                await until(lambda: calls)
+                await eventually(lambda: calls)
                 await asyncio.sleep(0.1)
             assert calls == [2], version
             calls.clear()
@@ -622,7 +615,7 @@ async def test_two_clients_with_one_id_are_told_and_do_not_wear_the_broker_out(
     async with client_of(mqtt_broker, client_id=unique, observers=[observe]) as first:
         async with client_of(mqtt_broker, client_id=unique) as second:
             # this broker closes without a word; one that says why: test_mqtt_hostile.py
-            await until(lambda: any("does another client" in reason for reason in reasons))
+            await eventually(lambda: any("does another client" in reason for reason in reasons))
             await asyncio.sleep(0.7)
             assert link_of(first).dials + link_of(second).dials < 15
 
@@ -650,7 +643,7 @@ async def test_messages_at_qos_1_stay_within_what_the_broker_takes_at_once(
         connection._write = watched
         receipts = await asyncio.gather(*(client.emit(unique, n) for n in range(500)))
         assert {receipt.delivery for receipt in receipts} == {"accepted"}
-        await until(lambda: len(heard) == 500)
+        await eventually(lambda: len(heard) == 500)
         assert most == connection._window <= 256
         assert sorted(heard) == list(range(500))
 
@@ -670,7 +663,7 @@ async def test_what_waits_for_its_turn_was_not_sent_and_never_is(unique: str) ->
 
     async with scripted_client(script) as client:
         first = asyncio.ensure_future(error_of(client.send("x", "first", timeout=30)))
-        await until(lambda: numbers == [1])
+        await eventually(lambda: numbers == [1])
         late = await error_of(client.send("x", "late", timeout=0.1))
         assert isinstance(late, DeadlineExceeded)
         assert not late.sent
@@ -690,7 +683,7 @@ async def test_what_waits_for_its_turn_was_not_sent_and_never_is(unique: str) ->
         assert numbers == [1, 1]
         release.clear()
         sent = asyncio.ensure_future(error_of(client.emit("x", "first", timeout=30)))
-        await until(lambda: len(numbers) == 3)
+        await eventually(lambda: len(numbers) == 3)
         waits = asyncio.ensure_future(error_of(client.emit("x", "never", timeout=30)))
         await asyncio.sleep(0.05)
         link_of(client).current.transport.abort()
@@ -724,7 +717,7 @@ async def test_slow_event_handlers_stop_the_reading_and_nothing_is_lost(
 
     async with server, client_of(mqtt_broker) as client:
         await asyncio.gather(*(client.emit(unique, n) for n in range(400)))
-        await until(lambda: done == 400)
+        await eventually(lambda: done == 400)
     assert most == 8
     assert "Degraded" in told
 
@@ -752,7 +745,7 @@ async def test_a_message_above_max_size_is_left_out_and_the_others_come(
     async with server, client_of(mqtt_broker) as client:
         for size in (10, 5_000_000, 20):
             await client.emit(unique, "x" * size)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
         assert server._listeners[0]._link.dials == 1
     assert heard == [10, 20]
     assert ("larger than max_size" in caplog.text) == (version != "5")  # 5: the broker keeps it
@@ -888,4 +881,4 @@ async def test_nest_at_its_default_version_is_spoken_to_both_ways(
     async with server, NestClient("mqtt", url=url, options=old) as nest:
         assert (await nest.send(f"{unique}.mine", [1, 2])).value == 3
         await nest.emit(f"{unique}.event", {"n": 1})
-        await until(lambda: heard == [{"n": 1}])
+        await eventually(lambda: heard == [{"n": 1}])

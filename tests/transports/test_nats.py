@@ -38,6 +38,7 @@ from resilient_client.transports.nats import _connection
 from tests.peers.nats import Nats
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -55,14 +56,6 @@ async def error_of(call: Any) -> Any:
     with pytest.raises(ResilientClientError) as caught:
         await call
     return caught.value
-
-
-async def until(condition: Callable[[], object], limit: float = 10.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 async def test_nats_passes_the_conformance_suite(nats_broker: Nats) -> None:
@@ -85,7 +78,7 @@ async def test_members_of_a_queue_group_share_the_work(nats_broker: Nats, unique
         for n in range(100):
             await client.emit(f"{unique}.event", n)
         await client.emit(f"{unique}.own", 1)
-        await until(lambda: len(heard) >= 100 and len(own) >= 2)
+        await eventually(lambda: len(heard) >= 100 and len(own) >= 2)
         await asyncio.sleep(0.05)
         assert sorted(n for _, n in heard) == list(range(100))
         assert {name for name, _ in heard} == {"a", "b"}
@@ -105,7 +98,7 @@ async def test_without_a_queue_group_every_replica_hears_an_event(
 
     async with replica("a"), replica("b"), client_of(nats_broker) as client:
         await client.emit(f"{unique}.event", 1)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
     assert sorted(heard) == ["a", "b"]
 
 
@@ -138,7 +131,7 @@ async def test_wildcards_match_and_the_handler_learns_the_subject(
         await client.emit(f"{unique}.many.a", 1)
         await client.emit(f"{unique}.many.a.b.c", 2)
         await client.emit(f"{unique}.many", 3)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
     assert heard == [(1, f"{unique}.many.a"), (2, f"{unique}.many.a.b.c")]
 
 
@@ -151,7 +144,7 @@ async def test_a_pattern_that_means_everything_does_not_mean_replies(new_broker:
     async with server, client_of(broker) as client:
         assert await client.send("echo", 1) is not None or True
         await client.emit("something.else", 2)
-        await until(lambda: "something.else" in heard)
+        await eventually(lambda: "something.else" in heard)
         assert set(heard) <= {"echo", "something.else"}
 
 
@@ -275,7 +268,7 @@ async def test_messages_that_are_no_packets_disturb_nobody(
         assert raw._transport is not None
         raw._transport.write(b"PUB " + unique.encode() + b".\xff\xfe 2\r\n17\r\n")
         await raw.publish(f"{unique}.a", b'{"hello":1,"id":"1"}', reply=f"{unique}.answer")
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
     assert heard == [17, {"hello": 1, "id": "1"}]  # foreign JSON is an event
     assert caplog.text.count("was dropped") == 2
     await raw.close()
@@ -319,13 +312,13 @@ async def test_a_caller_that_leaves_stops_its_handler_in_whichever_replica(
 
     async with replica("a"), replica("b"), client_of(nats_broker) as client:
         calls = [asyncio.ensure_future(client.send(unique, timeout=50)) for _ in range(20)]
-        await until(lambda: len(started) == 20)
+        await eventually(lambda: len(started) == 20)
         assert set(started) == {"a", "b"}
         await asyncio.sleep(0.1)
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
-        await until(lambda: len(stopped) == 20)
+        await eventually(lambda: len(stopped) == 20)
         assert client._transports[0]._link.current.subjects == {}  # type: ignore[attr-defined]
 
 
@@ -366,9 +359,9 @@ async def test_events_beyond_what_slow_handlers_can_keep_up_with_are_told(
     async with server, client_of(nats_broker) as client:
         for n in range(50):
             await client.emit(unique, n)
-        await until(lambda: any("dropped" in getattr(each, "reason", "") for each in news))
+        await eventually(lambda: any("dropped" in getattr(each, "reason", "") for each in news))
         gate.set()
-        await until(lambda: len(heard) >= 12)
+        await eventually(lambda: len(heard) >= 12)
         assert heard == list(range(12))
 
 
@@ -393,7 +386,7 @@ async def test_a_connection_that_reads_too_slowly_is_ended_told_and_comes_back(
             while broker.log.count("Slow Consumer") == already:
                 await load()
         proxy.heal()
-        await until(lambda: changes() == ["reconnecting", "connected"])
+        await eventually(lambda: changes() == ["reconnecting", "connected"])
 
     async with TcpProxy(broker.port) as servers, TcpProxy(broker.port) as clients:
         url = "nats://127.0.0.1:{}".format
@@ -445,7 +438,7 @@ async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> No
         error = await error_of(client.send("x", timeout=20))
         assert isinstance(error, ConnectionLost), error
         assert "slow consumer" in str(error)
-        await until(lambda: client.status == "connected")
+        await eventually(lambda: client.status == "connected")
     assert ["slow consumer" in each.reason for each in news if each.new == "reconnecting"] == [True]
     listener.close()
     await listener.wait_closed()
@@ -583,7 +576,7 @@ async def test_a_broker_that_talks_nonsense_later_is_left_and_dialled_again() ->
     error = await error_of(client.send("x", timeout=20))
     assert isinstance(error, ConnectionLost), error
     assert time.monotonic() - started < 3
-    await until(lambda: client.status == "connected")
+    await eventually(lambda: client.status == "connected")
     await client.aclose()
     listener.close()
     await listener.wait_closed()

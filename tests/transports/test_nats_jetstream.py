@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import nats
@@ -26,6 +25,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports.nats import _jetstream
 from tests.contract.rigs import Service
 from tests.peers.nats import Nats
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -43,14 +43,6 @@ def server_of(broker: Nats, **options: Any) -> Server:
 
 def client_of(broker: Nats, **options: Any) -> ClientProxy:
     return ClientProxy(broker.url, telemetry=False, **{"stream": "events", **options})
-
-
-async def until(condition: Callable[[], object], limit: float = 15.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 async def config_of(broker: Nats, stream: str = "events") -> Any:
@@ -85,7 +77,7 @@ async def test_an_event_outlives_its_client_the_broker_and_a_server_that_is_not_
         heard.append((n, context.pattern))
 
     async with server:
-        await until(lambda: len(heard) == 20)
+        await eventually(lambda: len(heard) == 20)
     assert sorted(heard) == [(n, "orders.created") for n in range(20)]
 
 
@@ -105,7 +97,7 @@ async def test_replicas_share_and_each_event_is_handled_once(broker: Nats) -> No
     async with replica("a"), replica("b"), replica("other", queue="audit"):
         async with client_of(broker, policies=()) as client:
             await asyncio.gather(*(client.emit("shared", n) for n in range(300)))
-        await until(lambda: len(heard) >= 600)
+        await eventually(lambda: len(heard) >= 600)
         await asyncio.sleep(0.1)
     workers = [n for name, n in heard if name != "other"]
     assert sorted(workers) == list(range(300))
@@ -136,7 +128,7 @@ async def test_an_event_whose_server_dies_before_the_end_is_delivered_to_another
         listener._link.current = None  # as if the process were gone: no reconnection, no word
         connection.socket.transport.abort()
         async with second:
-            await until(lambda: heard == [1])
+            await eventually(lambda: heard == [1])
         await first.aclose()
 
 
@@ -158,10 +150,10 @@ async def test_what_a_server_has_not_done_when_it_stops_another_gets_at_once(
         async with first:
             for n in range(5):
                 await client.emit("work", n)
-            await until(lambda: len(started) == 5)
+            await eventually(lambda: len(started) == 5)
         begun = time.monotonic()
         async with second:
-            await until(lambda: len(heard) == 5)
+            await eventually(lambda: len(heard) == 5)
         assert time.monotonic() - begun < 10
 
 
@@ -184,9 +176,9 @@ async def test_a_failing_handler_gets_its_event_again_and_not_for_ever(broker: N
         await client.emit("flaky", "once")
         await client.emit("flaky", "always")
         await client.emit("typed", "not a number")
-        await until(lambda: tries["always"] == 3)
+        await eventually(lambda: tries["always"] == 3)
         given_up = lambda: [e.reason for e in news if "given up" in getattr(e, "reason", "")]  # noqa: E731
-        await until(lambda: len(given_up()) == 2)
+        await eventually(lambda: len(given_up()) == 2)
         await asyncio.sleep(0.5)
     assert tries == {"once": 2, "always": 3}
     assert any("after 1 deliveries" in reason for reason in given_up())  # of no use to anybody
@@ -202,12 +194,12 @@ async def test_an_event_that_is_older_than_its_stream_keeps_it_is_gone(broker: N
         await service.start_async()
         async with client_of(broker, policies=()) as client:
             assert await client.emit("fault.slow_event", 1) == Receipt("stored")
-            await until(lambda: service.journal("slow_event_started") == [1])
+            await eventually(lambda: service.journal("slow_event_started") == [1])
             service.kill()
             await asyncio.sleep(3.0)
             assert await client.emit("fault.slow_event", 2) == Receipt("stored")
             await service.start_async()
-            await until(lambda: service.journal("slow_event"))
+            await eventually(lambda: service.journal("slow_event"))
             await asyncio.sleep(0.2)
         assert service.journal("slow_event_started") == [1, 2]
         assert service.journal("slow_event") == [2]
@@ -292,7 +284,7 @@ async def test_both_ends_make_the_stream_take_what_it_does_not_yet(broker: Nats)
             *(client.emit(f"new.{n}", n) for n in range(5)), client.emit("orders.paid", 1)
         )
         await client.emit("users.a.b", 1)
-        await until(lambda: len(heard) == 2)
+        await eventually(lambda: len(heard) == 2)
     config, _ = await config_of(broker)
     assert set(config.subjects) == {
         "other.>",
@@ -344,12 +336,12 @@ async def test_a_stream_that_is_deleted_is_made_again(broker: Nats) -> None:
     server.event_pattern("event")(lambda n: heard.append(n))
     async with server, client_of(broker, policies=()) as client:
         await client.emit("event", 1)
-        await until(lambda: heard == [1])
+        await eventually(lambda: heard == [1])
         raw = await nats.connect(broker.url)
         await raw.jetstream().delete_stream("events")
         await raw.close()
         await client.emit("event", 2)
-        await until(lambda: heard == [1, 2])
+        await eventually(lambda: heard == [1, 2])
     assert any("is gone" in getattr(each, "reason", "") for each in news)
 
 

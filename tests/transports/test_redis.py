@@ -38,6 +38,7 @@ from tests.peers.brokers import Redis
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestServer
 from tests.peers.proxy import TcpProxy
+from tests.waiting import eventually
 
 from .redis_peer import command
 
@@ -72,14 +73,6 @@ async def error_of(call: Any) -> Any:
     except ResilientClientError as error:
         return error
     pytest.fail(f"it answered {value!r} instead of failing")
-
-
-async def eventually(condition: Callable[[], Any], limit: float = 10.0) -> None:
-    for _ in range(int(limit / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    pytest.fail("it never came true")
 
 
 async def test_redis_passes_the_conformance_suite(redis_broker: Redis) -> None:
