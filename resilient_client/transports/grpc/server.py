@@ -133,7 +133,7 @@ class ServerListener:
         server = aio.server(options=self._options, compression=self._compression)
         server.add_generic_rpc_handlers((_Methods(self._app, self._handlers()),))
         health = self._health = HealthServicer()
-        add_health(health, server)
+        add_health(health, _LookedUp(server))
         await health.set("", _SERVING)
         if self._schema is not None:
             for service in self._schema.services:
@@ -205,6 +205,20 @@ class ServerListener:
 def inf_grace() -> float:
     """Seconds that stand for 'as long as it takes': `aclose` ends it."""
     return 24 * 3600.0
+
+
+class _LookedUp:
+    """A server whose methods are looked up by their path.
+
+    grpcio has a task wait for each method that is registered besides, and goes through all of them
+    at every request, whichever it is for.
+    """
+
+    def __init__(self, server: aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
+        """Leave it at the generic handlers, which are the same methods."""
 
 
 class _Methods(grpc.GenericRpcHandler):
