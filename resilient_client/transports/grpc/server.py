@@ -37,7 +37,7 @@ from resilient_client.transports.grpc._methods import (
 )
 from resilient_client.transports.grpc._reflection import reflection_handlers
 from resilient_client.transports.grpc._schema import schema_of
-from resilient_client.transports.grpc._status import Status, status_name, status_of
+from resilient_client.transports.grpc._status import status_name, status_of
 
 if TYPE_CHECKING:
     from resilient_client.codecs import Codec
@@ -255,78 +255,93 @@ class _Calls:
     def method(self, method: SchemaMethod, route: str) -> Callable[[Any, Any], Any]:
         """For a method of the schema."""
         codec = method.server_codec(self.app.codec)
-        responses = method.responses
-        handled = self.app.handles(route)
 
-        async def answer(body: Any, context: Any) -> bytes | None:
-            headers = _headers(context)
-            if not handled or "respond-async" in headers.get("prefer", ""):
-                count = await self._hand_over(route, body, headers, context, codec)
-                context.set_trailing_metadata(((RECEIVERS_HEADER, str(count)),))
-                return None if responses else b""
-            return await self._ask(route, body, headers, context, codec, None, responses)
+        def accepted(count: int, context: Any) -> bytes | None:
+            context.set_trailing_metadata(((RECEIVERS_HEADER, str(count)),))
+            return None if method.responses else b""
 
-        return answer
+        return self._answering(
+            lambda body: (route, body),
+            accepted,
+            codec,
+            None,
+            responses=method.responses,
+            events=not self.app.handles(route),
+        )
 
     def plain(self, method: PatternsMethod) -> Callable[[Any, Any], Any]:
         """For a pattern of our own kind."""
-        pack = method.pack
+        return self._answering(
+            method.unpack,
+            lambda count, _: method.accepted(count),
+            None,
+            method.pack,
+            responses=method.responses,
+            events=method is EMIT,
+        )
 
-        async def answer(raw: bytes, context: Any) -> bytes | None:
+    def _answering(
+        self,
+        read: Callable[[Any], tuple[str, Any]],
+        accepted: Callable[[int, Any], bytes | None],
+        codec: Codec | None,
+        pack: Callable[[Any], bytes] | None,
+        *,
+        responses: bool,
+        events: bool,
+    ) -> Callable[[Any, Any], Any]:
+        """All in one coroutine: each further one costs as much as decoding a small message.
+
+        Args:
+            read: the route and the payload in a request.
+            accepted: the response to an event that so many handlers have got.
+            codec: of payloads, where it is not the app's.
+            pack: puts a payload into its envelope, where it has one.
+            responses: whether there may be several.
+            events: whether it is only for events.
+        """
+        app, peers = self.app, self._peers
+        now, serve = app.clock.now, app.serve
+
+        async def answer(raw: Any, context: Any) -> bytes | None:
             headers = _headers(context)
             try:
-                route, body = method.unpack(raw)
+                route, body = read(raw)
             except DecodeError:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no Request")
                 raise  # abort has raised
-            if method is EMIT:
-                return method.accepted(await self._hand_over(route, body, headers, context, None))
-            return await self._ask(route, body, headers, context, None, pack, method.responses)
+            if events or (pack is None and "respond-async" in headers.get("prefer", "")):
+                count = await self._hand_over(route, body, headers, context, codec)
+                return accepted(count, context)
+            message = Message(
+                route, body, headers, True, received=now(), raw=context, codec=codec,
+                status_of=status_name,
+            )  # fmt: skip
+            result = _Answer(context, pack, responses)
+            name = context.peer()
+            peer = peers.get(name)
+            if peer is None:
+                peer = peers[name] = _Peer(app.slots(_nothing, _nothing))
+            peer.calls += 1
+            try:
+                job = await serve(message, result, peer.slots, "grpc")
+            finally:
+                peer.calls -= 1
+                if not peer.calls and peers.get(name) is peer:
+                    del peers[name]
+                    peer.slots.close()
+            error = result.error
+            if not result.given and job is not None:
+                if not job.cancelled:  # its caller has gone
+                    raise asyncio.CancelledError
+                if not job.expired:
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "The server was stopped")
+                error = job.unanswered()
+            if error is not None:
+                await context.abort(*status_of(error, self.pool, ours=is_ours(headers)))
+            return result.raw
 
         return answer
-
-    async def _ask(
-        self,
-        route: str,
-        body: Any,
-        headers: dict[str, str],
-        context: Any,
-        codec: Codec | None,
-        pack: Callable[[Any], bytes] | None,
-        responses: bool,  # noqa: FBT001
-    ) -> bytes | None:
-        """Have the request's handler run, and give back its answer."""
-        message = Message(
-            route, body, headers, True, received=self.app.clock.now(), raw=context, codec=codec,
-            status_of=status_name,
-        )  # fmt: skip
-        answer = _Answer(context, pack, responses)
-        name = context.peer()
-        peer = self._peers.get(name)
-        if peer is None:
-            peer = self._peers[name] = _Peer(self.app.slots(_nothing, _nothing))
-        peer.calls += 1
-        try:
-            job = await self.app.serve(message, answer, peer.slots, "grpc")
-        finally:
-            peer.calls -= 1
-            if not peer.calls and self._peers.get(name) is peer:
-                del self._peers[name]
-                peer.slots.close()
-        error = answer.error
-        if not answer.given and job is not None:
-            if not job.cancelled:  # its caller has gone
-                raise asyncio.CancelledError
-            if not job.expired:
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "The server was stopped")
-            error = job.unanswered()
-        if error is not None:
-            status = self._status(error, headers)
-            await context.abort(*status)
-        return answer.raw
-
-    def _status(self, error: RemoteError, headers: Mapping[str, str]) -> Status:
-        return status_of(error, self.pool, ours=is_ours(headers))
 
     async def _hand_over(
         self, route: str, body: Any, headers: dict[str, str], context: Any, codec: Codec | None
