@@ -242,3 +242,25 @@ async def test_a_process_dies_with_what_it_has_in_memory() -> None:
         assert both.journal("slow_event") == [2]
     finally:
         both.stop()
+
+
+async def test_a_server_that_is_stopped_says_what_it_has_not_ended(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended: list[int] = []
+    begun = asyncio.Event()
+    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.2, max_calls_per_connection=1)
+
+    @server.event_pattern("slow")
+    async def slow(n: int) -> None:
+        begun.set()
+        await asyncio.sleep(60)
+        ended.append(n)
+
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        for n in range(3):
+            await client.emit("slow", n)
+        await begun.wait()
+    assert ended == []
+    assert "1 handlers were cancelled at the end of the grace time" in caplog.text
+    assert "2 events had not begun at the end of the grace time" in caplog.text
