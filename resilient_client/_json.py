@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import msgspec
 from msgspec import Raw as Raw
 from msgspec import Struct as Struct
+from msgspec import field as field
 
 from resilient_client.errors import PayloadError
 

@@ -43,7 +43,7 @@ from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import client_transport
-from resilient_client.transports._base import Environment
+from resilient_client.transports._base import BaseTransport, Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -139,6 +139,9 @@ class ClientProxy:
         self._transports = self._open(target, options)
         self._endpoint = self._transports[0].endpoint
         self._decode = self._transports[0].decode
+        says = self._transports[0].idempotent
+        said = getattr(says, "__func__", None) is not BaseTransport.idempotent
+        self._idempotent = says if said else None
         self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
         self._headers, self._ask_headers = _headers_source(headers)
         self._patterns = _pattern_settings(patterns)
@@ -203,17 +206,19 @@ class ClientProxy:
 
     def _assemble(self) -> Handler:
         """Compose the policies around the choice of endpoint, once."""
-        from resilient_client.policies import arrange
+        from resilient_client.policies import Timeout, arrange
 
         arranged = arrange(self._policies)
+        inner, limit = list(arranged.inner), inf
+        if inner and type(inner[-1]) is Timeout:  # spares every call a layer
+            limit = inner.pop().seconds  # type: ignore[attr-defined]
         if arranged.overall is not None:
             self._timeout = arranged.overall
         endpoints = []
         for transport in self._transports:
-            guards = [self._for_endpoint(policy, transport) for policy in arranged.inner]
-            endpoints.append(
-                (transport.endpoint, compose(guards, self._transmitter(transport), self._clock))
-            )
+            guards = [self._for_endpoint(policy, transport) for policy in inner]
+            transmit = self._transmitter(transport, limit)
+            endpoints.append((transport.endpoint, compose(guards, transmit, self._clock)))
         return compose(arranged.outer, choose(endpoints, self._clock), self._clock)
 
     def _for_endpoint(self, policy: Policy, transport: Transport) -> Policy:
@@ -233,30 +238,42 @@ class ClientProxy:
         self._observed.append(breaker.observe(self._tell))
         return breaker
 
-    def _transmitter(self, transport: Transport) -> Handler:
-        """The innermost handler: the attempt's headers, then the wire."""
+    def _transmitter(self, transport: Transport, limit: float = inf) -> Handler:
+        """The innermost handler: the attempt's time and headers, then the wire.
+
+        Args:
+            limit: seconds for an attempt: see `Timeout`.
+        """
         now, telemetry = self._now, self._telemetry
-        inject = None if telemetry is None else telemetry.inject
         request, publish = transport.request, transport.publish
 
         async def transmit(call: Call) -> Reply:
-            at = now()
-            if at >= call.deadline:
+            at, deadline = now(), call.deadline
+            if at >= deadline:
                 raise DeadlineExceeded("no time is left for an attempt", sent=call.sent)
             metadata = call.metadata = call.headers.copy()
             if call.attempt > 1:
                 metadata[ATTEMPT_HEADER] = str(call.attempt)
             if call.idempotency_key is not None:
                 metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
-            if inject is not None:
-                inject(call)
-            if call.kind == "emit":
-                return Reply(receipt=await publish(call))
-            if call.deadline < inf:
-                metadata[DEADLINE_HEADER] = str(max(1, int((call.deadline - at) * 1000)))
-            if call.idle_timeout < inf:
-                call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
-            return await request(call)
+            if telemetry is not None and (call.span is not None or telemetry.ambient()):
+                telemetry.inject(call)
+            connect, attempt = call.connect_deadline, call.attempt_deadline
+            end = at + limit
+            if end < connect:
+                call.connect_deadline = end
+            if end < attempt and call.may_repeat is not False:
+                call.attempt_deadline = end
+            try:
+                if call.kind == "emit":
+                    return Reply(receipt=await publish(call))
+                if deadline < inf:
+                    metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
+                if call.idle_timeout < inf:
+                    call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
+                return await request(call)
+            finally:
+                call.connect_deadline, call.attempt_deadline = connect, attempt
 
         return transmit if telemetry is None else telemetry.around_attempt(transmit, transport)
 
@@ -442,7 +459,7 @@ class ClientProxy:
         """The call, its payload encoded and its deadline set. Bad input is refused here."""
         if self._loop is not asyncio.get_running_loop():
             self._own_loop()
-        route = route_of(pattern)
+        route = pattern if type(pattern) is str else route_of(pattern)
         settings = self._patterns.get(route, _NO_SETTINGS) if self._patterns else _NO_SETTINGS
         if timeout is None:
             timeout = settings.timeout
@@ -489,8 +506,8 @@ class ClientProxy:
                 known = fresh_id() if telemetry is None else telemetry.correlation_id()
             own[CORRELATION_HEADER] = known
         transport = self._transports[0]
-        if idempotent is None and not call.idempotent:
-            call.idempotent = transport.idempotent(call)
+        if idempotent is None and self._idempotent is not None and not call.idempotent:
+            call.idempotent = self._idempotent(call)
         if settings.attempts is not None:
             call.max_attempts = settings.attempts
         try:

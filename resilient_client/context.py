@@ -41,7 +41,7 @@ _prefix: str
 def _renew() -> None:
     global _ids, _prefix  # noqa: PLW0603
     _prefix = os.urandom(8).hex()
-    _ids = itertools.count(int.from_bytes(os.urandom(4), "big"))
+    _ids = itertools.count(2**63 + int.from_bytes(os.urandom(4), "big"))  # always 16 digits
 
 
 _renew()
@@ -51,7 +51,7 @@ if hasattr(os, "register_at_fork"):
 
 def fresh_id() -> str:
     """A globally unique id of 32 hex digits: a random prefix for the process, then a counter."""
-    return f"{_prefix}{next(_ids):016x}"
+    return f"{_prefix}{next(_ids):x}"
 
 
 class Context:

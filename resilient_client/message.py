@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from resilient_client._json import Struct, field
 from resilient_client.errors import (
     DeadlineExceeded,
     Outcome,
@@ -38,7 +39,7 @@ class _NoValue:
 NO_VALUE: Any = _NoValue()
 
 
-class Call:
+class Call(Struct, eq=False):
     """One call on its way: what it asks, and what bounds it.
 
     Times are seconds on the client's clock. Policies read and may narrow them; a transport obeys
@@ -64,70 +65,35 @@ class Call:
         failures: (number, endpoint, started, ended, error) of the attempts given up so far.
     """
 
-    __slots__ = (
-        "attempt",
-        "attempt_deadline",
-        "attempt_started",
-        "body",
-        "connect_deadline",
-        "data",
-        "deadline",
-        "endpoint",
-        "failures",
-        "headers",
-        "idempotency_key",
-        "idempotent",
-        "idle_timeout",
-        "kind",
-        "max_attempts",
-        "may_repeat",
-        "metadata",
-        "observer",
-        "pattern",
-        "received",
-        "route",
-        "sent",
-        "span",
-        "started",
-        "status",
-    )
+    pattern: Pattern
+    route: str
+    kind: Kind
+    data: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    started: float = 0.0
+    deadline: float = inf
+    idempotent: bool = False
+    idempotency_key: str | None = None
+    endpoint: str | None = None
+    observer: Callable[[Any], None] | None = None
+    attempt_started: float = 0.0
+    connect_deadline: float = inf
+    attempt_deadline: float = inf
+    body: Any = None
+    attempt: int = 1
+    may_repeat: bool | None = None
+    max_attempts: int | None = None
+    idle_timeout: float = inf
+    metadata: dict[str, str] = field(default_factory=dict)
+    sent: bool = False
+    received: int = 0
+    status: int | str | None = None
+    failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
+    span: Any = None
 
-    def __init__(
-        self,
-        pattern: Pattern,
-        route: str,
-        kind: Kind,
-        data: Any = None,
-        headers: dict[str, str] | None = None,
-        started: float = 0.0,
-        deadline: float = inf,
-        idempotent: bool = False,  # noqa: FBT001, FBT002
-        idempotency_key: str | None = None,
-        endpoint: str | None = None,
-        observer: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.pattern = pattern
-        self.route = route
-        self.kind: Kind = kind
-        self.data = data
-        self.body: Any = None
-        self.headers: dict[str, str] = {} if headers is None else headers
-        self.started = self.attempt_started = started
-        self.deadline = self.connect_deadline = self.attempt_deadline = deadline
-        self.attempt = 1
-        self.may_repeat: bool | None = None
-        self.max_attempts: int | None = None
-        self.idempotent = idempotent
-        self.idempotency_key = idempotency_key
-        self.idle_timeout = inf
-        self.endpoint = endpoint
-        self.metadata: dict[str, str] = self.headers
-        self.sent = False
-        self.received = 0
-        self.status: int | str | None = None
-        self.failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
-        self.observer = observer
-        self.span: Any = None
+    def __post_init__(self) -> None:
+        self.attempt_started = self.started
+        self.connect_deadline = self.attempt_deadline = self.deadline
 
     def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
         """Begin another attempt: number, start and time limits anew."""
@@ -189,37 +155,28 @@ class Receipt:
     receivers: int | None = None
 
 
-class Reply:
+class Reply(Struct, eq=False):
     """What came back, and a place to be told when all of it has.
 
     Attributes:
         body: the value as the transport carries it, or `NO_VALUE`.
-        decoded: True when `body` is already the value itself (a fallback's).
         headers: what the peer sent beside it.
+        decoded: True when `body` is already the value itself (a fallback's).
         items: the values, for a stream.
         receipt: for an emit.
         error: on a server, the error to answer with.
     """
 
-    __slots__ = ("_done", "body", "decoded", "error", "headers", "items", "receipt")
+    body: Any = NO_VALUE
+    headers: Mapping[str, str] | None = None
+    decoded: bool = False
+    items: Items | None = None
+    receipt: Receipt | None = None
+    error: RemoteError | None = None
+    _done: list[Callable[[Outcome, BaseException | None], None]] | None = None
 
-    def __init__(
-        self,
-        body: Any = NO_VALUE,
-        *,
-        decoded: bool = False,
-        headers: Mapping[str, str] | None = None,
-        items: Items | None = None,
-        receipt: Receipt | None = None,
-        error: RemoteError | None = None,
-    ) -> None:
-        self.body = body
-        self.decoded = decoded
-        self.headers = headers
-        self.items = items
-        self.receipt = receipt
-        self.error = error
-        self._done: list[Callable[[Outcome, BaseException | None], None]] | None = None
+    def __repr__(self) -> str:
+        return f"<Reply {'error' if self.error is not None else 'value'}>"
 
     def on_complete(self, hook: Callable[[Outcome, BaseException | None], None]) -> None:
         """Call `hook(outcome, error)` once, when the last item has passed or the caller has left.

@@ -126,8 +126,10 @@ class ClientTelemetry(Recorder):
                 return format_trace_id(context.trace_id)
         return fresh_id()
 
+    ambient = staticmethod(get_current)
+
     def inject(self, call: Call) -> None:
-        """Write the trace context into the attempt's headers.
+        """Write the trace context into the attempt's headers: nothing without one, or a span.
 
         While nothing records, what is ambient (a caller's trace, as a rule) goes out as it came,
         and so does what was given in `headers=`.

@@ -106,6 +106,8 @@ def read_response(raw: bytes) -> Response:
         return _any_response(raw)
     value = None if packet.response is ABSENT else bytes(packet.response)
     metadata = packet.metadata
+    if metadata is ABSENT and packet.err is ABSENT:  # nearly all are
+        return Response(packet.id, value, None, packet.isDisposed)
     headers = NO_METADATA if metadata is ABSENT else read_metadata(bytes(metadata))
     if packet.err is not ABSENT:
         err = bytes(packet.err)

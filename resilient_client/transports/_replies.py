@@ -94,7 +94,9 @@ class PendingReplies:
         if new is None:  # a table serves one loop; asking for it costs as much as the rest
             new = self._new_future = asyncio.get_running_loop().create_future
         future = new()
-        self.adopt(key, future, call)
+        self._table[key] = (future, call)
+        if call.attempt_deadline < self._timer_at:
+            self._arm(call.attempt_deadline)
         return future
 
     def adopt(self, key: Any, future: asyncio.Future[Any], call: Call) -> None:
@@ -119,20 +121,21 @@ class PendingReplies:
 
     def value(self, key: Any, body: Any, last: bool, headers: Any = None) -> bool:  # noqa: FBT001
         """A value arrived. False when nobody waits for it."""
-        entry = self._table.get(key)
+        entry = self._table.pop(key, None)
         if entry is None:
             self._tally.orphans += 1
             return False
         if type(entry) is tuple:
-            del self._table[key]
-            future = entry[0]
-            if not future.done():
-                future.set_result(Reply(body, headers=headers))
+            if not entry[0].done():
+                entry[0].set_result(Reply(body, headers))
+            return True
+        stream: ItemStream = entry  # type: ignore[assignment]
+        if last:
+            stream.feed(body)
+            stream.finish(None)
         else:
-            entry.feed(body)  # type: ignore[union-attr]
-            if last:
-                self._table.pop(key, None)
-                entry.finish(None)  # type: ignore[union-attr]
+            self._table[key] = stream
+            stream.feed(body)  # which may take it out again
         return True
 
     def end(self, key: Any) -> None:

@@ -25,13 +25,14 @@ class Stream(asyncio.BufferedProtocol):
 
     Attributes:
         closed: the connection has ended.
+        congested: nothing more should be written: the peer does not read as fast as we write.
     """
 
     transport: asyncio.Transport
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.closed = False
+        self.closed = self.congested = False
         self._queue: list[bytes] = []
         self._flushing = False
         self._writable: asyncio.Future[None] | None = None
@@ -66,17 +67,14 @@ class Stream(asyncio.BufferedProtocol):
         self._queue.clear()
 
     def pause_writing(self) -> None:
+        self.congested = True
         self._writable = self.loop.create_future()
 
     def resume_writing(self) -> None:
+        self.congested = False
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
-
-    @property
-    def congested(self) -> bool:
-        """The peer does not read as fast as we write."""
-        return self._writable is not None
 
     async def drained(self) -> None:
         """Wait until the peer has read enough for more to be written."""

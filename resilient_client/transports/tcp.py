@@ -32,6 +32,7 @@ from resilient_client.transports._stream import Stream, dial, uncongested
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resilient_client.codecs import Codec
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import App, Environment, Job, Target
 
@@ -92,18 +93,24 @@ class _ClientStream(_Stream):
         self,
         max_size: int,
         replies: PendingReplies,
-        deliver_response: Callable[[_ClientStream, bytes], None],
+        codec: Codec,
         lost: Callable[[_ClientStream, str], None],
     ) -> None:
         super().__init__(max_size)
         self.replies = replies
         self.ours = False  # the peer has shown itself to be of our make
         self._protocol_error: ProtocolError | None = None
-        self._deliver = deliver_response
+        self._codec = codec
         self._lost = lost
 
     def received(self, text: bytes) -> None:
-        self._deliver(self, text)
+        response = read_response(text)
+        if response.value is not None and response.err is None and not response.metadata:
+            self.replies.value(response.id, response.value, response.ended)
+            return
+        if PEER_HEADER in response.metadata:
+            self.ours = True
+        deliver(self.replies, response.id, response, self._codec)
 
     def broken(self, error: ProtocolError) -> None:
         self._protocol_error = error
@@ -150,19 +157,13 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             lambda: _ClientStream(
                 self._max_size,
                 PendingReplies(self._clock, self._tally),
-                self._received,
+                self._codec,
                 self._link.lost,
             ),
             self._target,
             DEFAULT_PORT,
             self._tls,
         )
-
-    def _received(self, stream: _ClientStream, text: bytes) -> None:
-        response = read_response(text)
-        if response.metadata and PEER_HEADER in response.metadata:
-            stream.ours = True
-        deliver(stream.replies, response.id, response, self._codec)
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
@@ -184,12 +185,12 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         stream.send(frame(text))
         try:
             return await future
-        except asyncio.CancelledError:
-            self._cancel(stream, key)
-            raise
-        finally:
-            replies.forget(key)
+        except BaseException as error:
             del future  # it holds an error whose traceback holds this frame
+            replies.forget(key)
+            if isinstance(error, asyncio.CancelledError):
+                self._cancel(stream, key)
+            raise
 
     def _cancel(self, stream: _ClientStream, key: str) -> None:
         """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""

@@ -343,10 +343,10 @@ class Connection(Stream):
 
     # ---- bounds ----
 
-    @property
-    def congested(self) -> bool:
-        """Nothing more should be written: the broker does not read, or says that it will not."""
-        return self._writable is not None or self._unblocked is not None
+    def resume_writing(self) -> None:
+        """The broker reads on, as far as the connection goes."""
+        super().resume_writing()
+        self.congested = self._unblocked is not None
 
     async def drained(self) -> None:
         """See `Stream.drained`."""
@@ -360,6 +360,7 @@ class Connection(Stream):
         """RabbitMQ is short of memory or disk: it reads nothing more from us."""
         if self._unblocked is None:
             self._unblocked = self.loop.create_future()
+            self.congested = True
             self._blocked(reason)
 
     def unblock(self) -> None:
@@ -367,6 +368,7 @@ class Connection(Stream):
         unblocked, self._unblocked = self._unblocked, None
         if unblocked is not None and not unblocked.done():
             unblocked.set_result(None)
+        self.congested = self._writable is not None
 
     def pause_reading(self) -> None:
         """Take nothing in for a while."""
