@@ -14,7 +14,7 @@ from weakref import ref
 from resilient_client.errors import PayloadError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence, Sized
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Sized
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -115,6 +115,10 @@ class Job(Protocol):
 
 class Slots(Protocol):
     """The cap of one connection or consumer on running handlers, as the server counts them."""
+
+    @property
+    def jobs(self) -> Collection[object]:
+        """What runs."""
 
     def drop(self) -> None:
         """Whoever sent the events that wait has left before they were accepted: forget them."""

@@ -531,6 +531,30 @@ async def test_over_the_cap_a_request_is_throttled_with_pushback_and_an_event_wa
         assert done == [2], "whoever left before it was accepted is forgotten"
 
 
+async def test_each_connection_has_its_own_cap_and_those_that_have_gone_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resilient_client.transports.grpc.server._KEPT", 2)
+    server = Server(LOCAL, telemetry=False, max_calls_per_connection=1)
+
+    @server.message_pattern("slow")
+    async def slow(payload: float) -> None:
+        await asyncio.sleep(payload)
+
+    async def twice(client: ClientProxy) -> list[Any]:
+        calls = [client.send("slow", 0.1, timeout=5) for _ in range(2)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    async with server:
+        for _ in range(3):
+            clients = [ClientProxy(server.addresses[0], policies=()) for _ in range(2)]
+            async with clients[0], clients[1]:
+                for answers in await asyncio.gather(*map(twice, clients)):
+                    assert [type(each) for each in answers].count(Throttled) == 1
+            assert len(server._app._slots) <= 3
+    assert not server._app._slots
+
+
 # ------------------------------------------------------------------------- connection and its end
 
 

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Slots, Subscription, Target
 
 _DEFAULT_PORT = 50051
+_KEPT = 100  # peers whose caps are kept when they have no calls, for the next
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -120,6 +121,7 @@ class ServerListener:
         self._schema = schema_of(proto, includes, package)
         self._reflection = reflection
         self._health: Any = None
+        self._calls: _Calls | None = None
         self._server: aio.Server | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -163,7 +165,7 @@ class ServerListener:
         """By path, how its calls are answered."""
         app = self._app
         pool = None if self._schema is None else self._schema.pool
-        calls = _Calls(app, pool, self._max_size)
+        calls = self._calls = _Calls(app, pool, self._max_size)
         found: dict[str, Any] = {
             SEND.path: grpc.unary_unary_rpc_method_handler(calls.plain(SEND)),
             STREAM.path: grpc.unary_stream_rpc_method_handler(calls.plain(STREAM)),
@@ -198,6 +200,8 @@ class ServerListener:
         if server is None:
             return
         await server.stop(0)
+        if self._calls is not None:
+            self._calls.close()
         if self._stopping is not None:
             await asyncio.wait({self._stopping}, timeout=1.0)
 
@@ -233,16 +237,6 @@ class _Methods(grpc.GenericRpcHandler):
         return self._find(handler_call_details.method)
 
 
-class _Peer:
-    """One connection, as far as the server can tell: its caps, while it has calls."""
-
-    __slots__ = ("calls", "slots")
-
-    def __init__(self, slots: Slots) -> None:
-        self.slots = slots
-        self.calls = 0
-
-
 class _Calls:
     """Makes what grpcio calls for each request."""
 
@@ -250,7 +244,7 @@ class _Calls:
         self.app = app
         self.pool = pool
         self.max_size = max_size
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Slots] = {}
 
     def method(self, method: SchemaMethod, route: str) -> Callable[[Any, Any], Any]:
         """For a method of the schema."""
@@ -318,18 +312,8 @@ class _Calls:
                 status_of=status_name,
             )  # fmt: skip
             result = _Answer(context, pack, responses)
-            name = context.peer()
-            peer = peers.get(name)
-            if peer is None:
-                peer = peers[name] = _Peer(app.slots(_nothing, _nothing))
-            peer.calls += 1
-            try:
-                job = await serve(message, result, peer.slots, "grpc")
-            finally:
-                peer.calls -= 1
-                if not peer.calls and peers.get(name) is peer:
-                    del peers[name]
-                    peer.slots.close()
+            peer = context.peer()
+            job = await serve(message, result, peers.get(peer) or self._met(peer), "grpc")
             error = result.error
             if not result.given and job is not None:
                 if not job.cancelled:  # its caller has gone
@@ -342,6 +326,20 @@ class _Calls:
             return result.raw
 
         return answer
+
+    def _met(self, peer: str) -> Slots:
+        """The caps of a new peer. Nothing tells when one goes: at times those without calls do."""
+        peers = self._peers
+        if len(peers) >= _KEPT:
+            for idle in [known for known, slots in peers.items() if not slots.jobs]:
+                peers.pop(idle).close()
+        slots = peers[peer] = self.app.slots(_nothing, _nothing)
+        return slots
+
+    def close(self) -> None:
+        """Every peer has gone."""
+        while self._peers:
+            self._peers.popitem()[1].close()
 
     async def _hand_over(
         self, route: str, body: Any, headers: dict[str, str], context: Any, codec: Codec | None
