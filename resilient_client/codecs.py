@@ -90,9 +90,20 @@ class JsonCodec:
         return _reader_for(type).convert(value, strict)
 
 
+def converter_of(codec: Codec, hint: Any) -> Callable[[Any], Any]:
+    """`codec.convert` into one type, which our own codec need not look up each time."""
+    if type(codec) is JsonCodec and hint is not Any:
+        return _reader_for(hint).convert
+    return lambda value: codec.convert(value, hint)
+
+
+class _Convert(Protocol):
+    def __call__(self, value: Any, strict: bool = True, /) -> Any: ...  # noqa: FBT001, FBT002
+
+
 class _Reader(NamedTuple):
     decode: Callable[[bytes], Any]
-    convert: Callable[[Any, bool], Any]
+    convert: _Convert
 
 
 def _new_reader(hint: Any) -> _Reader:
@@ -133,7 +144,7 @@ def _msgspec_reader(hint: Any) -> _Reader:
         except (ValueError, RecursionError) as error:
             return convert(_json.decode_surrogates(body, error), True)
 
-    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001
+    def convert(value: Any, strict: bool = True) -> Any:  # noqa: FBT001, FBT002
         try:
             return _json.convert(
                 (value,), holder, strict=strict, str_keys=True, dec_hook=_from_plain
@@ -176,7 +187,7 @@ def _pydantic_reader(hint: Any) -> _Reader:
         # either no JSON at all, or a lone surrogate in it
         return convert(_json.decode(body), True)
 
-    def convert(value: Any, strict: bool) -> Any:  # noqa: FBT001
+    def convert(value: Any, strict: bool = True) -> Any:  # noqa: FBT001, FBT002
         try:
             return adapter.validate_python(value)
         except ValueError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import Any, Protocol, get_args, get_origin
 
-from resilient_client.codecs import Codec
+from resilient_client.codecs import Codec, converter_of
 from resilient_client.errors import InvalidPayloadError, PayloadError
 from resilient_client.message import NO_VALUE
 from resilient_client.transports.grpc._library import (
@@ -87,7 +87,8 @@ def _reader(shape: Shape, hint: Any, codec: Codec) -> Callable[[bytes], Any]:
         if hint.DESCRIPTOR.full_name != shape.name:
             raise PayloadError(f"a {shape.name} is no {hint.DESCRIPTOR.full_name}")
         return hint.FromString
-    return lambda raw: codec.convert(shape.mapping(raw), hint)
+    mapping, convert = shape.mapping, converter_of(codec, hint)
+    return lambda raw: convert(mapping(raw))
 
 
 class MethodCodec:
