@@ -503,7 +503,10 @@ class ClientProxy:
         if CORRELATION_HEADER not in own:
             known = correlation_id.get()
             if known is None:
-                known = fresh_id() if telemetry is None else telemetry.correlation_id()
+                if telemetry is None or not telemetry.ambient():
+                    known = fresh_id()
+                else:
+                    known = telemetry.correlation_id()
             own[CORRELATION_HEADER] = known
         transport = self._transports[0]
         if idempotent is None and self._idempotent is not None and not call.idempotent:

@@ -67,8 +67,9 @@ class PendingReplies:
 
         Args:
             write: sets `call.sent` and writes; the entry is in the table by then.
-            leave: called when the caller has left before the end: the peer may be told. An error
-                that says that nothing was sent takes `call.sent` back.
+            leave: called when nobody waits any more before the end, as the caller has left or this
+                attempt is given up: the peer may be told. (Of the call's deadline it knows.) An
+                error that says that nothing was sent takes `call.sent` back.
         """
         before = call.sent
         try:
@@ -84,7 +85,7 @@ class PendingReplies:
             future = None  # its error's traceback holds this frame
             if isinstance(error, ResilientClientError):
                 call.sent = call.sent if error.sent else before
-            elif isinstance(error, asyncio.CancelledError) and call.kind != "stream":
+            if isinstance(error, asyncio.CancelledError | ReplyTimeout) and call.kind != "stream":
                 leave()  # a stream's items have done so already
             raise
 

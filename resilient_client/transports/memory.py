@@ -155,11 +155,7 @@ class ClientTransport(BaseTransport):
             call.sent = True
             _post(listener.loop, listener.request, message, parcel)
 
-        try:
-            return await replies.exchange(key, call, write, parcel.leave)
-        except TimeoutError:  # this attempt is given up: its handler need not go on
-            parcel.leave()
-            raise
+        return await replies.exchange(key, call, write, parcel.leave)
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER
-from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError
+from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError, ReplyTimeout
 from resilient_client.message import Message, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
@@ -188,7 +188,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         except BaseException as error:
             del future  # it holds an error whose traceback holds this frame
             replies.forget(key)
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError | ReplyTimeout):
                 self._cancel(stream, key)
             raise
 

@@ -461,6 +461,21 @@ def test_f9_an_event_handler_finishes_when_its_connection_drops_a_request_handle
     run(loop_name, scheme, test)
 
 
+def test_f9_an_attempt_that_is_given_up_ends_its_handler_and_the_next_one_runs(
+    loop_name: str, scheme: str
+) -> None:
+    async def test(rig: Rig) -> None:
+        policies = [Timeout(20), Retry(attempts=2), Timeout(0.5)]
+        async with rig.client(policies=policies) as client:
+            await client.send("fault.echo", 1)
+            headers = {"x-correlation-id": "given-up"}
+            assert await client.send("fault.slow", 1.5, headers=headers, idempotent=True) == 1.5
+            assert rig.service.journal("cancelled") == ["given-up"]
+            assert rig.service.journal("finished") == ["given-up"]
+
+    run(loop_name, scheme, test)
+
+
 def test_a_stream_that_is_cut_says_so_after_its_items(loop_name: str, scheme: str) -> None:
     async def test(rig: Rig) -> None:
         async with rig.client() as client:
