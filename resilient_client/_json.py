@@ -39,6 +39,15 @@ def holder_of(hint: Any) -> Any:
     return msgspec.defstruct("Holder", [("value", hint)], array_like=True)
 
 
+class Record(Struct, eq=False):
+    """Attributes with a constructor in C: 60 ns where an `__init__` of its own takes 150 to 250.
+
+    For the objects that every message has several of. Identity, hash and text are `object`'s.
+    """
+
+    __repr__ = object.__repr__  # a struct's own would show what is in it, secrets too
+
+
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _decode: Callable[[bytes | Raw], Any] = msgspec.json.Decoder().decode
 _MAX_TEXT = 500  # of what the library says about a value, which may quote that value

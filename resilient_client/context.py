@@ -8,8 +8,10 @@ import re
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._json import Record
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from resilient_client.clock import Clock
 
@@ -26,12 +28,8 @@ PING_PATTERN = "resilient_client.ping"
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 """The correlation id of the work in progress; calls made in its context carry it on."""
 
-_valid = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}").fullmatch
-
-
-def valid_correlation_id(value: object) -> bool:
-    """Whether a peer's id is safe to log and to pass on."""
-    return isinstance(value, str) and _valid(value) is not None
+valid_correlation_id: Callable[[str], object] = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}").fullmatch
+"""Whether a peer's id is safe to log and to pass on, as a truth value."""
 
 
 _ids: itertools.count[int]
@@ -54,7 +52,7 @@ def fresh_id() -> str:
     return f"{_prefix}{next(_ids):x}"
 
 
-class Context:
+class Context(Record):
     """What a handler can know about the message it handles.
 
     Attributes:
@@ -66,36 +64,14 @@ class Context:
         raw: the transport's own object for the message, for what nothing here covers.
     """
 
-    __slots__ = (
-        "_clock",
-        "correlation_id",
-        "deadline",
-        "headers",
-        "pattern",
-        "raw",
-        "state",
-        "transport",
-    )
-
-    def __init__(
-        self,
-        pattern: str,
-        headers: Mapping[str, str],
-        correlation_id: str,
-        deadline: float,
-        clock: Clock,
-        state: Any,
-        transport: str,
-        raw: Any,
-    ) -> None:
-        self.pattern = pattern
-        self.headers = headers
-        self.correlation_id = correlation_id
-        self.deadline = deadline
-        self._clock = clock
-        self.state = state
-        self.transport = transport
-        self.raw = raw
+    pattern: str
+    headers: Mapping[str, str]
+    correlation_id: str
+    deadline: float
+    _clock: Clock
+    state: Any
+    transport: str
+    raw: Any
 
     @property
     def attempt(self) -> int:

@@ -6,7 +6,7 @@ import functools
 import inspect
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
 
 from resilient_client.context import Context
 from resilient_client.errors import ConfigurationError
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Style = Literal["async", "stream", "sync"]
 
 
+def _not_registered(_body: Any) -> NoReturn:
+    raise RuntimeError("a handler belongs to a server before it is given anything")
+
+
 @dataclass(slots=True, eq=False)
 class Handler:
     """A registered function.
@@ -30,6 +34,8 @@ class Handler:
         extras: options that only a transport understands.
         function: `function(payload, context)`, whatever the user's signature is.
         payload_type: what the payload is validated into.
+        decode: how that is done with the server's codec.
+        is_straight: whether it is a coroutine function with no policies around it.
         wants_payload: whether the payload is decoded at all.
         style: how it is run: awaited, iterated, or in a worker thread.
         name: for logs.
@@ -44,6 +50,8 @@ class Handler:
     style: Style
     name: str
     extras: Mapping[str, Any] = field(default_factory=dict)
+    decode: Callable[[Any], Any] = _not_registered
+    is_straight: bool = False
 
 
 def bind(

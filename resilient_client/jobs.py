@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._json import Record
+from resilient_client.clock import DEADLINE_RESOLUTION, call_later
 from resilient_client.errors import DEADLINE_EXCEEDED_CODE, INTERNAL_SERVER_ERROR, RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from resilient_client.clock import Clock, TimerHandle
     from resilient_client.dispatch import Dispatcher
     from resilient_client.handlers import Handler
+    from resilient_client.message import Message
 
 
 def late() -> RemoteError:
@@ -20,37 +25,31 @@ def late() -> RemoteError:
     return RemoteError("Deadline exceeded", code=DEADLINE_EXCEEDED_CODE, status=504)
 
 
-class Job:
+class Job(Record):
     """One message being handled: what may cancel it, and what it holds.
 
     Attributes:
-        several: the handlers, when a request is for more than one.
+        several: all the handlers of an event; of a request, when it is for more than one.
+        deadline: when it is cancelled, `inf` once it has been, or has an answer.
         task: what its handler runs in: a task of its own, or (`is_guest`) its caller's.
     """
 
-    __slots__ = (
-        "_before", "_ended", "_requests", "cancelled", "deadline", "expired", "handler", "held",
-        "is_event", "is_guest", "several", "slots", "started", "task",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        slots: Slots,
-        deadline: float,
-        handler: Handler,
-        several: Sequence[Handler] = (),
-        *,
-        is_event: bool = False,
-    ) -> None:
-        self.slots = slots
-        self.deadline = deadline
-        self.handler = handler
-        self.several = several
-        self.is_event = is_event
-        self.task: asyncio.Task[Any] | None = None
-        self.started = self.cancelled = self.expired = self.held = self.is_guest = False
-        self._before = self._requests = 0
-        self._ended: asyncio.Future[None] | None = None
+    slots: Slots
+    message: Message
+    transport: str
+    handler: Handler
+    several: Sequence[Handler] = ()
+    deadline: float = inf
+    is_event: bool = False
+    task: asyncio.Task[Any] | None = None
+    started: bool = False
+    cancelled: bool = False
+    expired: bool = False
+    held: bool = False
+    is_guest: bool = False
+    _before: int = 0
+    _requests: int = 0
+    _ended: asyncio.Future[None] | None = None
 
     def cancel(self) -> None:
         """The caller has left: cancel the request's handler. An event's handlers run on."""
@@ -66,6 +65,12 @@ class Job:
             self.task.cancel()
             if not self.started:  # its coroutine will never run, and so never release
                 self.slots.release(self)
+
+    def expire(self) -> None:
+        """Its time is up."""
+        self.expired = True
+        self.deadline = inf
+        self.abort()
 
     def settle(self) -> bool:
         """Take back its own cancellations. False when somebody else wants its task to end too."""
@@ -133,8 +138,17 @@ class Slots:
     def release(self, job: Job) -> None:
         """The job has ended: its slot is free."""
         if job in self.jobs:
-            self.jobs.discard(job)
-            self._app.released(self)
+            self.jobs.remove(job)
+            self._app.running -= 1
+            if self.closed or self._app.queue:
+                self._app.released(self)
+
+    def cancel(self, id: Any) -> None:  # noqa: A002
+        """See `transports._base.Slots`."""
+        for job in self.jobs:
+            if job.message.id == id:
+                job.cancel()
+                return
 
     def go_on(self, limit: int) -> bool:
         """Start one that waits, if this connection may run one more. True when it did."""
@@ -159,3 +173,45 @@ class Slots:
             job.cancel()
         if not self.jobs and not self.waiting:
             self._app.forget(self)
+
+
+class Watch:
+    """Ends the jobs whose time is up. One timer for all.
+
+    A job is not entered anywhere, for nearly all end long before: the timer stands at the nearest
+    deadline there has been, and then looks at whatever runs.
+
+    Attributes:
+        at: when it looks next.
+    """
+
+    __slots__ = ("_clock", "_slots", "_timer", "at")
+
+    def __init__(self, clock: Clock, slots: Collection[Slots]) -> None:
+        self.at = inf
+        self._clock = clock
+        self._slots = slots
+        self._timer: TimerHandle | None = None
+
+    def set(self, deadline: float) -> None:
+        """Look then."""
+        self.stop()
+        self.at = deadline
+        self._timer = call_later(self._clock, deadline - self._clock.now(), self._look)
+
+    def stop(self) -> None:
+        """Do not look any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self.at = None, inf
+
+    def _look(self) -> None:
+        self._timer, self.at = None, inf
+        now, nearest = self._clock.now(), inf
+        for job in [job for slots in self._slots for job in slots.jobs]:
+            if job.deadline <= now:
+                job.expire()
+            elif job.deadline < nearest:
+                nearest = job.deadline
+        if nearest < inf:
+            self.set(max(nearest, now + DEADLINE_RESOLUTION))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from resilient_client._json import Struct, field
+from resilient_client._json import Record, Struct, field
 from resilient_client.errors import (
     DeadlineExceeded,
     Outcome,
@@ -199,7 +199,7 @@ class Reply(Struct, eq=False):
             hook(outcome, error)
 
 
-class Message:
+class Message(Record):
     """A request or event as it arrived at a server.
 
     Attributes:
@@ -217,30 +217,13 @@ class Message:
             application that this server is mounted in).
     """
 
-    __slots__ = ("ambient", "body", "codec", "headers", "id", "raw", "received", "route",
-                 "status_of", "subject")  # fmt: skip
-
-    def __init__(
-        self,
-        route: str,
-        body: Any,
-        headers: Mapping[str, str],
-        id: Any = None,  # noqa: A002
-        *,
-        received: float = 0.0,
-        subject: str | None = None,
-        raw: Any = None,
-        codec: Codec | None = None,
-        status_of: Callable[[Reply], int | str] | None = None,
-        ambient: Context | None = None,
-    ) -> None:
-        self.codec = codec
-        self.status_of = status_of
-        self.ambient = ambient
-        self.route = route
-        self.body = body
-        self.headers = headers
-        self.id = id
-        self.received = received
-        self.subject = subject
-        self.raw = raw
+    route: str
+    body: Any
+    headers: Mapping[str, str]
+    id: Any = None
+    received: float = 0.0
+    subject: str | None = None
+    raw: Any = None
+    codec: Codec | None = None
+    status_of: Callable[[Reply], int | str] | None = None
+    ambient: Context | None = None

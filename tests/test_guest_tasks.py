@@ -114,7 +114,7 @@ async def test_the_callers_cancellation_passes_through_even_with_the_deadlines(
     task = asyncio.ensure_future(guest.serve("slow", **{"x-deadline-ms": "5000"}))
     await asyncio.sleep(0)
     (job,) = guest.slots.jobs
-    guest.app._expire(job)
+    job.expire()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

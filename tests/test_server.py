@@ -26,6 +26,7 @@ from resilient_client import (
     correlation_id,
     current_context,
 )
+from resilient_client.codecs import JsonCodec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -363,6 +364,58 @@ async def test_an_event_that_only_a_request_handler_hears_has_one_receiver() -> 
         assert (await client.emit("note", 1)).receivers == 1
         await asyncio.sleep(0.05)
     assert heard == [1]
+
+
+async def test_an_event_is_one_for_a_request_handler_too(caplog: pytest.LogCaptureFixture) -> None:
+    server = memory()
+    made: list[int] = []
+
+    async def values(number: int) -> AsyncIterator[int]:
+        for each in range(number):
+            made.append(each)
+            yield each
+
+    @server.message_pattern("count")
+    async def count(number: int) -> AsyncIterator[int]:
+        return values(number)
+
+    async with pair(server) as client:
+        await client.emit("count", 3)
+        await client.emit("count", "three")
+        await asyncio.sleep(0.05)
+        assert made == [0, 1, 2]
+        assert "event count: the value is not int" in caplog.text
+        assert [each async for each in client.stream("count", 2)] == [0, 1]
+
+
+class Shouting(JsonCodec):
+    """Our codec with a change of its own."""
+
+    def decode(self, body: bytes, type: Any = Any) -> Any:  # noqa: A002
+        value = super().decode(body, type)
+        return value.upper() if isinstance(value, str) else value
+
+
+async def test_a_codec_of_the_users_own_reads_the_payloads() -> None:
+    server = memory(codec=Shouting())
+
+    @server.message_pattern("echo")
+    async def echo(text: str) -> str:
+        return text
+
+    async with pair(server) as client:
+        assert await client.send("echo", "hush") == "HUSH"
+
+
+async def test_what_only_the_codec_itself_can_read_reaches_a_typed_handler() -> None:
+    server = memory()
+
+    @server.message_pattern("length")
+    async def length(text: str) -> int:
+        return len(text)
+
+    async with pair(server) as client:
+        assert await client.send("length", "\ud800") == 1
 
 
 async def test_an_event_carries_no_deadline_and_its_handler_runs_to_its_end() -> None:

@@ -11,7 +11,8 @@ from resilient_client.telemetry._errors import error_type, status_code
 from resilient_client.telemetry._otel import Link, SpanKind, Status, StatusCode, attach, detach
 
 if TYPE_CHECKING:
-    from resilient_client.message import Items, Message
+    from resilient_client.jobs import Job
+    from resilient_client.message import Items
     from resilient_client.telemetry._metrics import Instruments
     from resilient_client.telemetry._otel import Context, Span
     from resilient_client.telemetry._recorder import Method, Recorder
@@ -40,9 +41,9 @@ class HandlingRecord:
         method: Method,
         parent: Context,
         links: list[Link] | None,
-        job: Any,
-        message: Message,
+        job: Job,
     ) -> None:
+        message = job.message
         self._recorder = recorder
         self._method = method
         self._job = job

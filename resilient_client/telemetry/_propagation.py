@@ -72,6 +72,11 @@ class Propagation:
             self._known = propagator
         return propagator
 
+    def signs(self) -> frozenset[str]:
+        """The headers of which any shows that there is something to be read."""
+        self._propagator()
+        return frozenset(self._signs)
+
     def present(self, headers: Mapping[str, str]) -> bool:
         """Whether there is anything in the headers to be read."""
         self._propagator()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import CORRELATION_HEADER, PING_PATTERN, correlation_id
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
     from resilient_client.context import Context as HandlerContext
+    from resilient_client.jobs import Job
     from resilient_client.message import Message, Reply
     from resilient_client.telemetry import Telemetry
     from resilient_client.telemetry._metrics import Labels
@@ -34,6 +36,9 @@ _ROOT = Context()
 
 class ServerTelemetry(Recorder):
     """Spans and metrics of a server's handlers.
+
+    What arrives before `silent_until`, and has none of the `signs` among its headers, need not be
+    handled `around`: nothing is recorded, and no trace is carried.
 
     Args:
         now: the server's clock.
@@ -46,41 +51,47 @@ class ServerTelemetry(Recorder):
         self._inner = Methods(client=False, address={}, inner=True)
         self.probe(now())
 
+    def probe(self, now: float) -> bool:
+        """See `Recorder.probe`."""
+        self.signs = self.propagation.signs() if self._trust == "parent" else frozenset()
+        recording = super().probe(now)
+        self.silent_until = -inf if recording else self.next_probe
+        return recording
+
     def around(
         self,
         handle: Callable[..., Coroutine[Any, Any, Reply]],
-        job: Any,
-        message: Message,
+        job: Job,
         handler: Any,
         context: HandlerContext,
-        *,
-        is_event: bool,
     ) -> Coroutine[Any, Any, Reply]:
         """Handle a message inside a span.
 
         A request's is a SERVER span that continues the caller's trace, an event's a CONSUMER span:
         a child of its sender's, and linked to it.
         """
+        message = job.message
         if message.received >= self.next_probe:
             self.probe(message.received)
         if handler.route == PING_PATTERN:
-            return handle(job, message, handler, context)
+            return handle(job, handler, context)
         if self.recording:
-            return self._recorded(handle, job, message, handler, context, is_event)
-        if self._trust == "parent" and self.propagation.present(message.headers):
-            return self._carried(handle, job, message, handler, context)
-        return handle(job, message, handler, context)
+            return self._recorded(handle, job, handler, context)
+        if self.signs.isdisjoint(message.headers):
+            return handle(job, handler, context)
+        return self._carried(handle, job, handler, context)
 
     async def _carried(
-        self, handle: Callable[..., Any], job: Any, message: Message, handler: Any, context: Any
+        self, handle: Callable[..., Any], job: Job, handler: Any, context: HandlerContext
     ) -> Reply:
         """Nothing records here: the caller's trace only passes through."""
+        message = job.message
         ambient = self.propagation.extract(message.headers)
         if message.headers.get(CORRELATION_HEADER) != context.correlation_id:
             _take_id(context, ambient)
         token = attach(ambient)
         try:
-            reply: Reply = await handle(job, message, handler, context)
+            reply: Reply = await handle(job, handler, context)
         finally:
             detach(token)
         if reply.items is not None:
@@ -90,12 +101,11 @@ class ServerTelemetry(Recorder):
     async def _recorded(
         self,
         handle: Callable[..., Any],
-        job: Any,
-        message: Message,
+        job: Job,
         handler: Any,
         context: HandlerContext,
-        is_event: bool,  # noqa: FBT001
     ) -> Reply:
+        message, is_event = job.message, job.message.id is None or bool(job.several)
         scheme = context.transport
         if (outer := _ambient(message)) is not None:
             method = self._inner.get(scheme, handler.route, is_event)
@@ -105,7 +115,7 @@ class ServerTelemetry(Recorder):
                 scheme = "https"
             method = self._methods.get(scheme, handler.route, is_event)
             parent, links = self._parent(message.headers, link=method.kind is SpanKind.CONSUMER)
-        record = HandlingRecord(self, method, parent, links, job, message)
+        record = HandlingRecord(self, method, parent, links, job)
         given = message.headers.get(CORRELATION_HEADER)
         if given != context.correlation_id:
             if given is not None and self.instruments is not None:
@@ -116,7 +126,7 @@ class ServerTelemetry(Recorder):
         record.describe(context.correlation_id, context.attempt)
         token = attach(record.context)
         try:
-            reply: Reply = await handle(job, message, handler, context)
+            reply: Reply = await handle(job, handler, context)
         except BaseException:  # cancelled: every other failure is an error in the reply
             record.left()
             raise

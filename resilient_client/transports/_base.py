@@ -90,9 +90,13 @@ class Transport(Protocol):
 
 
 class Respond(Protocol):
-    """Puts a handler's reply on the wire; awaited in the handler's own task."""
+    """Puts a handler's reply on the wire: at once, or while what it returns is awaited.
 
-    async def __call__(self, reply: Reply, /) -> None: ...
+    Called, and awaited, in the handler's own task. An `async def` is one; where nearly every reply
+    can be written at once, a plain function that mostly returns None saves a coroutine for each.
+    """
+
+    def __call__(self, reply: Reply, /) -> Awaitable[None] | None: ...
 
 
 class Job(Protocol):
@@ -122,6 +126,9 @@ class Slots(Protocol):
 
     def drop(self) -> None:
         """Whoever sent the events that wait has left before they were accepted: forget them."""
+
+    def cancel(self, id: Any) -> None:  # noqa: A002
+        """The caller of the request with this `Message.id` has left: cancel its handler."""
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""

@@ -11,6 +11,7 @@ ENVELOPE = 64 * 1024
 """Bytes that a frame may be larger than the largest payload: pattern, id, metadata."""
 
 _MAX_HEADER = 64
+_MAX_PLAIN_HEADER = 16
 _BUFFER = 64 * 1024
 _MIN_ROOM = 4096
 _LENGTH = re.compile(rb"\s*\+?([0-9]+)")  # parseInt: what follows the digits is ignored
@@ -123,14 +124,14 @@ class FrameReader:
             return
         size, start = len(data), 0
         while start < size:
-            mark = data.find(b"#", start, start + _MAX_HEADER)
-            digits = data[start:mark]
-            if mark < 0 or not digits.isdigit():
+            digits, mark, _ = data[start : start + _MAX_PLAIN_HEADER].partition(b"#")
+            if not mark or not digits.isdigit():
                 break
-            stop = mark + 1 + int(digits)
-            if stop > size or stop == mark + 1 or stop - mark > self._limit:
+            first = start + len(digits) + 1
+            stop = first + int(digits)
+            if stop > size or stop == first or stop - first >= self._limit:
                 break
-            frames.append(data[mark + 1 : stop])
+            frames.append(data[first:stop])
             start = stop
         self._start += start
 

@@ -8,26 +8,30 @@ from types import MappingProxyType
 from typing import Any
 
 from resilient_client._json import JsonDecoder, decode
+from resilient_client.context import (
+    ATTEMPT_HEADER,
+    CORRELATION_HEADER,
+    DEADLINE_HEADER,
+    IDEMPOTENCY_HEADER,
+    PEER_HEADER,
+)
 from resilient_client.errors import PayloadError
 
 MAX_METADATA_KEYS = 32
 MAX_METADATA_NAME = 1024
 MAX_METADATA_VALUE = 8192
+MAX_PLAIN = MAX_METADATA_NAME
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
-_BACKSLASH, _DELETE = b"\\\x7f"
+BACKSLASH, DELETE = b"\\\x7f"
+USUAL = frozenset({
+    PEER_HEADER, CORRELATION_HEADER, DEADLINE_HEADER, ATTEMPT_HEADER, IDEMPOTENCY_HEADER,
+    "traceparent", "tracestate", "baggage",
+})  # fmt: skip
 _read_strings = JsonDecoder(dict[str, str]).decode
 
 
 def read_metadata(metadata_json: bytes) -> Mapping[str, str]:
     """What may be used of metadata from the network, whatever it is."""
-    # JSON without an escape holds no control character but DEL
-    plain = (
-        len(metadata_json) <= MAX_METADATA_NAME
-        and metadata_json.isascii()
-        and _BACKSLASH not in metadata_json
-        and _DELETE not in metadata_json
-        and metadata_json == metadata_json.lower()
-    )
     try:
         metadata = _read_strings(metadata_json)
     except (ValueError, RecursionError):
@@ -35,7 +39,21 @@ def read_metadata(metadata_json: bytes) -> Mapping[str, str]:
             return sanitised(decode(metadata_json))
         except PayloadError:
             return NO_METADATA
-    if plain and len(metadata) <= MAX_METADATA_KEYS and "" not in metadata:
+    return checked(metadata) if is_plain(metadata_json) else sanitised(metadata)
+
+
+def is_plain(json: bytes) -> bool:
+    """Whether all strings in a JSON text are printable, and no longer than metadata may be."""
+    # without an escape there is no control character in it but DEL
+    return (
+        len(json) <= MAX_PLAIN and json.isascii() and BACKSLASH not in json and DELETE not in json
+    )
+
+
+def checked(metadata: dict[str, str]) -> Mapping[str, str]:
+    """What may be used of metadata from a plain text."""
+    names = "".join(metadata)
+    if len(metadata) <= MAX_METADATA_KEYS and names == names.lower() and "" not in metadata:
         return metadata
     return sanitised(metadata)
 

@@ -87,12 +87,14 @@ def packet(
     the id.
     """
     error = reply.error
+    if error is None:
+        body = reply.body
+        if rabbitmq:
+            id_json = None
+        if body is NO_VALUE:
+            return end_packet(id_json, metadata)
+        return value_packet(id_json, body, metadata=metadata)
     if id_json is not None and type(error) is NoHandlerError:
         return no_handler_packet(id_json, metadata, rabbitmq=rabbitmq)
-    if rabbitmq:
-        id_json = None
-    if error is not None:
-        return error_packet(id_json, codec.encode(wire_error(error)), metadata)
-    if reply.body is NO_VALUE:
-        return end_packet(id_json, metadata)
-    return value_packet(id_json, reply.body, last=True, metadata=metadata)
+    err = codec.encode(wire_error(error))
+    return error_packet(None if rabbitmq else id_json, err, metadata)

@@ -12,7 +12,15 @@ from typing import Any
 from resilient_client._json import ABSENT, JsonDecoder, Raw, Struct, decode, encode
 from resilient_client.errors import NO_HANDLER_MESSAGE, PayloadError, ProtocolError
 from resilient_client.patterns import lookup_route
-from resilient_client.transports._metadata import NO_METADATA, read_metadata
+from resilient_client.transports._metadata import (
+    BACKSLASH,
+    DELETE,
+    MAX_PLAIN,
+    NO_METADATA,
+    USUAL,
+    checked,
+    read_metadata,
+)
 
 _NULL = b"null"
 _NO_HANDLER = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
@@ -186,7 +194,15 @@ class _RequestPacket(Struct, gc=False):
     metadata: Raw = ABSENT
 
 
+class _PlainPacket(Struct, gc=False):
+    pattern: Raw
+    data: Raw = ABSENT
+    id: Raw = ABSENT
+    metadata: dict[str, str] | None = None
+
+
 _read_request = JsonDecoder(_RequestPacket).decode
+_read_plain = JsonDecoder(_PlainPacket).decode
 
 
 def read_request(raw: bytes) -> Request:
@@ -196,18 +212,34 @@ def read_request(raw: bytes) -> Request:
         ProtocolError: it is not JSON, or nested too deeply. Redis and MQTT take a text for an
             event of its channel: see `text_event`.
     """
+    # `is_plain`, spelt out: most are, and are then read in one go.
+    if len(raw) <= MAX_PLAIN and raw.isascii() and BACKSLASH not in raw and DELETE not in raw:
+        try:
+            plain = _read_plain(raw)
+        except (ValueError, RecursionError):
+            return _any_request(raw)
+        metadata = plain.metadata
+        return Request(
+            b"" + plain.pattern,
+            _NULL if plain.data is ABSENT else b"" + plain.data,
+            None if plain.id is ABSENT else b"" + plain.id,
+            NO_METADATA
+            if metadata is None
+            else metadata
+            if metadata.keys() <= USUAL
+            else checked(metadata),
+        )
     try:
         packet = _read_request(raw)
     except (ValueError, RecursionError):
         return _any_request(raw)
-    pattern, data, metadata = packet.pattern, packet.data, packet.metadata
-    if pattern is ABSENT and data is ABSENT:
+    if packet.pattern is ABSENT and packet.data is ABSENT:
         return Request(None, raw, None, external=True)
     return Request(
-        None if pattern is ABSENT else bytes(pattern),
-        _NULL if data is ABSENT else bytes(data),
+        None if packet.pattern is ABSENT else bytes(packet.pattern),
+        _NULL if packet.data is ABSENT else bytes(packet.data),
         None if packet.id is ABSENT else bytes(packet.id),
-        NO_METADATA if metadata is ABSENT else read_metadata(bytes(metadata)),
+        NO_METADATA if packet.metadata is ABSENT else read_metadata(bytes(packet.metadata)),
     )
 
 

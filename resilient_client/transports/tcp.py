@@ -10,12 +10,12 @@ import asyncio
 import logging
 import ssl
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_client.context import PEER_HEADER
 from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError, ReplyTimeout
-from resilient_client.message import Message, Receipt
-from resilient_client.patterns import pattern_json
+from resilient_client.message import NO_VALUE, Message, Receipt
+from resilient_client.patterns import lookup_route, pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import FrameReader, frame
 from resilient_client.transports._link import Link, LinkedTransport
@@ -25,16 +25,18 @@ from resilient_client.transports._packets import (
     read_request,
     read_response,
     request_packet,
+    value_packet,
 )
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._stream import Stream, dial, uncongested
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from resilient_client.codecs import Codec
     from resilient_client.message import Call, Reply
-    from resilient_client.transports._base import App, Environment, Job, Target
+    from resilient_client.transports._base import App, Environment, Target
+    from resilient_client.transports._packets import Request
 
 log = logging.getLogger("resilient_client.tcp")
 
@@ -214,14 +216,31 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             await stream.close()
 
 
+class _Request(Message, kw_only=True):
+    """A request that knows where to answer."""
+
+    stream: _ServerStream
+
+    def respond(self, reply: Reply) -> Awaitable[None] | None:
+        """See `Respond`."""
+        stream = self.stream
+        if reply.items is None and not stream.congested and not stream.closed:
+            if reply.error is None and reply.body is not NO_VALUE:  # `packet`, less a hop
+                stream.send(frame(value_packet(self.id, reply.body)))
+            else:
+                stream.send(frame(packet(reply, self.id, stream.codec)))
+            return None
+        return answer(reply, self.id, stream.write, stream.codec)
+
+
 class _ServerStream(_Stream):
     def __init__(self, listener: ServerListener, app: App, max_size: int) -> None:
         super().__init__(max_size)
+        self.codec = app.codec
         self._listener = listener
         self._app = app
         self._now = app.clock.now
         self._slots = app.slots(self._pause, self._resume)
-        self._jobs: dict[bytes, Job] = {}  # of peers of our make, which may cancel them
         self._full = False
         self._greeted = False
 
@@ -230,48 +249,39 @@ class _ServerStream(_Stream):
         self._listener.streams.add(self)
 
     def received(self, text: bytes) -> None:
-        request = read_request(text)
-        route = request.route
-        if request.id is None:
-            if route == CANCEL_ROUTE:
-                job = self._jobs.pop(request.data, None)
-                if job is not None:
-                    job.cancel()
-            elif route is not None:
-                self._accept(route, request.data, request.metadata, None, None)
-            else:
-                log.warning("a message without a pattern was dropped")
+        packet = read_request(text)
+        if packet.id is None:
+            self._event(packet)
             return
-        ours = PEER_HEADER in request.metadata
-        id_json = request.id
-        if ours and not self._greeted:
+        pattern = packet.pattern
+        if not self._greeted and PEER_HEADER in packet.metadata:
             self._greeted = True
-            self.send(frame(b'{"id":%b,"metadata":%b}' % (id_json, _OURS)))
-
-        async def respond(reply: Reply) -> None:
-            codec = self._app.codec
-            try:
-                if reply.items is None and not self.congested and not self.closed:
-                    self.send(frame(packet(reply, id_json, codec)))
-                else:
-                    await answer(reply, id_json, self._write, codec)
-            finally:
-                if self._greeted:
-                    self._jobs.pop(id_json, None)
-
-        job = self._accept(
-            "" if route is None else route, request.data, request.metadata, id_json, respond
+            self.send(frame(b'{"id":%b,"metadata":%b}' % (packet.id, _OURS)))
+        request = _Request(
+            "" if pattern is None else lookup_route(pattern) or "",
+            packet.data,
+            packet.metadata,
+            packet.id,
+            self._now(),
+            raw=self.transport,
+            stream=self,
         )
-        if job is not None and self._greeted:
-            self._jobs[id_json] = job
+        self._app.accept(request, request.respond, self._slots, "tcp")
 
-    def _accept(
-        self, route: str, body: bytes, metadata: Any, id_json: bytes | None, respond: Any
-    ) -> Job | None:
-        message = Message(route, body, metadata, id_json, received=self._now(), raw=self.transport)
-        return self._app.accept(message, respond, self._slots, "tcp")
+    def _event(self, packet: Request) -> None:
+        route = packet.route
+        if route == CANCEL_ROUTE:
+            self._slots.cancel(packet.data)
+        elif route is not None:
+            event = Message(
+                route, packet.data, packet.metadata, received=self._now(), raw=self.transport
+            )
+            self._app.accept(event, None, self._slots, "tcp")
+        else:
+            log.warning("a message without a pattern was dropped")
 
-    async def _write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
+        """Write one packet when the peer has read enough."""
         if self.congested:
             await self.drained()
         if self.closed:
@@ -310,7 +320,6 @@ class _ServerStream(_Stream):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._listener.streams.discard(self)
-        self._jobs.clear()
         self._slots.close()
 
 

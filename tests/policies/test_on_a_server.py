@@ -17,7 +17,7 @@ def pair(name, *policies):
 async def gone(server):
     """Wait until no handler runs."""
     async with asyncio.timeout(10):
-        while server._app._running:
+        while server._app.running:
             await asyncio.sleep(0)
 
 

@@ -197,7 +197,7 @@ async def test_an_event_over_the_cap_is_accepted_when_there_is_room():
         await asyncio.sleep(0.05)
         made.go_on.set()  # type: ignore[attr-defined]
         assert (await second).status_code == 202
-        await eventually(lambda: not made._app._running)
+        await eventually(lambda: not made._app.running)
         assert made.seen == [1, 2]  # type: ignore[attr-defined]
 
 
@@ -229,7 +229,7 @@ async def test_a_caller_that_disconnects_cancels_its_handler():
         await asyncio.wait_for(made.waiting.wait(), SLACK)  # type: ignore[attr-defined]
         writer.close()
         await asyncio.wait_for(made.cancelled.wait(), SLACK)  # type: ignore[attr-defined]
-        assert not made._app._running
+        assert not made._app.running
         _, half = await asyncio.open_connection(host, int(port))
         half.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf")
         await half.drain()

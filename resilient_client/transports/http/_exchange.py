@@ -203,7 +203,7 @@ class Exchange:
 
     async def _answer(self, reply: Reply) -> None:
         """Put a handler's reply on the wire; runs in the handler's task."""
-        if not valid_correlation_id(self._correlation):
+        if self._correlation is None or not valid_correlation_id(self._correlation):
             self._correlation = correlation_id.get()
         if reply.error is not None:
             await self._error(reply.error)
