@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -400,25 +400,36 @@ class _Answer(Struct, eq=False):
     error: RemoteError | None = None
     given: bool = False
 
-    async def __call__(self, reply: Reply, /) -> None:
+    def __call__(self, reply: Reply, /) -> Awaitable[None] | None:
         """See `transports._base.Respond`."""
-        error = reply.error
-        try:
-            if error is not None:
-                pass
-            elif reply.items is not None:
-                await self._stream(reply.items)
-            elif not self.responses:
+        self.error = reply.error
+        if reply.error is None:
+            if self.responses or reply.items is not None:
+                return self._send(reply)
+            try:
                 self.raw = self._bytes(reply.body)
+            except Exception:
+                self._fail(RemoteError(INTERNAL_SERVER_ERROR))
+                raise
+        self.given = True
+        return None
+
+    async def _send(self, reply: Reply) -> None:
+        try:
+            if reply.items is not None:
+                await self._stream(reply.items)
             elif reply.body is not NO_VALUE:
                 await self.context.write(self._bytes(reply.body))
         except RemoteError as torn:
-            error = torn
+            self._fail(torn)
         except aio.BaseError as gone:
             raise ConnectionResetError(str(gone)) from gone
         except Exception:
-            self.given, self.error = True, RemoteError(INTERNAL_SERVER_ERROR)
+            self._fail(RemoteError(INTERNAL_SERVER_ERROR))
             raise
+        self.given = True
+
+    def _fail(self, error: RemoteError) -> None:
         self.given, self.error = True, error
 
     async def _stream(self, items: Any) -> None:
