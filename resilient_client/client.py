@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -138,10 +139,8 @@ class ClientProxy:
         self._observer: Observer | None = self._tell if self._observers else None
         self._transports = self._open(target, options)
         self._endpoint = self._transports[0].endpoint
-        self._decode = self._transports[0].decode
-        says = self._transports[0].idempotent
-        said = getattr(says, "__func__", None) is not BaseTransport.idempotent
-        self._idempotent = says if said else None
+        self._decode = _own(self._transports[0], "decode") or self._codec.decode
+        self._idempotent = _own(self._transports[0], "idempotent")
         self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
         self._headers, self._ask_headers = _headers_source(headers)
         self._patterns = _pattern_settings(patterns)
@@ -247,7 +246,9 @@ class ClientProxy:
         now, telemetry = self._now, self._telemetry
         request, publish = transport.request, transport.publish
 
-        async def transmit(call: Call) -> Reply:
+        async def transmit(call: Call, *, seen: bool = telemetry is None) -> Reply:
+            if call.span is not None and not seen:
+                return await record(call)
             at, deadline = now(), call.deadline
             if at >= deadline:
                 raise DeadlineExceeded("no time is left for an attempt", sent=call.sent)
@@ -260,9 +261,12 @@ class ClientProxy:
                 telemetry.inject(call)
             connect, attempt = call.connect_deadline, call.attempt_deadline
             end = at + limit
+            end = min(end, deadline)
             if end < connect:
                 call.connect_deadline = end
-            if end < attempt and call.may_repeat is not False:
+            if call.may_repeat is False:
+                end = deadline
+            if end < attempt:
                 call.attempt_deadline = end
             try:
                 if call.kind == "emit":
@@ -275,7 +279,9 @@ class ClientProxy:
             finally:
                 call.connect_deadline, call.attempt_deadline = connect, attempt
 
-        return transmit if telemetry is None else telemetry.around_attempt(transmit, transport)
+        if telemetry is not None:
+            record = telemetry.around_attempt(partial(transmit, seen=True), transport)
+        return transmit
 
     # -------------------------------------------------------------------------------- the calls
 
@@ -489,6 +495,7 @@ class ClientProxy:
             idempotency_key,
             self._endpoint,
             self._observer,
+            started,
         )
         telemetry = self._telemetry
         if (
@@ -711,6 +718,12 @@ class ClientProxy:
     def __repr__(self) -> str:
         urls = ", ".join(transport.endpoint for transport in self._transports)
         return f"<ClientProxy {self.name!r} {urls} {self.status}>"
+
+
+def _own(transport: Transport, name: str) -> Any:
+    """The transport's method, None where it is what they all have: that is then spared."""
+    inherited = getattr(type(transport), name, None) is getattr(BaseTransport, name)
+    return None if inherited else getattr(transport, name)
 
 
 def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | None]:

@@ -60,11 +60,10 @@ class JsonCodec:
         """
         if type is Any:
             return _json.decode(body)
-        try:  # `_reader_for`, spelt out: it would be a sixth of this
-            reader = _cached_reader(type)
-        except TypeError:
-            reader = _new_reader(type)
-        return reader.decode(body)
+        try:
+            return _cached_reader(type).quick(body)
+        except Exception:  # noqa: BLE001  (the other has words for it, or does better)
+            return _reader_for(type).decode(body)
 
     @overload
     def convert(self, value: Any, type: type[T], *, strict: bool = True) -> T: ...

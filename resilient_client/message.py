@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from resilient_client._json import Record, Struct, field
+from resilient_client._json import Record, field
 from resilient_client.errors import (
     DeadlineExceeded,
     Outcome,
@@ -39,7 +39,7 @@ class _NoValue:
 NO_VALUE: Any = _NoValue()
 
 
-class Call(Struct, eq=False):
+class Call(Record):
     """One call on its way: what it asks, and what bounds it.
 
     Times are seconds on the client's clock. Policies read and may narrow them; a transport obeys
@@ -51,7 +51,8 @@ class Call(Struct, eq=False):
         data, body: the payload as given, and as the transport encoded it (once).
         headers: lower-case names to strings; what goes out with every attempt.
         deadline: when the whole call must have ended.
-        connect_deadline, attempt_deadline: when this attempt must have a connection, its reply.
+        connect_deadline, attempt_deadline: when this attempt must have a connection, its reply; a
+            policy may narrow them, the client sees to it that they are never after `deadline`.
         attempt: the number of this attempt, from 1; 0 before the first.
         may_repeat: whether another attempt may follow this one; None when nobody repeats.
         max_attempts: this pattern's own number of attempts, None for the policy's.
@@ -91,15 +92,11 @@ class Call(Struct, eq=False):
     failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
     span: Any = None
 
-    def __post_init__(self) -> None:
-        self.attempt_started = self.started
-        self.connect_deadline = self.attempt_deadline = self.deadline
-
     def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
         """Begin another attempt: number, start and time limits anew."""
         self.attempt += 1
         self.attempt_started = now
-        self.connect_deadline = self.attempt_deadline = self.deadline
+        self.connect_deadline = self.attempt_deadline = inf
         self.may_repeat = may_repeat
 
     def failed(self, error: BaseException, now: float) -> None:
@@ -155,7 +152,7 @@ class Receipt:
     receivers: int | None = None
 
 
-class Reply(Struct, eq=False):
+class Reply(Record):
     """What came back, and a place to be told when all of it has.
 
     Attributes:

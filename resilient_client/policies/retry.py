@@ -164,7 +164,7 @@ class Retry:
             outer = call.may_repeat is True  # another Retry around this one
             call.may_repeat = outer or (most > 1 and cut and call.idempotent)
             if budget is not None:
-                budget.deposit(call.attempt_started)
+                budget.deposit(now())
             number = 1
             generator: Generator[float, Any, None] | None = None
             while True:

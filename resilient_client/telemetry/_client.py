@@ -148,6 +148,8 @@ class ClientTelemetry(Recorder):
     def around_attempt(self, handler: Handler, transport: Transport) -> Handler:
         """The handler inside a span of its own, where there may be several attempts.
 
+        For calls that are recorded.
+
         A transport that makes HTTP requests says so by its `http_request(call)`: method, template
         of the path, and URL. Each of those has a span.
         """
@@ -157,8 +159,6 @@ class ClientTelemetry(Recorder):
 
         def attempt(call: Call) -> Any:
             record = call.span
-            if record is None:
-                return handler(call)
             if always or (mode == "auto" and (call.may_repeat or call.attempt > 1)):
                 return self._attempt(handler, call, record, describe)
             if describe is not None:

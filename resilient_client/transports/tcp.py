@@ -60,8 +60,7 @@ class _Stream(Stream):
 
     def buffer_updated(self, nbytes: int) -> None:
         try:
-            for text in self.reader.buffer_updated(nbytes):
-                self.received(text)
+            self.received(self.reader.buffer_updated(nbytes))
             if self.reader.error is not None:
                 raise self.reader.error
         except ProtocolError as error:
@@ -76,8 +75,8 @@ class _Stream(Stream):
     def _too_slow(self) -> None:
         self.broken(ProtocolError(f"silence for {INCOMPLETE_TIMEOUT} s in the middle of a frame"))
 
-    def received(self, text: bytes) -> None:
-        """A frame has arrived."""
+    def received(self, frames: list[bytes]) -> None:
+        """Frames have arrived."""
         raise NotImplementedError
 
     def broken(self, error: ProtocolError) -> None:
@@ -105,14 +104,15 @@ class _ClientStream(_Stream):
         self._codec = codec
         self._lost = lost
 
-    def received(self, text: bytes) -> None:
-        response = read_response(text)
-        if response.value is not None and response.err is None and not response.metadata:
-            self.replies.value(response.id, response.value, response.ended)
-            return
-        if PEER_HEADER in response.metadata:
-            self.ours = True
-        deliver(self.replies, response.id, response, self._codec)
+    def received(self, frames: list[bytes]) -> None:
+        for text in frames:
+            response = read_response(text)
+            if response.value is not None and response.err is None and not response.metadata:
+                self.replies.value(response.id, response.value, response.ended)
+                continue
+            if PEER_HEADER in response.metadata:
+                self.ours = True
+            deliver(self.replies, response.id, response, self._codec)
 
     def broken(self, error: ProtocolError) -> None:
         self._protocol_error = error
@@ -248,7 +248,11 @@ class _ServerStream(_Stream):
         super().connection_made(transport)
         self._listener.streams.add(self)
 
-    def received(self, text: bytes) -> None:
+    def received(self, frames: list[bytes]) -> None:
+        for text in frames:
+            self._received(text)
+
+    def _received(self, text: bytes) -> None:
         packet = read_request(text)
         if packet.id is None:
             self._event(packet)

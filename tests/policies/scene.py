@@ -26,9 +26,14 @@ class Scene:
         self.handler: Handler = compose(policies, self._transmit, self.clock)
 
     async def _transmit(self, call: Call) -> Reply:
-        if call.kind == "emit":
-            return Reply(receipt=await self.peer.publish(call))
-        return await self.peer.request(call)
+        before = call.connect_deadline, call.attempt_deadline
+        call.connect_deadline, call.attempt_deadline = (min(at, call.deadline) for at in before)
+        try:
+            if call.kind == "emit":
+                return Reply(receipt=await self.peer.publish(call))
+            return await self.peer.request(call)
+        finally:
+            call.connect_deadline, call.attempt_deadline = before
 
     def call(self, kind: Any = "send", *, timeout: float = inf, **given: Any) -> Call:
         attempts = given.pop("max_attempts", None)
@@ -38,6 +43,7 @@ class Scene:
             "p",
             kind,
             started=now,
+            attempt_started=now,
             deadline=now + timeout,
             observer=self.events.append,
             **given,
