@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports.grpc._library import aio, grpc, status_pb2
 from tests.contract.rigs import Service
 from tests.peers.certificates import certificates
+from tests.peers.proxy import TcpProxy
 from tests.server_thread import serving
 from tests.telemetry.kit import Recorded
 
@@ -585,6 +588,89 @@ async def test_goaway_and_the_age_of_connections_cost_no_call() -> None:
             assert await long == 1.0
     assert sum(counts) > 100
     assert states.count("connected") >= 3, states
+
+
+@pytest.mark.parametrize("options", [{"proto": PROTO}, {"proto": PROTO, "compression": "gzip"}, {}])
+async def test_a_peer_that_reads_nothing_costs_calls_their_own_time_and_no_more(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library itself waits until it has written what it has begun to write."""
+    server = math_server()
+    server.message_pattern("size")(len)
+    server.event_pattern("event")(lambda payload: None)
+    large = os.urandom(300_000).hex()
+
+    @server.message_pattern("letters")
+    async def letters(payload: str) -> AsyncIterator[str]:
+        for letter in payload:
+            yield letter
+
+    async def timed(call: Any) -> Any:
+        started = time.monotonic()
+        return await error_of(call), time.monotonic() - started
+
+    async def endless() -> AsyncIterator[dict[str, int]]:
+        while True:
+            yield {"value": 1}
+
+    async with server, TcpProxy(int(server.addresses[0].rpartition(":")[2])) as proxy:
+        url = f"grpc://127.0.0.1:{proxy.port}"
+        async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
+            assert await client.send("size", "abc") == 3
+            opened = client.stream("Math/Double", endless(), timeout=60, idle_timeout=0.3)
+            assert await anext(opened) == {"value": 2}
+            tasks = asyncio.all_tasks()
+            proxy.stall("both")
+            calls = [client.send("size", large, timeout=0.3) for _ in range(32)]
+            calls += [client.emit("event", large, timeout=0.3) for _ in range(32)]
+            calls += [collect(client.stream("letters", large, timeout=0.3)) for _ in range(8)]
+            many = [{"value": 1}] * 100
+            for method in ("Math/Sum", "Math/Count"):  # behind what is stuck
+                calls.append(collect(client.stream(method, {}, timeout=0.3)))
+            calls.append(client.send("Math/Gather", many, timeout=0.3))
+            calls.append(client.send("Math/Gather", endless(), timeout=0.3))
+            calls.append(collect(client.stream("Math/Double", many, timeout=0.3)))
+            calls.append(collect(client.stream("Math/Double", endless(), timeout=0.3)))
+            ping, silence, *ended = await asyncio.gather(
+                client.ping(timeout=0.3),
+                timed(collect(opened)),
+                *(timed(call) for call in calls),
+            )
+            assert isinstance(ping.error, DeadlineExceeded), ping
+            assert isinstance(silence[0], ReplyTimeout), silence
+            for error, seconds in ended:
+                assert isinstance(error, DeadlineExceeded), error
+                assert error.sent
+                assert seconds < 1.0
+            await asyncio.sleep(0.1)
+            assert asyncio.all_tasks() <= tasks
+            if not options:  # the server has to be asked what this is
+                error, seconds = await timed(client.send("Other/Thing", {}, timeout=0.3))
+                assert isinstance(error, DeadlineExceeded), error
+                assert seconds < 1.0
+            proxy.heal()
+            assert await client.send("size", "abc", timeout=10) == 3
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_closing_does_not_wait_for_a_peer_that_reads_nothing() -> None:
+    server = math_server()
+    server.message_pattern("size")(len)
+    async with server, TcpProxy(int(server.addresses[0].rpartition(":")[2])) as proxy:
+        url = f"grpc://127.0.0.1:{proxy.port}"
+        async with ClientProxy(url, policies=(), telemetry=False) as client:
+            assert await client.send("size", "abc") == 3
+            proxy.stall()
+            large = "x" * 600_000
+            calls = [asyncio.ensure_future(client.send("size", large)) for _ in range(32)]
+            calls += [asyncio.ensure_future(client.emit("size", large)) for _ in range(32)]
+            await asyncio.sleep(0.3)
+            started = time.monotonic()
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, ConnectionLost), error
+        assert time.monotonic() - started < 2.0
 
 
 async def test_a_frozen_peer_is_noticed_within_the_budget_of_keepalive() -> None:

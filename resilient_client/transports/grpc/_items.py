@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from math import inf
 from typing import Any
 
-from resilient_client.clock import Clock, call_later
 from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Call
 from resilient_client.transports.grpc._channel import Connection
 from resilient_client.transports.grpc._library import ERRORS, aio
 from resilient_client.transports.grpc._methods import Method, PatternsMethod
+from resilient_client.transports.grpc._waits import Waits
 
 Fail = Callable[[BaseException, Connection], ResilientClientError]
 """What makes our error out of grpcio's."""
@@ -100,8 +99,7 @@ class Items:
     """The responses of one call, read as they are wanted: HTTP/2 slows the peer down."""
 
     __slots__ = (
-        "_clock", "_connection", "_ended", "_fail", "_first", "_late", "_method", "_requests",
-        "_rpc",
+        "_connection", "_ended", "_fail", "_first", "_method", "_requests", "_rpc", "_waits",
     )  # fmt: skip
 
     def __init__(
@@ -111,16 +109,15 @@ class Items:
         connection: Connection,
         requests: Requests | None,
         fail: Fail,
-        clock: Clock,
+        waits: Waits,
     ) -> None:
         self._method = method
         self._rpc = rpc
         self._connection = connection
         self._requests = requests
         self._fail = fail
-        self._clock = clock
+        self._waits = waits
         self._first: list[Any] = []
-        self._late = False
         self._ended = False
 
     async def opened(self, call: Call) -> None:
@@ -157,36 +154,29 @@ class Items:
 
     async def _read(self, deadline: float) -> Any:
         """The next message or `EOF`, by that time."""
-        timer = None
-        if deadline < inf:
-            timer = call_later(self._clock, deadline - self._clock.now(), self._expire)
         connection = self._connection
+        wait = self._waits.begin(deadline)
         try:
             return await (self._rpc.read() if self._method.responses else self._rpc)
         except ERRORS as error:
             failure = self._fail(error, connection)
         except asyncio.CancelledError:
-            if left_by_caller():
+            if self._waits.expired(wait):
+                failure = ReplyTimeout("the stream was silent for too long")
+            elif left_by_caller():
                 self._end()
                 raise
-            failure = (
-                ReplyTimeout("the stream was silent for too long")
-                if self._late
-                else cancelled(self._requests)
-            )
+            else:
+                failure = cancelled(self._requests)
+            self._rpc.cancel()
         finally:
-            del connection  # an error's traceback holds this frame
-            if timer is not None:
-                timer.cancel()
+            self._waits.end(wait)
+            del connection, wait  # an error's traceback holds this frame
         self._end()
         try:
             raise failure
         finally:
             del failure
-
-    def _expire(self) -> None:
-        self._late = True
-        self._rpc.cancel()
 
     def _end(self) -> None:
         if not self._ended:

@@ -55,6 +55,7 @@ from resilient_client.transports.grpc._reflection import discover
 from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
 from resilient_client.transports.grpc._status import error_of
 from resilient_client.transports.grpc._unary import Unary
+from resilient_client.transports.grpc._waits import Waits
 
 if TYPE_CHECKING:
     from resilient_client.events import Status
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Environment, Target
 
 DEFAULT_PORT = 50051
+_LATE = 0.02  # seconds after a deadline until which the library may say so itself
 _EARLY = 0.005  # seconds by which the library's timer may be ahead of our clock
 # The wire has three digits of a timeout, rounded up: without this 30 s would arrive as 30.1.
 _ROUNDING = 0.002
@@ -138,6 +140,7 @@ class ClientTransport(BaseTransport):
         self._link = Link(self.endpoint, self._dial, clock=env.clock, notify=env.notify)
         self._closing: set[asyncio.Task[None]] = set()
         self._left: set[Connection] = set()
+        self._waits = Waits(env.clock)
 
     @property
     def status(self) -> Status:  # type: ignore[override]
@@ -306,18 +309,23 @@ class ClientTransport(BaseTransport):
         timeout = self._timeout(call, call.attempt_deadline)
         metadata = tuple(self._metadata(call))
         call.sent = True
+        wait = self._waits.begin(call.attempt_deadline + _LATE)
         try:
             return await unary(raw, timeout, metadata)
         except ERRORS as error:
             failure = self._failed(call, error, connection, before)
         except asyncio.CancelledError:
-            if left_by_caller():
+            if self._waits.expired(wait):
+                failure = call.expired(sent=True)
+            elif left_by_caller():
                 raise
-            failure = cancelled(None)
+            else:
+                failure = cancelled(None)
         finally:
+            self._waits.end(wait)
             if connection.retired:
                 connection.leave()
-            del connection, unary  # an error's traceback holds this frame
+            del connection, unary, wait  # an error's traceback holds this frame
         try:
             raise failure
         finally:
@@ -328,17 +336,22 @@ class ClientTransport(BaseTransport):
     ) -> tuple[bytes, Any]:
         before = call.sent
         rpc, requests = self._begin(call, asked, connection, call.attempt_deadline, extra)
+        wait = self._waits.begin(call.attempt_deadline + _LATE)
         try:
             return await rpc, rpc
         except ERRORS as error:
             failure = self._failed(call, error, connection, before)
         except asyncio.CancelledError:
-            if left_by_caller():
+            if self._waits.expired(wait):
+                failure = call.expired(sent=True)
+            elif left_by_caller():
                 raise
-            failure = cancelled(requests)
+            else:
+                failure = cancelled(requests)
         finally:
+            self._waits.end(wait)
             connection.ended()
-            del rpc, connection  # an error's traceback holds this frame
+            del rpc, connection, wait  # an error's traceback holds this frame
         try:
             raise failure
         finally:
@@ -360,7 +373,7 @@ class ClientTransport(BaseTransport):
             connection,
             requests,
             lambda error, lost: self._failed(call, error, lost, before),
-            self._clock,
+            self._waits,
         )
 
     def _failed(
@@ -435,6 +448,7 @@ class ClientTransport(BaseTransport):
         self._link.forget_loop()
         self._closing = set()
         self._left = set()
+        self._waits = Waits(self._clock)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -443,6 +457,7 @@ class ClientTransport(BaseTransport):
             self._close(each)
         if self._closing:
             await asyncio.wait(self._closing, timeout=_CLOSING)
+        self._waits.close()
 
 
 def _told(found: Schema, route: str) -> SchemaMethod | None:
