@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from weakref import WeakSet
 
 from resilient_client import defaults
 from resilient_client.clock import MonotonicClock
@@ -62,6 +64,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logging.getLogger("resilient_client")
+
+_NO_THREAD = 0
+_clients: WeakSet[ClientProxy] = WeakSet()
 
 HeadersSource = "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]"
 
@@ -166,7 +171,10 @@ class ClientProxy:
         if self._telemetry is not None:
             self._telemetry.probe(self._now())
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_runs: Callable[[], bool] = bool
+        self._thread = _NO_THREAD  # of the loop, while that is where it ran last
         self._process = os.getpid()
+        _clients.add(self)
         self._closed = False
 
     def _open(
@@ -463,7 +471,9 @@ class ClientProxy:
         idempotency_key: str | None,
     ) -> Call:
         """The call, its payload encoded and its deadline set. Bad input is refused here."""
-        if self._loop is not asyncio.get_running_loop():
+        # Our loop is the one that runs in this thread, then. To ask which does costs Python 3.11 a
+        # system call.
+        if get_ident() != self._thread or not self._loop_runs():
             self._own_loop()
         route = pattern if type(pattern) is str else route_of(pattern)
         settings = self._patterns.get(route, _NO_SETTINGS) if self._patterns else _NO_SETTINGS
@@ -567,8 +577,7 @@ class ClientProxy:
             ConnectError: not one of them can be reached within the overall timeout.
             ConfigurationError: one of them can never be: wrong credentials, say.
         """
-        if self._loop is not asyncio.get_running_loop():
-            self._own_loop()
+        self._own_loop()
         if self._telemetry is not None:
             self._telemetry.probe(self._now())
         deadline = self._now() + self._timeout
@@ -586,7 +595,7 @@ class ClientProxy:
 
     async def aclose(self) -> None:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+        if self._loop is not None:
             self._own_loop()
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
@@ -613,6 +622,9 @@ class ClientProxy:
     def _own_loop(self) -> None:
         """All state belongs to the loop of the first use, until that has closed or a fork came."""
         loop, before = asyncio.get_running_loop(), self._loop
+        if loop is before:
+            self._thread = get_ident()
+            return
         if before is not None and not before.is_closed() and self._process == os.getpid():
             raise ConfigurationError(
                 "this client belongs to another event loop that is still running",
@@ -630,7 +642,8 @@ class ClientProxy:
                 if forget is not None:
                     forget()
             self._handler = self._assemble()  # permits and waits in there were the old loop's
-        self._loop, self._process = loop, os.getpid()
+        self._loop, self._loop_runs = loop, loop.is_running
+        self._thread, self._process = get_ident(), os.getpid()
 
     @property
     def holds_connections(self) -> bool:
@@ -718,6 +731,15 @@ class ClientProxy:
     def __repr__(self) -> str:
         urls = ", ".join(transport.endpoint for transport in self._transports)
         return f"<ClientProxy {self.name!r} {urls} {self.status}>"
+
+
+def _after_fork() -> None:
+    for client in _clients:  # the parent's loop looks as if it ran on, here too
+        client._thread = _NO_THREAD  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _own(transport: Transport, name: str) -> Any:

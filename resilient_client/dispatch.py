@@ -191,7 +191,7 @@ class Dispatcher:
         assert respond is not None  # noqa: S101
         job = self._admit(message, slots, transport)
         if isinstance(job, Job):
-            job.task = _start(self._process(job, respond), job.handler.name)
+            job.task = _start(slots.loop, self._process(job, respond), job.handler.name)
             return job
         self._answer(respond, Reply(error=job))
         return None
@@ -260,7 +260,7 @@ class Dispatcher:
         async def answer() -> None:
             await _written(respond(reply))
 
-        task = _start(answer(), "answer")
+        task = _start(asyncio.get_running_loop(), answer(), "answer")
         self._refusing.add(task)
         task.add_done_callback(self._answered)
 
@@ -489,7 +489,7 @@ class Dispatcher:
         job = Job(slots, message, transport, handlers[0], handlers, is_event=True)
         self.running += 1
         slots.jobs.add(job)
-        job.task = _start(self._process(job, respond or _unheard), handlers[0].name)
+        job.task = _start(slots.loop, self._process(job, respond or _unheard), handlers[0].name)
         return job
 
     async def _all(self, job: Job, context: Context) -> RemoteError | None:
@@ -574,9 +574,10 @@ def _decoder(handler: Handler, codec: Codec) -> Callable[[Any], Any]:
     return decode
 
 
-def _start(coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def _start(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str
+) -> asyncio.Task[None]:
     """Run it in a task of its own, and in a context of its own."""
-    loop = asyncio.get_running_loop()
     if loop.get_task_factory() is not None:
         return loop.create_task(coroutine, name=name, context=contextvars.Context())
     # As every loop does it, but that uvloop's does not hand the name on: Python 3.11 then makes one

@@ -114,18 +114,27 @@ class Job(Record):
 class Slots:
     """What runs for one connection, and what waits until it may."""
 
-    __slots__ = ("_app", "_paused", "closed", "jobs", "pause", "resume", "waiting")
+    __slots__ = ("_app", "_loop", "_paused", "closed", "jobs", "pause", "resume", "waiting")
 
     def __init__(
         self, app: Dispatcher, pause: Callable[[], None], resume: Callable[[], None]
     ) -> None:
         self._app = app
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.pause = pause
         self.resume = resume
         self.jobs: set[Job] = set()
         self.waiting: deque[Callable[[], object]] = deque()
         self._paused = False
         self.closed = False
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that runs; to ask for it each time costs Python 3.11 a system call."""
+        loop = self._loop
+        if loop is None or not loop.is_running():
+            loop = self._loop = asyncio.get_running_loop()
+        return loop
 
     def wait(self, start: Callable[[], object]) -> None:
         """An event that may not run yet: keep it, and stop reading."""
