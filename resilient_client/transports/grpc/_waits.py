@@ -12,23 +12,27 @@ Wait = tuple[asyncio.Task[Any], int]
 
 
 class Waits:
-    """What waits for grpcio, with one timer for all.
+    """What waits for grpcio in one loop, with one timer for all.
 
     After a deadline, as after `cancel`, grpcio waits until what it was writing is written, and a
     peer that does not read holds that up for as long as keepalive lets it. So a task that is still
     waiting when its time has come is cancelled, as `asyncio.timeout` would, for less.
     """
 
-    __slots__ = ("_deadlines", "_over", "_waiting")
+    __slots__ = ("_deadlines", "_loop", "_over", "_waiting")
 
     def __init__(self, clock: Clock) -> None:
         self._deadlines = Deadlines(clock, self._expire)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[Wait] = set()
         self._over: dict[Wait, bool] = {}  # those cancelled here: whether for want of time
 
     def begin(self, deadline: float) -> Wait:
         """The running task waits, until that time; `end` it in any case."""
-        task: Any = asyncio.current_task()
+        loop = self._loop
+        if loop is None:  # to ask for it each time costs Python 3.11 a system call
+            loop = self._loop = asyncio.get_running_loop()
+        task: Any = asyncio.current_task(loop)
         wait: Wait = (task, task.cancelling())
         self._waiting.add(wait)
         self._deadlines.add(wait, deadline)
