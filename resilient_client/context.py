@@ -5,15 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resilient_client._json import Record
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from resilient_client.clock import Clock
+from resilient_client.clock import Clock
 
 CORRELATION_HEADER = "x-correlation-id"
 DEADLINE_HEADER = "x-deadline-ms"

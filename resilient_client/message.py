@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from resilient_client._json import Record, field
+from resilient_client.codecs import Codec
 from resilient_client.errors import (
     DeadlineExceeded,
     Outcome,
+    RemoteError,
     ReplyTimeout,
     ResilientClientError,
     outcome_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextvars import Context
-
-    from resilient_client.codecs import Codec
-    from resilient_client.errors import RemoteError
 
 Pattern: TypeAlias = "str | int | float | Mapping[str, Any]"
 Kind: TypeAlias = Literal["send", "emit", "stream"]
