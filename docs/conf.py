@@ -39,7 +39,7 @@ nitpick_ignore_regex = [
     # Aliases, which documentation shows by what they stand for.
     (
         "py:class",
-        r"(Event|Jitter|Kind|Observer|On|Status|Wait)|resilient_client\.handlers\.Handler",
+        r"(Event|Jitter|Kind|Observer|On|Status|Wait)|resilient_client\.(handlers\.Handler|message\.Items)",
     ),
     ("py:(class|exc|obj|data)", r"[a-z]+|optional|[A-Z]\w*(Error|Exception)"),
     (
