@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from resilient_client.context import PEER_HEADER
 from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError, ReplyTimeout
-from resilient_client.message import NO_VALUE, Message, Receipt
+from resilient_client.message import NO_VALUE, WRITTEN, Message
 from resilient_client.patterns import lookup_route, pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import FrameReader, frame
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from resilient_client.codecs import Codec
-    from resilient_client.message import Call, Reply
+    from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import App, Environment, Target
     from resilient_client.transports._packets import Request
 
@@ -206,7 +206,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             await uncongested(stream, call, self._clock)
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
-        return Receipt("written")
+        return WRITTEN
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -17,7 +17,7 @@ from resilient_client.errors import (
     PayloadError,
     ResilientClientError,
 )
-from resilient_client.message import NO_VALUE, Receipt, Reply
+from resilient_client.message import ACCEPTED, NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
 from resilient_client.transports._link import Link, spawn
 from resilient_client.transports.grpc._channel import (
@@ -254,7 +254,7 @@ class ClientTransport(BaseTransport):
                 items = self._open(call, asked, connection, call.attempt_deadline, [PREFER])
                 await items.opened(call)
                 await items.aclose()
-                return Receipt("accepted")
+                return ACCEPTED
             raw, rpc = await self._unary(call, asked, connection, [PREFER])
         except NoHandlerError:
             return Receipt("accepted", 0)

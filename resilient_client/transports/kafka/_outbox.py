@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import Deadlines
 from resilient_client.errors import ConnectionLost
-from resilient_client.message import Receipt
+from resilient_client.message import STORED
 from resilient_client.transports.kafka._aiokafka import TopicPartition, errors, murmur2
 from resilient_client.transports.kafka._driver import take_back
 from resilient_client.transports.kafka._errors import REFUSED, TOO_LARGE, ours
@@ -19,11 +19,10 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.errors import ResilientClientError
-    from resilient_client.message import Call
+    from resilient_client.message import Call, Receipt
     from resilient_client.transports.kafka._headers import Headers
 
 
-_STORED = Receipt("stored")
 _REFUSED = (*TOO_LARGE, *REFUSED)
 _WAKE = 128  # callers, in one turn of the loop
 
@@ -83,7 +82,7 @@ class Batch:
             asyncio.get_running_loop().call_soon(self.stored)
         for future in futures:
             if not future.done():
-                future.set_result(_STORED)
+                future.set_result(STORED)
 
     def fail(self, make: Callable[[], Exception]) -> None:
         """It has not: each gets an error of its own."""

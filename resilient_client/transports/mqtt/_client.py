@@ -21,7 +21,7 @@ from resilient_client.errors import (
     ProtocolError,
     ResilientClientError,
 )
-from resilient_client.message import Receipt
+from resilient_client.message import ACCEPTED, WRITTEN, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import LinkedTransport
@@ -230,7 +230,7 @@ class ClientTransport(LinkedTransport[Connection]):
         key = next(self._ids)
         if not self._qos:
             self._write(connection, key, call, topic, payload, values)
-            return Receipt("written")
+            return WRITTEN
         sent, call.sent = call.sent, False
         future = self._replies.expect(key, call)
         try:
@@ -247,7 +247,7 @@ class ClientTransport(LinkedTransport[Connection]):
             call.sent = call.sent or sent
             self._replies.forget(key)
             del future
-        return Receipt("accepted")
+        return ACCEPTED
 
     def _write(
         self,

@@ -18,7 +18,7 @@ from resilient_client.errors import (
     ProtocolError,
 )
 from resilient_client.events import Degraded
-from resilient_client.message import Receipt
+from resilient_client.message import STORED, WRITTEN
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_client.codecs import Codec
-    from resilient_client.message import Call, Reply
+    from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import Environment, Target
 
 NO_RESPONDERS = 503
@@ -252,7 +252,7 @@ class ClientTransport(LinkedTransport[_Line]):
         message = line.connection.message(call.route, "", call.metadata, packet)
         call.sent = True
         line.connection.send(message)
-        return Receipt("written")
+        return WRITTEN
 
     async def _store(self, line: _Line, call: Call, packet: bytes) -> Receipt:
         """Publish into the stream, which is made when it is missing, and wait until it has it."""
@@ -277,7 +277,7 @@ class ClientTransport(LinkedTransport[_Line]):
                 line.streamed.clear()
         if answer is None:
             raise ConnectError(f"no stream takes {call.route!r} now")
-        return Receipt("stored")
+        return STORED
 
     async def _stored(
         self, line: _Line, call: Call, headers: dict[str, str], packet: bytes

@@ -21,7 +21,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.events import Degraded
-from resilient_client.message import Receipt
+from resilient_client.message import STORED, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport, spawn
@@ -283,7 +283,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         reply = await replies.exchange(key, call, write, _nothing)
         if self._stream is None:
             return Receipt("accepted", reply.body)
-        return Receipt("stored")
+        return STORED
 
     # -------------------------------------------------------------------------------- its life
 
