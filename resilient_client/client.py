@@ -46,7 +46,7 @@ from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import client_transport
-from resilient_client.transports._base import BaseTransport, Environment
+from resilient_client.transports._base import Environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -144,8 +144,7 @@ class ClientProxy:
         self._observer: Observer | None = self._tell if self._observers else None
         self._transports = self._open(target, options)
         self._endpoint = self._transports[0].endpoint
-        self._decode = _own(self._transports[0], "decode") or self._codec.decode
-        self._idempotent = _own(self._transports[0], "idempotent")
+        self._decode = self._transports[0].decode
         self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
         self._headers, self._ask_headers = _headers_source(headers)
         self._patterns = _pattern_settings(patterns)
@@ -268,8 +267,7 @@ class ClientProxy:
             if telemetry is not None and (call.span is not None or telemetry.ambient()):
                 telemetry.inject(call)
             connect, attempt = call.connect_deadline, call.attempt_deadline
-            end = at + limit
-            end = min(end, deadline)
+            end = min(at + limit, deadline)
             if end < connect:
                 call.connect_deadline = end
             if call.may_repeat is False:
@@ -520,14 +518,11 @@ class ClientProxy:
         if CORRELATION_HEADER not in own:
             known = correlation_id.get()
             if known is None:
-                if telemetry is None or not telemetry.ambient():
-                    known = fresh_id()
-                else:
-                    known = telemetry.correlation_id()
+                known = fresh_id() if telemetry is None else telemetry.correlation_id()
             own[CORRELATION_HEADER] = known
         transport = self._transports[0]
-        if idempotent is None and self._idempotent is not None and not call.idempotent:
-            call.idempotent = self._idempotent(call)
+        if idempotent is None and not call.idempotent:
+            call.idempotent = transport.idempotent(call)
         if settings.attempts is not None:
             call.max_attempts = settings.attempts
         try:
@@ -740,12 +735,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _own(transport: Transport, name: str) -> Any:
-    """The transport's method, None where it is what they all have: that is then spared."""
-    inherited = getattr(type(transport), name, None) is getattr(BaseTransport, name)
-    return None if inherited else getattr(transport, name)
 
 
 def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | None]:

@@ -378,8 +378,9 @@ class Dispatcher:
                 dict(message.headers),
                 message.received,
                 job.deadline,
+                attempt_started=message.received,
+                attempt=context.attempt,
             )
-            call.attempt = context.attempt
             reply: Reply = await self._guarded(call)
             return reply
         except Exception as error:  # noqa: BLE001  (translated, and logged where it is not deliberate)

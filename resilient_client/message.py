@@ -150,7 +150,7 @@ class Receipt:
 
 
 WRITTEN, ACCEPTED, STORED = Receipt("written"), Receipt("accepted"), Receipt("stored")
-"""Those that nearly all are: to make one takes a tenth of an event's time."""
+"""Those that nearly all are: to make one takes 0.2 us."""
 
 
 class Reply(Record):
@@ -172,9 +172,6 @@ class Reply(Record):
     receipt: Receipt | None = None
     error: RemoteError | None = None
     _done: list[Callable[[Outcome, BaseException | None], None]] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Reply {'error' if self.error is not None else 'value'}>"
 
     def on_complete(self, hook: Callable[[Outcome, BaseException | None], None]) -> None:
         """Call `hook(outcome, error)` once, when the last item has passed or the caller has left.

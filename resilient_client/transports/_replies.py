@@ -95,9 +95,7 @@ class PendingReplies:
         if new is None:  # a table serves one loop; asking for it costs as much as the rest
             new = self._new_future = asyncio.get_running_loop().create_future
         future = new()
-        self._table[key] = (future, call)
-        if call.attempt_deadline < self._timer_at:
-            self._arm(call.attempt_deadline)
+        self.adopt(key, future, call)
         return future
 
     def adopt(self, key: Any, future: asyncio.Future[Any], call: Call) -> None:

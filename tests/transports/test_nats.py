@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import nats
@@ -30,7 +30,6 @@ from resilient_client import (
     Server,
     Timeout,
 )
-from resilient_client.events import ConnectionChanged
 from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports._base import Target
@@ -38,6 +37,7 @@ from resilient_client.transports.nats import _connection
 from tests.peers.nats import Nats
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
+from tests.transports.slow_reader import ended_told_and_back
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -369,52 +369,7 @@ async def test_events_beyond_what_slow_handlers_can_keep_up_with_are_told(
 async def test_a_connection_that_reads_too_slowly_is_ended_told_and_comes_back(
     new_broker: Any, limit: str
 ) -> None:
-    """The broker drops a slow consumer; what was under way is lost, what comes after is not."""
-    broker = new_broker(Nats, options=[limit])
-    news: list[Any] = []
-    heard: list[str] = []
-
-    def changes() -> list[str]:
-        return [each.new for each in news if isinstance(each, ConnectionChanged)]
-
-    async def slow(proxy: TcpProxy, load: Callable[[], Any]) -> None:
-        """Let nobody read until the broker has dropped that connection."""
-        news.clear()
-        already = broker.log.count("Slow Consumer")
-        proxy.stall("down")
-        async with asyncio.timeout(20):
-            while broker.log.count("Slow Consumer") == already:
-                await load()
-        proxy.heal()
-        await eventually(lambda: changes() == ["reconnecting", "connected"])
-
-    async with TcpProxy(broker.port) as servers, TcpProxy(broker.port) as clients:
-        url = "nats://127.0.0.1:{}".format
-        server = Server(url(servers.port), telemetry=False, observers=[news.append], grace=0.5)
-        server.message_pattern("big")(lambda size: "x" * size)
-        server.event_pattern("event")(lambda text: heard.append(text[:5]))
-        client = ClientProxy(
-            url(clients.port), policies=(), telemetry=False, observers=[news.append]
-        )
-        async with server, client, client_of(broker) as other:
-            await slow(servers, lambda: other.emit("event", "early" + "x" * 500_000))
-            heard.clear()
-            while "after" not in heard:
-                await other.emit("event", "after")
-                await asyncio.sleep(0.05)
-            pending: list[asyncio.Future[Any]] = []
-
-            async def ask() -> None:
-                call = client.send("big", 500_000, timeout=60)
-                pending.append(asyncio.ensure_future(call))
-                await asyncio.sleep(0.02)
-
-            await slow(clients, ask)
-            lost = await asyncio.gather(*pending, return_exceptions=True)
-            errors = [each for each in lost if not isinstance(each, str)]  # some did arrive
-            assert errors
-            assert all(isinstance(each, ConnectionLost) and each.sent for each in errors), errors
-            assert await client.send("big", 1, timeout=5) == "x"
+    await ended_told_and_back(new_broker(Nats, options=[limit]), "Slow Consumer")
 
 
 async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> None:

@@ -37,7 +37,7 @@ from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestServer
-from tests.peers.proxy import TcpProxy
+from tests.transports.slow_reader import ended_told_and_back
 from tests.waiting import eventually
 
 from .redis_peer import command
@@ -602,47 +602,8 @@ async def test_slow_handlers_cost_events_that_are_told_never_memory(
 async def test_a_connection_that_reads_too_slowly_is_ended_told_and_comes_back(
     new_broker: NewBroker,
 ) -> None:
-    """Redis drops a slow subscriber; what was under way is lost, what comes after is not."""
-    broker = new_broker(Redis, options=["client-output-buffer-limit pubsub 1mb 512kb 1"])
-    told: list[Any] = []
-    heard: list[str] = []
-
-    async def slow(proxy: TcpProxy, load: Callable[[], Any]) -> None:
-        """Let nobody read until Redis has dropped that connection."""
-        told.clear()
-        already = broker.log.count("output buffer limits")
-        proxy.stall("down")
-        async with asyncio.timeout(20):
-            while broker.log.count("output buffer limits") == already:
-                await load()
-        proxy.heal()
-        await eventually(lambda: [getattr(each, "new", "") for each in told][:2] == BACK)
-
-    async with TcpProxy(broker.port) as servers, TcpProxy(broker.port) as clients:
-        url = "redis://127.0.0.1:{}".format
-        server = server_of(url(servers.port), observers=[told.append])
-        server.event_pattern("event")(lambda text: heard.append(text[:5]))
-        server.message_pattern("big")(lambda size: "x" * size)
-        client = client_of(url(clients.port), observers=[told.append])
-        async with server, client, client_of(broker.url) as other:
-            await slow(servers, lambda: other.emit("event", "early" + "x" * 500_000))
-            heard.clear()
-            while "after" not in heard:
-                await other.emit("event", "after")
-                await asyncio.sleep(0.05)
-            pending: list[asyncio.Future[Any]] = []
-            assert await client.send("big", 1) == "x"  # its replies' channel is listened to
-
-            async def ask() -> None:
-                pending.append(asyncio.ensure_future(client.send("big", 500_000, timeout=60)))
-                await asyncio.sleep(0.02)
-
-            await slow(clients, ask)
-            lost = await asyncio.gather(*pending, return_exceptions=True)
-            errors = [each for each in lost if not isinstance(each, str)]  # some did arrive
-            assert errors
-            assert all(isinstance(each, ConnectionLost) and each.sent for each in errors), errors
-            assert await client.send("big", 1, timeout=5) == "x"
+    limit = "client-output-buffer-limit pubsub 1mb 512kb 1"
+    await ended_told_and_back(new_broker(Redis, options=[limit]), "output buffer limits")
 
 
 BACK = ["reconnecting", "connected"]

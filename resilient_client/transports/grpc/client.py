@@ -55,7 +55,7 @@ from resilient_client.transports.grpc._reflection import discover
 from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
 from resilient_client.transports.grpc._status import error_of
 from resilient_client.transports.grpc._unary import Unary
-from resilient_client.transports.grpc._waits import Waits
+from resilient_client.transports.grpc._waits import Wait, Waits
 
 if TYPE_CHECKING:
     from resilient_client.events import Status
@@ -315,12 +315,10 @@ class ClientTransport(BaseTransport):
         except ERRORS as error:
             failure = self._failed(call, error, connection, before)
         except asyncio.CancelledError:
-            if self._waits.expired(wait):
-                failure = call.expired(sent=True)
-            elif left_by_caller():
+            given_up = self._given_up(call, wait, None)
+            if given_up is None:
                 raise
-            else:
-                failure = cancelled(None)
+            failure = given_up
         finally:
             self._waits.end(wait)
             if connection.retired:
@@ -342,12 +340,10 @@ class ClientTransport(BaseTransport):
         except ERRORS as error:
             failure = self._failed(call, error, connection, before)
         except asyncio.CancelledError:
-            if self._waits.expired(wait):
-                failure = call.expired(sent=True)
-            elif left_by_caller():
+            given_up = self._given_up(call, wait, requests)
+            if given_up is None:
                 raise
-            else:
-                failure = cancelled(requests)
+            failure = given_up
         finally:
             self._waits.end(wait)
             connection.ended()
@@ -356,6 +352,14 @@ class ClientTransport(BaseTransport):
             raise failure
         finally:
             del failure
+
+    def _given_up(
+        self, call: Call, wait: Wait, requests: Requests | None
+    ) -> ResilientClientError | None:
+        """Why a wait was cancelled; None when its caller has left."""
+        if self._waits.expired(wait):
+            return call.expired(sent=True)
+        return None if left_by_caller() else cancelled(requests)
 
     def _open(
         self,

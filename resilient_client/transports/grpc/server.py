@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client._json import Struct
+from resilient_client._json import Record
 from resilient_client.context import DEADLINE_HEADER
 from resilient_client.errors import INTERNAL_SERVER_ERROR, ConfigurationError, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
@@ -381,7 +381,7 @@ class _Waiting:
             self.resumed.set_result(None)
 
 
-class _Answer(Struct, eq=False):
+class _Answer(Record):
     """Takes a handler's reply to the caller.
 
     Attributes:

@@ -99,23 +99,6 @@ class Answers:
             log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
         return there
 
-    def put(self, request: Request, reply: Reply) -> bool:
-        """Write a value where nothing has to be waited for; False where `reply` is needed."""
-        outbox, topics = self.outbox, self.topics
-        there = None if topics is None else topics.known(request.topic)
-        if outbox is None or there is None or reply.items is not None or reply.error is not None:
-            return False
-        partition = request.partition
-        if partition is not None and partition >= there:
-            return False
-        body = None if reply.body is NO_VALUE else reply.body
-        headers: Headers = [(ENDED, b"\0"), (CORRELATION, request.id)]
-        batch = outbox.put(request.topic, body, headers, None, partition)
-        if batch is None:
-            return False
-        batch.tokens.append(request)
-        return True
-
     async def reply(self, request: Request, reply: Reply) -> None:
         """Write all of a reply; the outbox tells the end of its last record."""
         if reply.error is not None:

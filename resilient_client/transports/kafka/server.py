@@ -45,7 +45,7 @@ from resilient_client.transports.kafka._values import KafkaCodec
 from resilient_client.transports.kafka.client import BATCH_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Sequence
+    from collections.abc import Sequence
 
     from resilient_client.events import Status
     from resilient_client.transports._base import App, Subscription, Target
@@ -408,17 +408,8 @@ class ServerListener:
 
     # -------------------------------------------------------------------------------- replies
 
-    def _respond(self, request: Request, reply: Reply) -> Awaitable[None] | None:
+    async def _respond(self, request: Request, reply: Reply) -> None:
         """Hand over the reply; the request is over when the broker has it."""
-        try:
-            done = self._answers.put(request, reply)
-        except BaseException:
-            self._over(request)
-            raise
-        return None if done else self._reply(request, reply)
-
-    async def _reply(self, request: Request, reply: Reply) -> None:
-        """The same where something must be waited for, or there is more than a value."""
         try:
             there = self._topics.known(request.topic)
             if there is None and not await self._answers.can_answer(request):
@@ -440,7 +431,7 @@ class ServerListener:
         log.error("the reply of %s: %s", request.record.topic, error.args[0])
         if isinstance(error, PayloadError) and not self._stopping:
             reply = Reply(error=RemoteError(INTERNAL_SERVER_ERROR))
-            self._events.spawn(self._reply(request, reply))
+            self._events.spawn(self._respond(request, reply))
         else:
             self._over(request)
 
