@@ -297,11 +297,12 @@ class ClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
+        returns: type[T],
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
         idempotency_key: str | None = None,
-    ) -> Any: ...
+    ) -> T: ...
 
     @overload
     async def send(
@@ -309,12 +310,12 @@ class ClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
-        returns: type[T],
+        returns: Any = ...,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
         idempotency_key: str | None = None,
-    ) -> T: ...
+    ) -> Any: ...
 
     async def send(
         self,
@@ -396,11 +397,12 @@ class ClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
+        returns: type[T],
         timeout: float | None = None,
         idle_timeout: float = defaults.IDLE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
-    ) -> Stream[Any]: ...
+    ) -> Stream[T]: ...
 
     @overload
     def stream(
@@ -408,12 +410,12 @@ class ClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
-        returns: type[T],
+        returns: Any = ...,
         timeout: float | None = None,
         idle_timeout: float = defaults.IDLE_TIMEOUT,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
-    ) -> Stream[T]: ...
+    ) -> Stream[Any]: ...
 
     def stream(
         self,

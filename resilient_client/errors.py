@@ -338,7 +338,7 @@ class RemoteError(ResilientClientError):
             message = payload
         super().__init__("" if message is None else message, sent=sent, hint=hint)
         self.message: str = message if isinstance(message, str) else _plain(message)
-        self.code = code
+        self.code: str | int | None = code
         self.status = status
         self._given = payload
         if status in _FAILURE_STATUSES or self.message == INTERNAL_SERVER_ERROR:

@@ -91,11 +91,12 @@ class SyncClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
+        returns: type[T],
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
         idempotency_key: str | None = None,
-    ) -> Any: ...
+    ) -> T: ...
 
     @overload
     def send(
@@ -103,12 +104,12 @@ class SyncClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
-        returns: type[T],
+        returns: Any = ...,
         timeout: float | None = None,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
         idempotency_key: str | None = None,
-    ) -> T: ...
+    ) -> Any: ...
 
     def send(
         self,
@@ -162,11 +163,12 @@ class SyncClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
+        returns: type[T],
         timeout: float | None = None,
         idle_timeout: float = 10.0,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
-    ) -> SyncStream[Any]: ...
+    ) -> SyncStream[T]: ...
 
     @overload
     def stream(
@@ -174,12 +176,12 @@ class SyncClientProxy:
         pattern: Pattern,
         data: Any = None,
         *,
-        returns: type[T],
+        returns: Any = ...,
         timeout: float | None = None,
         idle_timeout: float = 10.0,
         headers: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
-    ) -> SyncStream[T]: ...
+    ) -> SyncStream[Any]: ...
 
     def stream(
         self,

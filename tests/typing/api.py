@@ -12,6 +12,7 @@ from resilient_client import (
     Health,
     Policy,
     Receipt,
+    RemoteError,
     Reply,
     Retry,
     Server,
@@ -25,6 +26,9 @@ from resilient_client.clock import Clock
 async def a_client(client: ClientProxy) -> None:
     assert_type(await client.send("sum", [1, 2], returns=int), int)
     assert_type(await client.send({"cmd": "sum"}, [1, 2], returns=list[int]), list[int])
+    level: int | None = await client.send("level", returns=int | None)  # no `type[T]` says it
+    assert level
+    assert_type(await client.send("level", returns=None), Any)
     assert_type(await client.send(7), Any)
     assert_type(await client.emit("created", {"id": 1}), Receipt)
     assert_type(await client.ping(), Health)
@@ -32,6 +36,9 @@ async def a_client(client: ClientProxy) -> None:
         assert_type(number, int)
     async for anything in client.stream("count", 3):
         assert_type(anything, Any)
+    async for either in client.stream("count", 3, returns=int | None):
+        number_or_none: int | None = either
+        assert number_or_none
     async with client.stream("count", 3, returns=str) as items:
         async for text in items:
             assert_type(text, str)
@@ -42,9 +49,14 @@ async def a_client(client: ClientProxy) -> None:
 def a_sync_client(client: SyncClientProxy) -> None:
     assert_type(client.send("sum", [1, 2], returns=int), int)
     assert_type(client.send("sum"), Any)
+    total: int | str = client.send("sum", returns=int | str)
+    assert total
     assert_type(client.emit("created"), Receipt)
     for number in client.stream("count", 3, returns=int):
         assert_type(number, int)
+    for either in client.stream("count", 3, returns=int | None):
+        number_or_none: int | None = either
+        assert number_or_none
     with client as same:
         assert_type(same, SyncClientProxy)
 
@@ -77,6 +89,34 @@ class Mine:
             return await handler(call)
 
         return wrapped
+
+
+breaker = CircuitBreaker()
+
+
+@breaker
+def query(text: str) -> int:
+    return len(text)
+
+
+@breaker()
+async def ask(text: str) -> int:
+    return len(text)
+
+
+assert_type(query("select"), int)
+assert_type(breaker.call(query, "select"), int)
+
+
+async def guarded() -> None:
+    assert_type(await ask("select"), int)
+    with breaker.calling():
+        pass
+
+
+def what_a_peer_said(error: RemoteError) -> None:
+    assert_type(error.code, str | int | None)
+    assert_type(error.status, int | None)
 
 
 stack: list[Policy] = [*standard(), Mine(), Timeout(1.0), Retry(2), CircuitBreaker()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from resilient_client.errors import ConfigurationError
 from resilient_client.policies._circuit import rules
@@ -19,6 +19,9 @@ from resilient_client.policies._circuit.states import (
     METRICS_ONLY,
     OPEN,
 )
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 STATES = (CLOSED, OPEN, HALF_OPEN, FORCED_OPEN, DISABLED, METRICS_ONLY)
 
@@ -145,7 +148,7 @@ class Panel:
 
     # ---- pybreaker's ways to call
 
-    def call(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `func` through the breaker; safe in threads, nothing is locked while it runs.
 
         A coroutine or generator that it returns is wrapped, and counts when that ends.
@@ -153,11 +156,18 @@ class Panel:
         Raises:
             CircuitOpenError: it was not called.
         """
-        return self._calls.call(func, *args, **kwargs)
+        result: T = self._calls.call(func, *args, **kwargs)
+        return result
 
     def calling(self) -> Any:
         """A context manager that guards its block, awaits inside included. See `call`."""
         return self._calls.calling()
+
+    @overload
+    def __call__(self, function: F, /) -> F: ...
+
+    @overload
+    def __call__(self, *call_args: Any, **call_kwargs: bool) -> Callable[[F], F]: ...
 
     def __call__(self, *call_args: Any, **call_kwargs: Any) -> Any:
         """Decorate a function, sync or async. See `call`."""
