@@ -33,7 +33,7 @@ from resilient_client import (
 from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports._base import Target
-from resilient_client.transports.nats import _connection
+from resilient_client.transports.nats import _library, _socket, _wire
 from tests.peers.nats import Nats
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
@@ -557,8 +557,8 @@ class Aborted:
         self.aborted = True
 
 
-def fed(wire: bytes, size: int) -> tuple[_connection._Socket, list[Any]]:
-    socket = _connection._Socket()
+def fed(wire: bytes, size: int) -> tuple[_socket.Socket, list[Any]]:
+    socket = _socket.Socket()
     socket.transport = Aborted()  # type: ignore[assignment]
     got: list[Any] = []
     socket.receivers = {b"7": lambda *given: got.append(given), b"8": lambda *g: got.append(g)}
@@ -578,8 +578,8 @@ async def test_messages_are_found_however_the_bytes_arrive() -> None:
             (b"\xff\xfe", b"reply", b"hi"),
             (b"a.b", b"", b""),
         ]
-        assert _connection.read_headers(got[2][3]) == {"x-a": "1", "x-b": "2"}
-        assert [_connection.status(each[3]) for each in got] == [0, 0, 0, 503]
+        assert _wire.read_headers(got[2][3]) == {"x-a": "1", "x-b": "2"}
+        assert [_wire.status(each[3]) for each in got] == [0, 0, 0, 503]
         assert bytes(socket._received) == b"PING\r\nMSG library 1 3\r\nabc\r\n"
         assert not socket._rest
 
@@ -592,7 +592,7 @@ async def test_messages_are_found_however_the_bytes_arrive() -> None:
         b"MSG a\r\n",
         b"MSG \r\n",
         b"HMSG a 7 x 5\r\nhello\r\n",
-        b"x" * (_connection.MAX_LINE + 100_000),
+        b"x" * (_socket.MAX_LINE + 100_000),
     ],
 )
 async def test_bytes_that_make_no_sense_end_the_connection(wire: bytes) -> None:
@@ -620,7 +620,7 @@ async def test_a_big_message_is_looked_at_when_it_is_whole() -> None:
     ],
 )
 def test_headers_from_strangers_are_bounded(block: bytes) -> None:
-    headers = _connection.read_headers(block)
+    headers = _wire.read_headers(block)
     assert len(headers) <= 32
     for name, value in headers.items():
         assert name
@@ -641,15 +641,15 @@ def exceptions_of(module: Any) -> set[type[Exception]]:
 
 
 def test_every_exception_of_nats_py_has_a_meaning_here() -> None:
-    assert set(_connection._CLASSES) == exceptions_of(nats.errors), "nats-py has changed"
+    assert set(_library._CLASSES) == exceptions_of(nats.errors), "nats-py has changed"
     target = Target("nats://127.0.0.1:4222")
     for each in exceptions_of(nats.aio.errors) | exceptions_of(nats.js.errors):
         assert issubclass(each, nats.errors.Error), each
     for each in exceptions_of(nats.errors) | exceptions_of(nats.aio.errors):
         error = each.__new__(each)
         error.__dict__.update(subject="s", reply="r", sid=1, sub=None, key="k", _msg=None)
-        ours = _connection.translate(error, target)
+        ours = _library.translate(error, target)
         assert isinstance(ours, ResilientClientError)
         assert not ours.sent, "nothing of ours is published through nats-py"
     for other in (TimeoutError(), OSError(111, "refused"), ValueError("odd"), EOFError()):
-        assert isinstance(_connection.translate(other, target), ResilientClientError)
+        assert isinstance(_library.translate(other, target), ResilientClientError)

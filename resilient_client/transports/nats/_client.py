@@ -27,13 +27,8 @@ from resilient_client.transports._packets import event_packet, read_response, re
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._stream import uncongested
 from resilient_client.transports.nats import _jetstream
-from resilient_client.transports.nats._connection import (
-    Connection,
-    Place,
-    checked_subject,
-    read_headers,
-    status,
-)
+from resilient_client.transports.nats._connector import Connector
+from resilient_client.transports.nats._wire import checked_subject, read_headers, status
 
 if TYPE_CHECKING:
     import ssl
@@ -42,6 +37,7 @@ if TYPE_CHECKING:
     from resilient_client.codecs import Codec
     from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import Environment, Target
+    from resilient_client.transports.nats._connection import Connection
 
 NO_RESPONDERS = 503
 HEARTBEAT = 5.0
@@ -51,7 +47,7 @@ MAX_PEERS = 64  # servers of our make that are told when a caller leaves
 _STORED = "s"  # begins the key of a message that JetStream acknowledges
 
 
-class _Line:
+class _Session:
     """One connection of the client, its inbox and who waits there."""
 
     def __init__(self, inbox: str, replies: PendingReplies, codec: Codec) -> None:
@@ -128,7 +124,7 @@ class _Line:
         return bool(found)
 
 
-class ClientTransport(LinkedTransport[_Line]):
+class ClientTransport(LinkedTransport[_Session]):
     """The client's end.
 
     Args:
@@ -158,7 +154,7 @@ class ClientTransport(LinkedTransport[_Line]):
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
         super().__init__(target, env, max_size)
-        self._place = Place(
+        self._connector = Connector(
             target,
             servers=servers,
             tls=tls,
@@ -170,31 +166,31 @@ class ClientTransport(LinkedTransport[_Line]):
         self._inbox_prefix = checked_subject(inbox_prefix)
         self._stream = None if stream is None else _jetstream.checked_name(stream)
         self._ids = count(1)
-        self._link = Link[_Line](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
+        self._link = Link[_Session](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
 
-    async def _dial(self) -> _Line:
-        line = _Line(
+    async def _dial(self) -> _Session:
+        session = _Session(
             f"{self._inbox_prefix}.{fresh_id()}.",
             PendingReplies(self._clock, self._tally),
             self._codec,
         )
 
         def ended(reason: str) -> None:
-            line.replies.fail_all(lambda: ConnectionLost(reason))
-            self._link.lost(line, reason)
+            session.replies.fail_all(lambda: ConnectionLost(reason))
+            self._link.lost(session, reason)
 
         def violated(text: str) -> None:
-            if not line.violated(text):
+            if not session.violated(text):
                 self._notify(Degraded(self.endpoint, text))
 
-        connection = line.connection = await self._place.connect(ended, violated)
+        connection = session.connection = await self._connector.connect(ended, violated)
         try:
-            connection.subscribe(f"{line.inbox}*", line.received)
+            connection.subscribe(f"{session.inbox}*", session.received)
             await connection.round_trip()
         except BaseException:
             await connection.aclose()
             raise
-        return line
+        return session
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`; a route that cannot be a subject is refused here too."""
@@ -210,86 +206,88 @@ class ClientTransport(LinkedTransport[_Line]):
         """See `Transport.idempotent`: a stream keeps what it is given twice once."""
         return self._stream is not None and call.kind == "emit"
 
-    async def _line(self, call: Call) -> _Line:
-        line = self._link.current or await self._link.get(call.connect_deadline)
-        if line.connection.socket.congested:
-            await uncongested(line.connection.socket, call, self._clock)
-        return line
+    async def _writable(self, call: Call) -> _Session:
+        session = self._link.current or await self._link.get(call.connect_deadline)
+        if session.connection.socket.congested:
+            await uncongested(session.connection.socket, call, self._clock)
+        return session
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
-        line = self._link.current
-        if line is None or line.connection.socket.congested:
-            line = await self._line(call)
+        session = self._link.current
+        if session is None or session.connection.socket.congested:
+            session = await self._writable(call)
         key = str(next(self._ids))
         metadata = call.metadata
         metadata[PEER_HEADER] = "1"
-        message = line.connection.message(
+        message = session.connection.message(
             call.route,
-            line.inbox + key,
+            session.inbox + key,
             metadata,
             request_packet(pattern_json(call.pattern), call.body, None, key),
         )
 
         def write() -> None:
             call.sent = True
-            line.connection.send(message)
+            session.connection.send(message)
 
-        line.subjects[key] = call.route
+        session.subjects[key] = call.route
         try:
-            return await line.replies.exchange(key, call, write, partial(line.cancel, key))
+            return await session.replies.exchange(key, call, write, partial(session.cancel, key))
         finally:
-            del line.subjects[key]
+            del session.subjects[key]
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
-        line = self._link.current
-        if line is None or line.connection.socket.congested:
-            line = await self._line(call)
+        session = self._link.current
+        if session is None or session.connection.socket.congested:
+            session = await self._writable(call)
         packet = event_packet(pattern_json(call.pattern), call.body)
         if self._stream is not None:
-            return await self._store(line, call, packet)
-        message = line.connection.message(call.route, "", call.metadata, packet)
+            return await self._store(session, call, packet)
+        message = session.connection.message(call.route, "", call.metadata, packet)
         call.sent = True
-        line.connection.send(message)
+        session.connection.send(message)
         return WRITTEN
 
-    async def _store(self, line: _Line, call: Call, packet: bytes) -> Receipt:
+    async def _store(self, session: _Session, call: Call, packet: bytes) -> Receipt:
         """Publish into the stream, which is made when it is missing, and wait until it has it."""
         assert self._stream is not None  # noqa: S101
         headers = {**call.metadata, _jetstream.EXPECTED_STREAM: self._stream}
         answer = None
-        if call.route in line.streamed:
-            answer = await self._stored(line, call, headers, packet)
+        if call.route in session.streamed:
+            answer = await self._stored(session, call, headers, packet)
             if answer is None:
-                line.streamed.discard(call.route)
+                session.streamed.discard(call.route)
         if answer is None:  # not known yet, or gone since
             left = call.attempt_deadline - self._clock.now()
             try:
-                async with asyncio.timeout(left if left < float("inf") else None), line.making:
-                    if call.route not in line.streamed:
-                        await _jetstream.ensure_stream(line.connection, self._stream, [call.route])
-                        line.streamed.add(call.route)
+                async with asyncio.timeout(left if left < float("inf") else None), session.making:
+                    if call.route not in session.streamed:
+                        await _jetstream.ensure_stream(
+                            session.connection, self._stream, [call.route]
+                        )
+                        session.streamed.add(call.route)
             except TimeoutError:
                 raise call.expired(sent=False) from None
-            answer = await self._stored(line, call, headers, packet)
-            if len(line.streamed) > MAX_SUBJECTS:
-                line.streamed.clear()
+            answer = await self._stored(session, call, headers, packet)
+            if len(session.streamed) > MAX_SUBJECTS:
+                session.streamed.clear()
         if answer is None:
             raise ConnectError(f"no stream takes {call.route!r} now")
         return STORED
 
     async def _stored(
-        self, line: _Line, call: Call, headers: dict[str, str], packet: bytes
+        self, session: _Session, call: Call, headers: dict[str, str], packet: bytes
     ) -> dict[str, Any] | None:
         """The stream's acknowledgement, or its refusal; None when there is no such stream."""
         key = f"{_STORED}{next(self._ids)}"
-        message = line.connection.message(call.route, line.inbox + key, headers, packet)
+        message = session.connection.message(call.route, session.inbox + key, headers, packet)
         before, call.sent = call.sent, True
-        line.subjects[key] = call.route
-        future = line.replies.expect(key, call)
+        session.subjects[key] = call.route
+        future = session.replies.expect(key, call)
         try:
-            line.connection.send(message)
+            session.connection.send(message)
             answer = decode((await future).body)
             error = answer.get("error")
         except NoHandlerError:
@@ -301,8 +299,8 @@ class ClientTransport(LinkedTransport[_Line]):
         except (PayloadError, AttributeError):
             raise ProtocolError("this is not JetStream's answer") from None
         finally:
-            line.replies.forget(key)
-            del line.subjects[key], future
+            session.replies.forget(key)
+            del session.subjects[key], future
         if error is not None:
             call.sent = before
             raise _jetstream.refused(error, f"stream {self._stream}")
@@ -310,7 +308,7 @@ class ClientTransport(LinkedTransport[_Line]):
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        line = await self._link.aclose()
-        if line is not None:
-            line.replies.fail_all(lambda: ConnectionLost("the client was closed"))
-            await line.connection.aclose()
+        session = await self._link.aclose()
+        if session is not None:
+            session.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            await session.connection.aclose()

@@ -27,7 +27,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._packets import read_request
-from resilient_client.transports.nats._connection import read_headers, status
+from resilient_client.transports.nats._wire import read_headers, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -257,7 +257,7 @@ class Consumer:
             if connection is not None:  # it comes back, and makes everything anew
                 text = f"consumer {self._name} of stream {self._stream} is gone"
                 self._app.notify(Degraded(self._endpoint, text))
-                connection.socket.transport.abort()
+                connection.abort()
             return
         self._asked = 0
         self._again(_LATER)

@@ -22,12 +22,8 @@ from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
 from resilient_client.transports._packets import error_packet, read_request
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._client import HEARTBEAT
-from resilient_client.transports.nats._connection import (
-    Connection,
-    Place,
-    checked_subject,
-    read_headers,
-)
+from resilient_client.transports.nats._connector import Connector
+from resilient_client.transports.nats._wire import checked_subject, read_headers
 
 if TYPE_CHECKING:
     import ssl
@@ -35,6 +31,7 @@ if TYPE_CHECKING:
 
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports.nats._connection import Connection
 
 log = logging.getLogger("resilient_client.nats")
 
@@ -133,7 +130,7 @@ class ServerListener:
         self.address = str(target)
         self.jobs: dict[bytes, Job] = {}  # of peers of our make, which may cancel them
         self._app = app
-        self._place = Place(
+        self._connector = Connector(
             target,
             servers=servers,
             tls=tls,
@@ -156,9 +153,9 @@ class ServerListener:
         self._greeted: set[bytes] = set()
         self._stopped = False
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
-        self._link = Link[Connection](
+        self._link: Link[Connection] = Link(
             self.address, self._dial, clock=app.clock, notify=app.notify
-        )  # fmt: skip
+        )
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that cannot be a subject.
@@ -218,7 +215,7 @@ class ServerListener:
                 log.error("%s: %s", self.address, text)
                 self._app.notify(Degraded(self.address, text))
 
-        connection = await self._place.connect(ended, violated)
+        connection = await self._connector.connect(ended, violated)
         self._ready = connection
         try:
             if not self._stopped:
