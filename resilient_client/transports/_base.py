@@ -1,20 +1,40 @@
 """What a transport is, on both ends.
 
 A transport is one module of this package, named after its URL scheme, with a `ClientTransport` and
-a `ServerListener`. Nothing registers it: `open_transport` finds it by name.
+a `ServerListener`. Nothing registers it: it is found by its name.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 from weakref import ref
 
-from resilient_client.errors import PayloadError
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    PayloadError,
+    ResilientClientError,
+    redact,
+)
+from resilient_client.events import ConnectionChanged
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence, Sized
+    from collections.abc import (
+        AsyncGenerator,
+        Awaitable,
+        Callable,
+        Collection,
+        Mapping,
+        Sequence,
+        Sized,
+    )
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -250,6 +270,33 @@ class Target:
         port = self.url.port
         return default if port is None else port
 
+    def address(self, default_port: int) -> str:
+        """Host and port as others take them: the brackets of IPv6 included."""
+        host = self.host
+        return f"{f'[{host}]' if ':' in host else host}:{self.port(default_port)}"
+
+    def bound(self, port: int) -> str:
+        """The URL with the port that a server has really got."""
+        host = self.hostport
+        if self.url.port is not None:
+            host = host.rpartition(":")[0]
+        return f"{self.scheme}://{host}:{port}{self.url.path.rstrip('/')}"
+
+    def cannot_be_bound(self, error: Exception) -> ConfigurationError:
+        """What a server's error says that cannot listen there."""
+        return ConfigurationError(
+            f"{self} cannot be bound: {getattr(error, 'strerror', None) or error}",
+            hint="is another process listening there? port 0 is any free one",
+        )
+
+    @property
+    def authorization(self) -> str | None:
+        """User and password as HTTP's `authorization` header, if there are any."""
+        if self.url.username is None:
+            return None
+        pair = f"{self.username}:{self.password or ''}".encode()
+        return f"Basic {base64.b64encode(pair).decode()}"
+
     @property
     def username(self) -> str | None:
         """Percent-decoded."""
@@ -328,10 +375,14 @@ class BaseTransport:
         """See `Transport.encode`."""
         body = call.body = self._codec.encode(call.data)
         if len(body) > self._max_size:
-            raise PayloadError(
-                f"the payload has {len(body)} bytes, more than max_size={self._max_size}",
-                hint="send less, or raise max_size= on both ends",
-            )
+            raise self._too_large(len(body))
+
+    def _too_large(
+        self, size: int, hint: str = "send less, or raise max_size= on both ends"
+    ) -> PayloadError:
+        return PayloadError(
+            f"the payload has {size} bytes, more than max_size={self._max_size}", hint=hint
+        )
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
         """See `Transport.decode`."""
@@ -340,3 +391,28 @@ class BaseTransport:
     def idempotent(self, call: Call) -> bool:
         """See `Transport.idempotent`."""
         return False
+
+    @asynccontextmanager
+    async def _before_sending(self, call: Call) -> AsyncGenerator[None]:
+        """Wait for what a call needs before it can be written, within its `attempt_deadline`.
+
+        Raises:
+            ConnectError: the connection ended meanwhile.
+            DeadlineExceeded, ReplyTimeout: the call's time ran out.
+        """
+        left = call.attempt_deadline - self._clock.now()
+        try:
+            async with asyncio.timeout(left if left < inf else None):
+                yield
+        except ConnectionLost as error:
+            raise ConnectError(error.args[0]) from None
+        except TimeoutError as error:
+            if isinstance(error, ResilientClientError):
+                raise
+            raise call.expired(sent=False) from None
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        """Another state of the connection, for those that keep none by a `Link`."""
+        if self.status not in (status, "closed"):
+            old, self.status = self.status, status
+            self._notify(ConnectionChanged(self.endpoint, old, status, redact(reason)))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.events import Event, Status
+    from resilient_client.message import Call
+    from resilient_client.transports._stream import Stream
 
 C = TypeVar("C")
 
@@ -223,6 +225,11 @@ class LinkedTransport(BaseTransport, Generic[C]):
     async def connect(self, deadline: float) -> None:
         """See `Transport.connect`."""
         await self._link.get(deadline)
+
+    async def _drained(self, stream: Stream, call: Call) -> None:
+        """Wait until the peer has read enough for this call to be written."""
+        async with self._before_sending(call):
+            await stream.drained()
 
     def numbers(self) -> dict[str, int]:
         """See `BaseTransport.numbers`."""

@@ -13,8 +13,6 @@ from resilient_client.errors import ConfigurationError, ConnectError, Connection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.clock import Clock
-    from resilient_client.message import Call
     from resilient_client.transports._base import Target
 
 _GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
@@ -100,23 +98,6 @@ class Stream(asyncio.BufferedProtocol):
             await asyncio.sleep(0)
 
 
-async def uncongested(stream: Stream, call: Call, clock: Clock) -> None:
-    """Wait until the peer has read enough for this call to be written.
-
-    Raises:
-        ConnectError: the connection ended meanwhile.
-        DeadlineExceeded, ReplyTimeout: the call's time ran out.
-    """
-    left = call.attempt_deadline - clock.now()
-    try:
-        async with asyncio.timeout(left if left < float("inf") else None):
-            await stream.drained()
-    except ConnectionLost as error:
-        raise ConnectError(error.args[0]) from None
-    except TimeoutError:
-        raise call.expired(sent=False) from None
-
-
 S = TypeVar("S", bound=Stream)
 
 
@@ -143,14 +124,25 @@ async def dial(
     return stream
 
 
-def not_connected(target: Target, error: OSError) -> ConfigurationError | ConnectError:
+def not_connected(endpoint: Target | str, error: OSError) -> ConfigurationError | ConnectError:
     """What an error of the system or of TLS means for whoever wanted a connection."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigurationError(
-            f"the certificate of {target} is not trusted: {error.verify_message}",
+            f"the certificate of {endpoint} is not trusted: {error.verify_message}",
             hint="give tls= an ssl.SSLContext that knows its authority",
         )
-    return ConnectError(f"{target}: {_reason(error)}")
+    return ConnectError(f"{endpoint}: {_reason(error)}")
+
+
+def client_tls(
+    tls: bool | ssl.SSLContext,  # noqa: FBT001
+    *,
+    secure: bool = False,
+) -> ssl.SSLContext | None:
+    """What a client's `tls=` means; `secure` where the URL's scheme asks for TLS already."""
+    if isinstance(tls, ssl.SSLContext):
+        return tls
+    return ssl.create_default_context() if tls or secure else None
 
 
 def _reason(error: OSError) -> str:

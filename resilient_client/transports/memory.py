@@ -21,7 +21,6 @@ from resilient_client.errors import (
     remote_error,
     wire_error,
 )
-from resilient_client.events import ConnectionChanged
 from resilient_client.message import NO_VALUE, Message, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
 from resilient_client.transports._replies import PendingReplies
@@ -29,7 +28,6 @@ from resilient_client.transports._replies import PendingReplies
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.events import Status
     from resilient_client.message import Call
     from resilient_client.transports._base import App, Environment, Job, Target
 
@@ -119,11 +117,6 @@ class ClientTransport(BaseTransport):
         self._name = target.hostport
         self._replies = PendingReplies(env.clock, self._tally)
         self._keys = count()
-
-    def _change(self, status: Status) -> None:
-        if status != self.status:
-            old, self.status = self.status, status
-            self._notify(ConnectionChanged(self.endpoint, old, status))
 
     def _listener(self) -> ServerListener:
         if self.status == "closed":

@@ -28,7 +28,7 @@ from resilient_client.transports._packets import (
     value_packet,
 )
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._stream import Stream, dial, uncongested
+from resilient_client.transports._stream import Stream, client_tls, dial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -149,7 +149,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
         super().__init__(target, env, max_size)
-        self._tls = ssl.create_default_context() if tls is True else tls or None
+        self._tls = client_tls(tls)
         self._ids = count(1)
         self._link = Link[_ClientStream](
             self.endpoint, self._dial, clock=env.clock, notify=env.notify
@@ -172,7 +172,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         """See `Transport.request`."""
         stream = self._link.current or await self._link.get(call.connect_deadline)
         if stream.congested:
-            await uncongested(stream, call, self._clock)
+            await self._drained(stream, call)
         key = str(next(self._ids))
         if not stream.ours:
             call.metadata[PEER_HEADER] = "1"
@@ -204,7 +204,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         """See `Transport.publish`."""
         stream = self._link.current or await self._link.get(call.connect_deadline)
         if stream.congested:
-            await uncongested(stream, call, self._clock)
+            await self._drained(stream, call)
         call.sent = True
         stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
         return WRITTEN
@@ -368,13 +368,8 @@ class ServerListener:
                 backlog=1024,
             )
         except OSError as error:
-            raise ConfigurationError(
-                f"{self._target} cannot be bound: {error.strerror or error}",
-                hint="is another process listening there? port 0 is any free one",
-            ) from error
-        port = self._server.sockets[0].getsockname()[1]
-        host = self._target.hostport.rpartition(":")[0] or self._target.hostport
-        self.address = f"{self._target.scheme}://{host}:{port}"
+            raise self._target.cannot_be_bound(error) from error
+        self.address = self._target.bound(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""

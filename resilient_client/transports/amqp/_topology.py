@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError
+from resilient_client.transports._stream import client_tls
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._connection import Login
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable, Mapping
 
     from resilient_client.transports._base import Target
@@ -114,9 +115,8 @@ def login(
         raise ConfigurationError(f"auth={auth!r} is neither plain nor external")
     if heartbeat < 0:
         raise ConfigurationError(f"heartbeat={heartbeat} cannot be negative")
-    if tls is True or (not tls and target.scheme == "amqps"):
-        tls = ssl.create_default_context()
-    return Login(target, tls or None, external=auth == "external", heartbeat=heartbeat)
+    context = client_tls(tls, secure=target.scheme == "amqps")
+    return Login(target, context, external=auth == "external", heartbeat=heartbeat)
 
 
 def matches(pattern: list[str], words: list[str]) -> bool:

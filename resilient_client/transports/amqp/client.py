@@ -25,7 +25,6 @@ from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._stream import uncongested
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._connection import HEARTBEAT, Connection, connect
 from resilient_client.transports.amqp._errors import unroutable
@@ -277,7 +276,7 @@ class ClientTransport(LinkedTransport[_Session]):
         """
         session = self._link.current or await self._link.get(call.connect_deadline)
         if session.connection.congested:
-            await uncongested(session.connection, call, self._clock)
+            await self._drained(session.connection, call)
         key = b"%b%x" % (self._prefix, next(self._ids))
         frames = session.request(call, key)
 
@@ -291,7 +290,7 @@ class ClientTransport(LinkedTransport[_Session]):
         """See `Transport.publish`: waits for RabbitMQ's confirmation."""
         session = self._link.current or await self._link.get(call.connect_deadline)
         if session.connection.congested:
-            await uncongested(session.connection, call, self._clock)
+            await self._drained(session.connection, call)
         message_id = fresh_id().encode()
         frames = session.event(call, message_id)
         confirms = session.confirms

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import traceback
 from collections.abc import Mapping
 from math import inf
@@ -18,8 +17,8 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.message import ACCEPTED, NO_VALUE, Receipt, Reply
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
-from resilient_client.transports._link import Link, spawn
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import Link, LinkedTransport, spawn
 from resilient_client.transports.grpc._channel import (
     Connection,
     client_options,
@@ -58,7 +57,6 @@ from resilient_client.transports.grpc._unary import Unary
 from resilient_client.transports.grpc._waits import Wait, Waits
 
 if TYPE_CHECKING:
-    from resilient_client.events import Status
     from resilient_client.message import Call
     from resilient_client.transports._base import Environment, Target
 
@@ -70,7 +68,7 @@ _ROUNDING = 0.002
 _CLOSING = 1.0  # seconds the channels get to close
 
 
-class ClientTransport(BaseTransport):
+class ClientTransport(LinkedTransport[Connection]):
     """The client's end: one channel, many calls side by side on it.
 
     Args:
@@ -129,11 +127,8 @@ class ClientTransport(BaseTransport):
         )
         self._options = client_options(common, server_name, proxy=trust_env)
         self._compression = compression_of(compression)
-        self._address = _address(target, 443 if secure else DEFAULT_PORT)
-        self._authorization: str | None = None
-        if target.username is not None:
-            pair = f"{target.username}:{target.password or ''}".encode()
-            self._authorization = "Basic " + base64.b64encode(pair).decode()
+        self._address = target.address(443 if secure else DEFAULT_PORT)
+        self._authorization = target.authorization
         self._schema = schema_of(proto, includes, package)
         self._package = package
         self._found: Schema | None = None  # what reflection told
@@ -141,11 +136,6 @@ class ClientTransport(BaseTransport):
         self._closing: set[asyncio.Task[None]] = set()
         self._left: set[Connection] = set()
         self._waits = Waits(env.clock)
-
-    @property
-    def status(self) -> Status:  # type: ignore[override]
-        """The state of the connection."""
-        return self._link.status
 
     # ----------------------------------------------------------------------------- what is asked
 
@@ -179,10 +169,7 @@ class ClientTransport(BaseTransport):
 
     def _bounded(self, raw: bytes) -> bytes:
         if len(raw) > self._max_size:
-            raise PayloadError(
-                f"the message has {len(raw)} bytes, more than max_size={self._max_size}",
-                hint="send less, or raise max_size= on both ends",
-            )
+            raise self._too_large(len(raw))
         return raw
 
     async def _learn(self, call: Call, connection: Connection) -> Asked:
@@ -190,12 +177,9 @@ class ClientTransport(BaseTransport):
         if self._found is None:
             self._found = Schema((), self._package)
         if self._found.service(call.route) is None:
-            left = call.attempt_deadline - self._clock.now()
             try:
-                async with asyncio.timeout(left if left < inf else None):
+                async with self._before_sending(call):
                     await discover(connection.channel, self._found, call.route)
-            except TimeoutError:
-                raise call.expired(sent=call.sent) from None
             except aio.AioRpcError as error:
                 raise self._refused(error, connection) from error
         method = _told(self._found, call.route)
@@ -443,13 +427,9 @@ class ClientTransport(BaseTransport):
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
-    async def connect(self, deadline: float) -> None:
-        """See `Transport.connect`."""
-        await self._link.get(deadline)
-
     def forget_loop(self) -> None:
         """See `Transport`."""
-        self._link.forget_loop()
+        super().forget_loop()
         self._closing = set()
         self._left = set()
         self._waits = Waits(self._clock)
@@ -470,8 +450,3 @@ def _told(found: Schema, route: str) -> SchemaMethod | None:
         return found.method(route)
     except ConfigurationError as error:
         raise NoHandlerError(error.args[0], hint=error.hint) from None
-
-
-def _address(target: Target, default: int) -> str:
-    host = target.host
-    return f"[{host}]:{target.port(default)}" if ":" in host else f"{host}:{target.port(default)}"

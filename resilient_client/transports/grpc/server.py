@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Slots, Subscription, Target
 
 _DEFAULT_PORT = 50051
+_UNTIL_CLOSED = 24 * 3600.0  # seconds: as long as it takes, `aclose` ends it
 _KEPT = 100  # peers whose caps are kept when they have no calls, for the next
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -109,7 +110,7 @@ class ServerListener:
         self._target = target
         self._app = app
         self._credentials = credentials if secure else None
-        self._port = target.port(443 if secure else _DEFAULT_PORT)
+        self._default_port = 443 if secure else _DEFAULT_PORT
         self._max_size = max_size
         self._compression = compression_of(compression)
         common = common_options(
@@ -133,7 +134,7 @@ class ServerListener:
     async def start(self) -> None:
         """See `ServerListener.start`."""
         server = aio.server(options=self._options, compression=self._compression)
-        server.add_generic_rpc_handlers((_Methods(self._app, self._handlers()),))
+        server.add_generic_rpc_handlers((_Methods(self._handlers()),))
         health = self._health = HealthServicer()
         add_health(health, _LookedUp(server))
         await health.set("", _SERVING)
@@ -142,24 +143,17 @@ class ServerListener:
                 await health.set(service, _SERVING)
         if self._reflection:
             server.add_generic_rpc_handlers(tuple(reflection_handlers(self._schema)))
-        host = self._target.host
-        where = f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
+        where = self._target.address(self._default_port)
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(where)
             else:
                 port = server.add_secure_port(where, self._credentials)
         except RuntimeError as error:
-            raise ConfigurationError(
-                f"{self._target} cannot be bound: {error}",
-                hint="is another process listening there? port 0 is any free one",
-            ) from error
+            raise self._target.cannot_be_bound(error) from error
         await server.start()
         self._server = server
-        shown = self._target.hostport
-        if self._target.url.port is not None:
-            shown = shown.rpartition(":")[0]
-        self.address = f"{self._target.scheme}://{shown}:{port}"
+        self.address = self._target.bound(port)
 
     def _handlers(self) -> dict[str, Any]:
         """By path, how its calls are answered."""
@@ -190,7 +184,7 @@ class ServerListener:
         if server is None or self._stopping is not None:
             return
         await self._health.enter_graceful_shutdown()
-        self._stopping = spawn(server.stop(inf_grace()), "stop a gRPC server")
+        self._stopping = spawn(server.stop(_UNTIL_CLOSED), "stop a gRPC server")
         await asyncio.sleep(0)
 
     async def aclose(self) -> None:
@@ -204,11 +198,6 @@ class ServerListener:
             self._calls.close()
         if self._stopping is not None:
             await asyncio.wait({self._stopping}, timeout=1.0)
-
-
-def inf_grace() -> float:
-    """Seconds that stand for 'as long as it takes': `aclose` ends it."""
-    return 24 * 3600.0
 
 
 class _LookedUp:
@@ -228,8 +217,7 @@ class _LookedUp:
 class _Methods(grpc.GenericRpcHandler):
     """Finds the handler of a path."""
 
-    def __init__(self, app: App, found: Mapping[str, Any]) -> None:
-        self._app = app
+    def __init__(self, found: Mapping[str, Any]) -> None:
         self._find = found.get
 
     def service(self, handler_call_details: Any) -> Any:

@@ -15,21 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import Deadlines, call_later
 from resilient_client.errors import (
-    ConfigurationError,
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
     Overloaded,
     ResilientClientError,
 )
+from resilient_client.transports._link import DIAL_TIMEOUT
+from resilient_client.transports._stream import not_connected
 from resilient_client.transports.http._connection import Connection
 
 if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.message import Call
 
-DIAL_TIMEOUT = 5.0
-"""Seconds one connection attempt may take."""
 _CLOSED = "the client is closed"
 
 
@@ -190,13 +189,8 @@ class Pool:
         except TimeoutError as error:
             text = f"no connection to {self.endpoint} in {max(0.0, left):.3g} s"
             raise ConnectError(text) from (error.__cause__ if error.errno else None)
-        except ssl.SSLCertVerificationError as error:
-            raise ConfigurationError(
-                f"the certificate of {self.endpoint} is not trusted: {error.verify_message}",
-                hint="give tls= an ssl.SSLContext that knows its authority",
-            ) from error
         except OSError as error:
-            raise ConnectError(f"{self.endpoint}: {error.strerror or error}") from error
+            raise not_connected(self.endpoint, error) from error
         if self.closed:
             connection.abort()
             raise ConnectError(_CLOSED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import ssl
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,16 @@ from resilient_client.errors import (
     ConnectionLost,
     PayloadError,
     ProtocolError,
-    redact,
 )
-from resilient_client.events import ConnectionChanged
 from resilient_client.message import NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._stream import client_tls
 from resilient_client.transports.http._answers import Text, error_of, is_ours, unpacked, value_of
 from resilient_client.transports.http._foreign import ForeignClient
 from resilient_client.transports.http._items import HttpItems, stream_reader
 from resilient_client.transports.http._requests import IDEMPOTENT, header, prepare, rest_template
 
 if TYPE_CHECKING:
-    from resilient_client.events import Status
     from resilient_client.message import Call
     from resilient_client.transports._base import Environment, Target
     from resilient_client.transports.http._httpx import OwnClient
@@ -81,16 +78,12 @@ class ClientTransport(BaseTransport):
         if max_connections < 1 or pool_timeout <= 0:
             raise ConfigurationError("max_connections= and pool_timeout= must be above 0")
         self._authorization: tuple[bytes, bytes] | None = None
-        if target.username is not None:
-            pair = f"{target.username}:{target.password or ''}".encode()
-            self._authorization = (b"authorization", b"Basic " + base64.b64encode(pair))
+        if target.authorization is not None:
+            self._authorization = (b"authorization", target.authorization.encode())
         origin = f"{target.scheme}://{target.hostport}{target.url.path.rstrip('/')}"
-        context = tls if isinstance(tls, ssl.SSLContext) else None
-        own = client is None and not trust_env
+        context = client_tls(tls, secure=secure) if client is None else None
         self._client: OwnClient | ForeignClient
-        if own:
-            if secure and context is None:
-                context = ssl.create_default_context()
+        if client is None and not trust_env:
             self._client = _own_client(
                 origin,
                 self.endpoint,
@@ -125,11 +118,7 @@ class ClientTransport(BaseTransport):
         """See `Transport.encode`."""
         request = call.body = prepare(call.route, call.data, self._codec)
         if request.content is not None and len(request.content) > self._max_size:
-            raise PayloadError(
-                f"the payload has {len(request.content)} bytes, more than"
-                f" max_size={self._max_size}",
-                hint="send less, or raise max_size= on both ends",
-            )
+            raise self._too_large(len(request.content))
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
         """See `Transport.decode`."""
@@ -238,11 +227,6 @@ class ClientTransport(BaseTransport):
         """See `Transport.aclose`."""
         self._change("closed")
         await self._client.aclose()
-
-    def _change(self, status: Status, reason: str = "") -> None:
-        if self.status not in (status, "closed"):
-            old, self.status = self.status, status
-            self._notify(ConnectionChanged(self.endpoint, old, status, redact(reason)))
 
 
 def _own_client(origin: str, *where: Any, **settings: Any) -> OwnClient:

@@ -76,15 +76,8 @@ class ServerListener:
                 backlog=config.backlog,
             )
         except OSError as error:
-            raise ConfigurationError(
-                f"{self._target} cannot be bound: {error.strerror or error}",
-                hint="is another process listening there? port 0 is any free one",
-            ) from error
-        port = self._server.sockets[0].getsockname()[1]
-        host = self._target.hostport
-        if self._target.url.port is not None:
-            host = host.rpartition(":")[0]
-        self.address = f"{self._target.scheme}://{host}:{port}{self._base}"
+            raise self._target.cannot_be_bound(error) from error
+        self.address = self._target.bound(self._server.sockets[0].getsockname()[1])
         self._tick()
 
     def _tick(self) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports._stream import client_tls, not_connected
 from resilient_client.transports.kafka._aiokafka import CloseReason, create_conn, errors
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 
@@ -59,21 +60,17 @@ def settings(
     Raises:
         ConfigurationError: the security settings do not go together.
     """
-    host = f"[{target.host}]" if ":" in target.host else target.host
-    secure = bool(tls) or target.scheme.endswith("s")
-    context = tls if isinstance(tls, ssl.SSLContext) else None
-    if secure and context is None:
-        context = ssl.create_default_context()
+    context = client_tls(tls, secure=target.scheme == "kafkas")
     more = servers.split(",") if isinstance(servers, str) else servers
     made: dict[str, Any] = {
         "bootstrap_servers": [
-            f"{host}:{target.port(DEFAULT_PORT)}",
+            target.address(DEFAULT_PORT),
             *(each.strip() for each in more if each.strip()),
         ],
         "client_id": client_id or DEFAULT_CLIENT_ID,
         "request_timeout_ms": int(request_timeout * 1000),
         "retry_backoff_ms": int(RETRY_WAIT * 1000),
-        "security_protocol": "SSL" if secure else "PLAINTEXT",
+        "security_protocol": "SSL" if context else "PLAINTEXT",
         "ssl_context": context,
     }
     if target.username is not None:
@@ -82,7 +79,7 @@ def settings(
                 f"sasl={sasl!r} is no mechanism", hint=f"there are {', '.join(MECHANISMS)}"
             )
         made.update(
-            security_protocol="SASL_SSL" if secure else "SASL_PLAINTEXT",
+            security_protocol="SASL_SSL" if context else "SASL_PLAINTEXT",
             sasl_mechanism=sasl,
             sasl_plain_username=target.username,
             sasl_plain_password=target.password or "",
@@ -138,10 +135,7 @@ async def why_unreachable(
     try:
         connection = await create_conn(host.strip("[]"), int(port), **rest)
     except ssl.SSLCertVerificationError as reason:
-        return ConfigurationError(
-            f"the certificate of {endpoint} is not trusted: {reason.verify_message}",
-            hint="give tls= an ssl.SSLContext that knows its authority",
-        )
+        return not_connected(endpoint, reason)
     except ssl.SSLError as reason:
         return ConfigurationError(
             f"{endpoint} and this client do not agree on TLS: {reason.reason or reason}",
@@ -150,7 +144,7 @@ async def why_unreachable(
     except TimeoutError:
         return ConnectError(f"no answer from {endpoint}")
     except OSError as reason:
-        return ConnectError(f"{endpoint}: {reason.strerror or reason}")
+        return not_connected(endpoint, reason)
     except ValueError as reason:  # SCRAM: the broker does not know the password either
         return ConfigurationError(f"{endpoint}: {reason}", hint="check who answers there")
     except errors.KafkaError as reason:

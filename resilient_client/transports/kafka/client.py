@@ -11,13 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import fresh_id
-from resilient_client.errors import (
-    ConnectError,
-    ConnectionLost,
-    PayloadError,
-    ResilientClientError,
-    remote_error,
-)
+from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError, remote_error
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport, spawn
 from resilient_client.transports._metadata import NO_METADATA
@@ -304,9 +298,8 @@ class ClientTransport(LinkedTransport[_Connection]):
         """See `Transport.encode`."""
         body = call.body = self._values.encode(call.data)
         if body is not None and len(body) > self._max_size:
-            raise PayloadError(
-                f"the payload has {len(body)} bytes, more than max_size={self._max_size}",
-                hint="send less, or raise max_size= and the topic's max.message.bytes",
+            raise self._too_large(
+                len(body), "send less, or raise max_size= and the topic's max.message.bytes"
             )
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
@@ -420,12 +413,9 @@ class ClientTransport(LinkedTransport[_Connection]):
         """Wait until there is room for the record, within the call's time."""
         if connection.closed:
             raise ConnectError("the connection to the broker has just ended")
-        left = call.attempt_deadline - self._clock.now()
         try:
-            async with asyncio.timeout(left if left < float("inf") else None):
+            async with self._before_sending(call):
                 return await connection.outbox.send(call.route, call.body, headers, key)
-        except TimeoutError:
-            raise call.expired(sent=False) from None
         except AIOKAFKA_ERRORS as error:
             connection.topics.forget(call.route)
             connection.places.pop(call.route, None)

@@ -7,7 +7,7 @@ import ssl
 from collections import deque
 from functools import partial
 from itertools import count
-from math import ceil, inf
+from math import ceil
 from os import urandom
 from typing import TYPE_CHECKING, Any
 
@@ -286,16 +286,10 @@ class ClientTransport(LinkedTransport[Connection]):
         self, call: Call, connection: Connection, topic: _Topic | None = None
     ) -> None:
         """Wait for the reply topic's subscription, and until the broker has read enough."""
-        left = call.attempt_deadline - self._clock.now()
-        try:
-            async with asyncio.timeout(left if left < inf else None):
-                if topic is not None and topic.subscribed is not connection:
-                    await self._subscribe(topic, connection)
-                await connection.drained()
-        except ConnectionLost as error:
-            raise ConnectError(error.args[0]) from None
-        except TimeoutError:
-            raise call.expired(sent=False) from None
+        async with self._before_sending(call):
+            if topic is not None and topic.subscribed is not connection:
+                await self._subscribe(topic, connection)
+            await connection.drained()
 
     async def _subscribe(self, topic: _Topic, connection: Connection) -> None:
         """Ask once for all who wait."""

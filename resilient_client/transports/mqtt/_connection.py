@@ -19,7 +19,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.transports._link import Link
-from resilient_client.transports._stream import Stream, dial
+from resilient_client.transports._stream import Stream, client_tls, dial
 from resilient_client.transports.mqtt._codec import (
     CONNACK,
     DISCONNECT,
@@ -457,10 +457,7 @@ class Session:
             raise ConfigurationError(f"keepalive={keepalive} is not between 0 and 65535 seconds")
         self._owner = owner
         self._target = target
-        context = tls if isinstance(tls, ssl.SSLContext) else None
-        if context is None and (tls or target.scheme == "mqtts"):
-            context = ssl.create_default_context()
-        self._tls = context
+        self._tls = client_tls(tls, secure=target.scheme == "mqtts")
         self._login = Login(
             version=_version(version),
             client_id=f"rc{urandom(10).hex()}" if client_id is None else client_id,

@@ -25,7 +25,6 @@ from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._stream import uncongested
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._connector import Connector
 from resilient_client.transports.nats._wire import checked_subject, read_headers, status
@@ -209,7 +208,7 @@ class ClientTransport(LinkedTransport[_Session]):
     async def _writable(self, call: Call) -> _Session:
         session = self._link.current or await self._link.get(call.connect_deadline)
         if session.connection.socket.congested:
-            await uncongested(session.connection.socket, call, self._clock)
+            await self._drained(session.connection.socket, call)
         return session
 
     async def request(self, call: Call) -> Reply:
@@ -260,16 +259,10 @@ class ClientTransport(LinkedTransport[_Session]):
             if answer is None:
                 session.streamed.discard(call.route)
         if answer is None:  # not known yet, or gone since
-            left = call.attempt_deadline - self._clock.now()
-            try:
-                async with asyncio.timeout(left if left < float("inf") else None), session.making:
-                    if call.route not in session.streamed:
-                        await _jetstream.ensure_stream(
-                            session.connection, self._stream, [call.route]
-                        )
-                        session.streamed.add(call.route)
-            except TimeoutError:
-                raise call.expired(sent=False) from None
+            async with self._before_sending(call), session.making:
+                if call.route not in session.streamed:
+                    await _jetstream.ensure_stream(session.connection, self._stream, [call.route])
+                    session.streamed.add(call.route)
             answer = await self._stored(session, call, headers, packet)
             if len(session.streamed) > MAX_SUBJECTS:
                 session.streamed.clear()

@@ -14,7 +14,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.transports._base import Target
-from resilient_client.transports._stream import dial
+from resilient_client.transports._stream import client_tls, dial
 from resilient_client.transports.nats._connection import ANSWER_TIMEOUT, Connection
 from resilient_client.transports.nats._library import Library, RawCredentials, Wire, translate
 from resilient_client.transports.nats._socket import Socket
@@ -61,7 +61,7 @@ class Connector:
         self._targets = [target, *(Target(f"nats://{each.strip()}") for each in servers)]
         self._discovered: list[str] = []
         self._turn = 0
-        self._tls = ssl.create_default_context() if tls is True else tls or None
+        self._tls = client_tls(tls)
         self._heartbeat = heartbeat
         if target.password is None and target.username is not None and token is None:
             token = target.username  # as nats-py and the nats command read it

@@ -8,7 +8,6 @@ import os
 import ssl
 from functools import partial
 from itertools import count
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER
@@ -160,24 +159,12 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         while True:
             session = self._link.current or await self._link.get(call.connect_deadline)
             if session.commands.congested:
-                await self._in_time(session.commands.drained(), call)
+                await self._drained(session.commands, call)
             elif channel is None or channel in session.heard:
                 return session
             else:
-                await self._in_time(self._listen(session, channel), call)
-
-    async def _in_time(self, step: Any, call: Call) -> None:
-        """A step towards being able to send; nothing was sent before."""
-        left = call.connect_deadline - self._clock.now()
-        try:
-            async with asyncio.timeout(left if left < inf else None):
-                await step
-        except ConnectionLost as error:
-            raise ConnectError(error.args[0]) from None
-        except TimeoutError as error:
-            if isinstance(error, ResilientClientError):
-                raise
-            raise call.expired(sent=False) from None
+                async with self._before_sending(call):
+                    await self._listen(session, channel)
 
     async def _listen(self, session: _ClientSession, channel: str) -> None:
         """Wait for the confirmation of a reply channel; all who ask for it wait for the same."""
