@@ -56,52 +56,75 @@ DEADLINE_RESOLUTION = 0.005
 """Seconds: deadlines this close together cost one look."""
 
 
-class Deadlines:
-    """Many deadlines, one timer.
+class DeadlineTimer:
+    """One timer for many deadlines, which a subclass knows.
 
-    Each `key` is handed to `expire` when its time has come, unless it was discarded before. The
-    timer is armed for the nearest deadline only and left alone when that one is discarded, because
-    most are: it then finds nothing and is armed for the next.
+    It stands at the nearest deadline there has been, and is left alone when nobody waits for that
+    one any more, because nearly all end long before: it then finds nothing and is set to the next.
+
+    Attributes:
+        at: when it looks next.
     """
 
-    __slots__ = ("_at", "_clock", "_expire", "_timer", "_timer_at")
+    __slots__ = ("_clock", "_timer", "at")
+
+    def __init__(self, clock: Clock) -> None:
+        self.at = inf
+        self._clock = clock
+        self._timer: TimerHandle | None = None
+
+    def set(self, deadline: float) -> None:
+        """Look then."""
+        self.stop()
+        self.at = deadline
+        self._timer = call_later(self._clock, deadline - self._clock.now(), self._ring)
+
+    def stop(self) -> None:
+        """Do not look any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self.at = None, inf
+
+    def _ring(self) -> None:
+        self._timer, self.at = None, inf
+        now = self._clock.now()
+        nearest = self._look(now)
+        if nearest < self.at:  # else a nearer one has come meanwhile
+            self.set(max(nearest, now + DEADLINE_RESOLUTION))
+
+    def _look(self, now: float) -> float:
+        """End what is due, and say when the next one is."""
+        raise NotImplementedError
+
+
+class Deadlines(DeadlineTimer):
+    """Keys with their deadlines: each is handed to `expire` then, unless discarded before."""
+
+    __slots__ = ("_deadlines", "_expire")
 
     def __init__(self, clock: Clock, expire: Callable[[Any], object]) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._expire = expire
-        self._at: dict[Any, float] = {}
-        self._timer: TimerHandle | None = None
-        self._timer_at = inf
+        self._deadlines: dict[Any, float] = {}
 
     def add(self, key: Any, deadline: float) -> None:
         """Watch this key; `inf` is never."""
         if deadline < inf:
-            self._at[key] = deadline
-            if deadline < self._timer_at:
-                self._arm(deadline)
+            self._deadlines[key] = deadline
+            if deadline < self.at:
+                self.set(deadline)
 
     def discard(self, key: Any) -> None:
         """Do not expire this key any more."""
-        self._at.pop(key, None)
+        self._deadlines.pop(key, None)
 
     def clear(self) -> None:
         """Discard everything and stop the timer."""
-        self._at.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_at = None, inf
+        self._deadlines.clear()
+        self.stop()
 
-    def _arm(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = deadline
-        self._timer = call_later(self._clock, deadline - self._clock.now(), self._look)
-
-    def _look(self) -> None:
-        self._timer, self._timer_at = None, inf
-        now = self._clock.now()
-        for key in [key for key, deadline in self._at.items() if deadline <= now]:
-            del self._at[key]
+    def _look(self, now: float) -> float:
+        for key in [key for key, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[key]
             self._expire(key)
-        if self._at:
-            self._arm(max(min(self._at.values()), now + DEADLINE_RESOLUTION))
+        return min(self._deadlines.values(), default=inf)

@@ -8,13 +8,13 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._json import Record
-from resilient_client.clock import DEADLINE_RESOLUTION, call_later
+from resilient_client.clock import DeadlineTimer
 from resilient_client.errors import DEADLINE_EXCEEDED_CODE, INTERNAL_SERVER_ERROR, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-    from resilient_client.clock import Clock, TimerHandle
+    from resilient_client.clock import Clock
     from resilient_client.dispatch import Dispatcher
     from resilient_client.handlers import Handler
     from resilient_client.message import Message
@@ -184,43 +184,20 @@ class Slots:
             self._app.forget(self)
 
 
-class Watch:
-    """Ends the jobs whose time is up. One timer for all.
+class Watch(DeadlineTimer):
+    """Ends the jobs whose time is up: a job is not entered anywhere, it looks at whatever runs."""
 
-    A job is not entered anywhere, for nearly all end long before: the timer stands at the nearest
-    deadline there has been, and then looks at whatever runs.
-
-    Attributes:
-        at: when it looks next.
-    """
-
-    __slots__ = ("_clock", "_slots", "_timer", "at")
+    __slots__ = ("_slots",)
 
     def __init__(self, clock: Clock, slots: Collection[Slots]) -> None:
-        self.at = inf
-        self._clock = clock
+        super().__init__(clock)
         self._slots = slots
-        self._timer: TimerHandle | None = None
 
-    def set(self, deadline: float) -> None:
-        """Look then."""
-        self.stop()
-        self.at = deadline
-        self._timer = call_later(self._clock, deadline - self._clock.now(), self._look)
-
-    def stop(self) -> None:
-        """Do not look any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self.at = None, inf
-
-    def _look(self) -> None:
-        self._timer, self.at = None, inf
-        now, nearest = self._clock.now(), inf
+    def _look(self, now: float) -> float:
+        nearest = inf
         for job in [job for slots in self._slots for job in slots.jobs]:
             if job.deadline <= now:
                 job.expire()
             elif job.deadline < nearest:
                 nearest = job.deadline
-        if nearest < inf:
-            self.set(max(nearest, now + DEADLINE_RESOLUTION))
+        return nearest

@@ -7,7 +7,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.clock import DEADLINE_RESOLUTION, call_later
+from resilient_client.clock import DeadlineTimer, call_later
 from resilient_client.errors import Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._base import Tally
@@ -22,21 +22,15 @@ STREAM_ITEMS = 10_000
 STREAM_BYTES = 16 * 1024 * 1024
 
 
-class PendingReplies:
-    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten.
+class PendingReplies(DeadlineTimer):
+    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten."""
 
-    The timer is armed for the nearest deadline only, and left alone when that reply comes, because
-    most do: it then finds nothing and is armed for the next.
-    """
-
-    __slots__ = ("__weakref__", "_clock", "_new_future", "_table", "_tally", "_timer", "_timer_at")
+    __slots__ = ("__weakref__", "_new_future", "_table", "_tally")
 
     def __init__(self, clock: Clock, tally: Tally | None = None) -> None:
-        self._clock = clock
+        super().__init__(clock)
         self._new_future: Callable[[], asyncio.Future[Reply]] | None = None
         self._table: dict[Any, tuple[asyncio.Future[Reply], Call] | ItemStream] = {}
-        self._timer: TimerHandle | None = None
-        self._timer_at = inf
         self._tally = Tally() if tally is None else tally
         self._tally.watch(self)
 
@@ -104,8 +98,8 @@ class PendingReplies:
         `forget` when done waiting.
         """
         self._table[key] = (future, call)
-        if call.attempt_deadline < self._timer_at:
-            self._arm(call.attempt_deadline)
+        if call.attempt_deadline < self.at:
+            self.set(call.attempt_deadline)
 
     def open(
         self, key: Any, call: Call, on_leave: Callable[[], object] | None = None
@@ -159,9 +153,7 @@ class PendingReplies:
     def fail_all(self, make: Callable[[], BaseException]) -> None:
         """None of them will come: each gets an error of its own."""
         table, self._table = self._table, {}
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_at = None, inf
+        self.stop()
         for entry in table.values():
             _fail(entry, make())
 
@@ -169,27 +161,18 @@ class PendingReplies:
         """Call back at that time of the table's clock."""
         return call_later(self._clock, deadline - self._clock.now(), callback)
 
-    def _arm(self, deadline: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = deadline
-        self._timer = self.call_at(deadline, self._look)
-
-    def _look(self) -> None:
-        """Whose time is up, and when the next one's is."""
-        now, next_at = self._clock.now(), inf
+    def _look(self, now: float) -> float:
+        nearest = inf
         for key, entry in tuple(self._table.items()):
             if type(entry) is tuple:
                 future, call = entry
                 if call.attempt_deadline > now:
-                    next_at = min(next_at, call.attempt_deadline)
+                    nearest = min(nearest, call.attempt_deadline)
                 else:
                     del self._table[key]
                     if not future.done():
                         future.set_exception(call.expired(sent=True))
-        self._timer, self._timer_at = None, inf
-        if next_at < inf:
-            self._arm(max(next_at, now + DEADLINE_RESOLUTION))
+        return nearest
 
 
 def _fail(entry: tuple[asyncio.Future[Reply], Call] | ItemStream, error: BaseException) -> None:
