@@ -351,6 +351,37 @@ async def test_our_own_stream_without_its_end_was_cut(kind: str):
         assert got == [1]
 
 
+async def test_what_a_hook_or_a_mock_of_the_callers_client_has_read_is_the_answer(rest: Service):
+    import gzip
+
+    import httpx
+
+    def mocked(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/packed":
+            return httpx.Response(
+                200,
+                headers={"content-encoding": "gzip", "content-type": "application/json"},
+                content=gzip.compress(b'"packed"'),
+            )
+        if request.url.path == "/none":
+            return httpx.Response(204)
+        return httpx.Response(200, json=[1, 2])
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(mocked)) as mock:
+        async with ClientProxy("http://rest.example", client=mock, policies=()) as client:
+            assert await client.send("GET /numbers") == [1, 2]
+            assert await client.send("GET /packed") == "packed"
+            assert await client.send("GET /none") is None
+            assert [item async for item in client.stream("GET /numbers")] == [[1, 2]]
+
+    async def read(response: httpx.Response) -> None:
+        await response.aread()
+
+    async with httpx.AsyncClient(event_hooks={"response": [read]}) as hooked:
+        async with ClientProxy(rest.url, client=hooked, policies=()) as client:
+            assert await client.send("GET /users/{id}", {"id": 7})
+
+
 @every
 async def test_informational_answers_are_passed_over(kind: str):
     early = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"

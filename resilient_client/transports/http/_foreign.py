@@ -12,7 +12,7 @@ from resilient_client.errors import ConnectError, ConnectionLost, ResilientClien
 from resilient_client.transports.http._errors import map_error
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from resilient_client.clock import Clock
     from resilient_client.message import Call, Reply
@@ -203,12 +203,13 @@ class ForeignClient:
 class ForeignAnswer:
     """See `_items.Answer`; a stream is read ahead by a task of its own.
 
-    Waiting for a part of it can so be given up without cancelling the client in the middle.
+    Waiting for a part of it can so be given up without cancelling the client in the middle. What a
+    hook or a mock of that client has read already is taken as it was read, unpacked.
     """
 
     __slots__ = (
-        "_changed", "_chunks", "_clock", "_ended", "_error", "_response", "_room", "_task",
-        "headers", "reason", "status",
+        "_changed", "_chunks", "_clock", "_content", "_ended", "_error", "_response", "_room",
+        "_task", "headers", "reason", "status",
     )  # fmt: skip
     _AHEAD = 16  # chunks
 
@@ -216,6 +217,10 @@ class ForeignAnswer:
         self.status: int = response.status_code
         self.reason: str = response.reason_phrase
         self.headers = response.headers
+        self._content: bytes | None = None
+        if getattr(response, "is_stream_consumed", False):
+            self._content = response.content
+            self.headers = {k: v for k, v in self.headers.items() if k != "content-encoding"}
         self._clock = clock
         self._response = response
         self._chunks: deque[bytes] = deque()
@@ -229,7 +234,7 @@ class ForeignAnswer:
         chunks = []
         size = 0
         try:
-            async for chunk in self._response.aiter_raw():
+            async for chunk in self._raw():
                 size += len(chunk)
                 if size > limit:
                     return None
@@ -237,6 +242,13 @@ class ForeignAnswer:
         finally:
             await self._response.aclose()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _raw(self) -> AsyncIterator[bytes]:
+        if self._content is None:
+            async for chunk in self._response.aiter_raw():
+                yield chunk
+        elif self._content:
+            yield self._content
 
     async def chunk(self, deadline: float) -> bytes:
         if self._task is None:
@@ -255,7 +267,7 @@ class ForeignAnswer:
 
     async def _pump(self) -> None:
         try:
-            async for chunk in self._response.aiter_raw():
+            async for chunk in self._raw():
                 if chunk:
                     self._chunks.append(chunk)
                     self._changed.set()
