@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from resilient_client.errors import Outcome
+from resilient_client.errors import (
+    DeadlineExceeded,
+    Outcome,
+    RemoteError,
+    ReplyTimeout,
+    TransportError,
+)
 from resilient_client.telemetry import _semconv as names
 from resilient_client.telemetry._errors import attempt_outcome, description, status_code
 from resilient_client.telemetry._otel import SpanKind, Status, StatusCode, get_current
@@ -79,10 +85,10 @@ class CallRecord:
 
     def _end(self, error: BaseException | None) -> None:
         recorder, method, call, context = self.recorder, self.method, self._call, self.context
-        kind = recorder.errors.of(error) if isinstance(error, Exception) else None
+        kind, status = self.ending(error)
         instruments = recorder.instruments
         if instruments is not None:
-            labels = method.labels_of(kind)
+            labels = method.labels_of(kind, status)
             elapsed = recorder.now() - call.started
             if method.kind is SpanKind.PRODUCER:
                 instruments.publish.record(elapsed, labels, context)
@@ -90,12 +96,30 @@ class CallRecord:
             else:
                 instruments.client_call.record(elapsed, labels, context)
             if call.attempt > 1:
-                instruments.retries.record(call.attempt - 1, labels, context)
+                instruments.retries.record(call.attempt - 1, method.labels_of(kind), context)
         span = self.span
         if span is not None:
             if call.attempt > 1 and span.is_recording():
                 span.set_attribute(names.ATTEMPTS, call.attempt)
-            _finish(span, error, kind)
+            _finish(span, error, kind, status)
+
+    def ending(self, error: BaseException | None) -> tuple[str | None, str | None]:
+        """`error.type` of what ended so, and gRPC's status: the one of this attempt, or of all."""
+        recorder = self.recorder
+        if self.method.system != "grpc":
+            return recorder.errors.of(error) if isinstance(error, Exception) else None, None
+        if error is None:
+            return None, "OK"
+        if not isinstance(error, Exception):
+            return None, None
+        status = self._call.status
+        if isinstance(error, DeadlineExceeded | ReplyTimeout):
+            return recorder.errors.of(error), "DEADLINE_EXCEEDED"
+        if not isinstance(status, str) or not isinstance(error, RemoteError | TransportError):
+            return recorder.errors.of(error), None  # it never came to a status
+        if isinstance(error, RemoteError):  # the peer's word, and the conventions' name for it
+            return recorder.errors.bounded(status), status
+        return recorder.errors.of(error), status
 
 
 class AttemptRecord:
@@ -164,7 +188,7 @@ class AttemptRecord:
 
     def _end(self, error: BaseException | None, at: float | None, wall: int | None) -> None:
         recorder = self.parent.recorder
-        kind = recorder.errors.of(error) if isinstance(error, Exception) else None
+        kind, status = self.parent.ending(error)
         if recorder.instruments is not None:
             elapsed = (recorder.now() if at is None else at) - self._started
             labels = {
@@ -177,19 +201,25 @@ class AttemptRecord:
         if span is not None:
             if kind is not None or error is None:
                 span.set_attribute(names.OUTCOME, attempt_outcome(kind))
-            _finish(span, error, kind, wall)
+            _finish(span, error, kind, status, wall)
 
 
 def _finish(
-    span: Span, error: BaseException | None, kind: str | None, wall: int | None = None
+    span: Span,
+    error: BaseException | None,
+    kind: str | None,
+    status: str | None,
+    wall: int | None = None,
 ) -> None:
     """End a client's span. That the caller has left is no error (HTTP and RPC conventions)."""
+    if status is None and error is not None and kind is not None and kind == status_code(error):
+        status = kind
+    if status is not None:
+        span.set_attribute(names.RPC_STATUS_CODE, status)
     if error is not None and span.is_recording():
         if kind is None:
             span.set_attribute(names.OUTCOME, "cancelled")
         else:
             span.set_attribute(names.ERROR_TYPE, kind)
-            if kind == status_code(error):
-                span.set_attribute(names.RPC_STATUS_CODE, kind)
             span.set_status(Status(StatusCode.ERROR, description(error)))
     span.end(wall)

@@ -167,8 +167,10 @@ class ClientTelemetry(Recorder):
 
         return attempt
 
-    async def _attached(self, handler: Handler, call: Call, record: CallRecord) -> Reply:
-        """The call's span is current: an instrumented HTTP client finds its parent."""
+    async def _attached(
+        self, handler: Handler, call: Call, record: CallRecord | AttemptRecord
+    ) -> Reply:
+        """The record's span is current: an instrumented HTTP client finds its parent."""
         if record.context is None:
             return await handler(call)
         token = attach(record.context)
@@ -197,7 +199,10 @@ class ClientTelemetry(Recorder):
             attempt.delayed(max(0.0, call.attempt_started - call.failures[-1][3]))
         call.span = attempt
         try:
-            reply = await handler(call)
+            if describe is not None:
+                reply = await self._attached(handler, call, attempt)
+            else:
+                reply = await handler(call)
         except BaseException as error:
             attempt.end(error)
             raise

@@ -79,9 +79,9 @@ class HandlingRecord:
         error, message = reply.error, self._message
         if message.status_of is not None:
             status = message.status_of(reply)
-            if isinstance(status, int):  # HTTP's, which is sent before a stream's first item
-                status = 202 if message.id is None else 200 if self.items else status
-                self._stop(_named(error, str(status)) if status >= 500 else None, status)
+            if isinstance(status, int):  # HTTP's
+                status = 202 if message.id is None else status
+                self._stop(_http_failure(error, status), status)
             else:
                 self._stop(status if status in _FAILURES else None, status)
         elif error is None:
@@ -96,10 +96,15 @@ class HandlingRecord:
     def left(self) -> None:
         """It was stopped before its end: its time was up, or its caller has gone."""
         if self._job.expired:
-            http = names.HTTP_ROUTE in self._method.labels
-            self._stop("deadline_exceeded", 504 if http and not self.items else None)
+            self._stop("deadline_exceeded", self._status("DEADLINE_EXCEEDED", 504))
         else:
-            self._stop(None, cancelled=True)
+            self._stop(None, self._status(None, None), cancelled=True)
+
+    def _status(self, grpc: str | None, http: int | None) -> int | str | None:
+        """What was sent when it was stopped: gRPC's status, or HTTP's, which comes first."""
+        if names.HTTP_ROUTE in self._method.labels:
+            return 200 if self.items else http
+        return grpc if self._method.system == "grpc" else None
 
     def _stop(
         self, kind: str | None, status: int | str | None = None, *, cancelled: bool = False
@@ -148,13 +153,20 @@ class HandlingRecord:
         elif names.HTTP_ROUTE in method.labels:
             instruments.http_server.record(elapsed, method.labels_of(kind, status), self.context)
         else:
-            instruments.server_call.record(elapsed, method.labels_of(kind), self.context)
+            told = status if method.system == "grpc" else None  # other peers' codes are no label
+            instruments.server_call.record(elapsed, method.labels_of(kind, told), self.context)
 
 
-def _named(error: RemoteError | None, status: str) -> str:
-    """The cause of a failure, else its status."""
-    cause = None if error is None else error.__cause__
-    return status if cause is None else error_type(cause)
+def _http_failure(error: RemoteError | None, status: int) -> str | None:
+    """The cause of a failure of the server's, else its status; None where it did not fail.
+
+    The status of a stream, or of an event, was sent before it was known.
+    """
+    if error is None or not (status >= 500 or (status < 400 and error.outcome is Outcome.FAILURE)):
+        return None
+    if error.__cause__ is not None:
+        return error_type(error.__cause__)
+    return str(status) if status >= 500 else error_type(error)
 
 
 class ObservedItems:

@@ -149,7 +149,7 @@ class Method:
         self._labels_by_end: dict[tuple[str | None, int | str | None], Labels] = {}
 
     def labels_of(self, kind: str | None, status: int | str | None = None) -> Labels:
-        """The labels for one that ended with this `error.type` and HTTP status."""
+        """The labels for one that ended with this `error.type` and status: HTTP's, or gRPC's."""
         if kind is None and status is None:
             return self.labels
         labels = self._labels_by_end.get((kind, status))
@@ -158,7 +158,8 @@ class Method:
             if kind is not None:
                 own[names.ERROR_TYPE] = kind
             if status is not None:
-                own[names.HTTP_RESPONSE_STATUS_CODE] = status
+                http = isinstance(status, int)
+                own[names.HTTP_RESPONSE_STATUS_CODE if http else names.RPC_STATUS_CODE] = status
             labels = self._labels_by_end[kind, status] = own
         return labels
 

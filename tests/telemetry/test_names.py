@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_client import ClientProxy, ConfigurationError, ConnectError, Server, Telemetry
+from resilient_client.events import Suppressed
+from resilient_client.policies._circuit.states import Reason
 from resilient_client.telemetry import _semconv as names
+from resilient_client.telemetry._client import _SUPPRESSED
+from resilient_client.telemetry._errors import _NAMES
+from resilient_client.telemetry._metrics import Instruments
 from resilient_client.testing import ScriptedTransport
 from tests.telemetry.kit import Recorded
 
+ROOT = Path(__file__).resolve().parents[2]
 STANDARD = {
     "attributes.error_attributes": ["ERROR_TYPE"],
     "attributes.server_attributes": ["SERVER_ADDRESS", "SERVER_PORT"],
@@ -56,6 +64,30 @@ OURS = {"RPC_RESPONSE_STATUS_CODE": "RPC_STATUS_CODE"}
 def test_each_standard_name_is_what_the_conventions_call_it(module: str, name: str) -> None:
     home = import_module(f"opentelemetry.semconv.{module}")
     assert getattr(names, OURS.get(name, name)) == getattr(home, name)
+
+
+def test_the_reference_lists_every_metric_attribute_reason_and_kind_of_error() -> None:
+    page = (ROOT / "docs" / "reference" / "telemetry.md").read_text("utf-8")
+
+    made: set[str] = set()
+
+    class Collects:
+        def __getattr__(self, _: str) -> Any:
+            return lambda name, *rest, **named: made.add(name)
+
+    Instruments(Collects())
+    table = page.partition("## Metrics")[2]
+    assert set(re.findall(r"^\| `([a-z_.]+)` \|", table, re.MULTILINE)) == made
+    attributes = {
+        value
+        for name, value in vars(names).items()
+        if name.isupper() and isinstance(value, str) and "." in value and "://" not in value
+    }
+    told = {*re.findall(r"`([a-z_.]+)`", page)}
+    told |= {f"resilient_client.circuit_breaker{short}" for short in told if short[0] == "."}
+    assert attributes - told == set()
+    assert {*get_args(Reason), *(_SUPPRESSED.get(s, s) for s in get_args(Suppressed))} <= told
+    assert {*_NAMES.values()} <= told
 
 
 def test_the_schema_is_the_one_the_names_are_from() -> None:

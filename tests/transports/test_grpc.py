@@ -906,5 +906,47 @@ async def test_spans_name_the_method_and_its_status() -> None:
         attributes = dict(span.attributes or {})
         assert attributes["rpc.system.name"] == "grpc"
         assert attributes["rpc.response.status_code"] == status
-    called = dict(recorded.named("interop.Math/Fail", "CLIENT").attributes or {})
-    assert called["rpc.response.status_code"] == "NOT_FOUND"
+    for method, status in (("Fail", "NOT_FOUND"), ("Count", "UNAVAILABLE")):
+        called = dict(recorded.named(f"interop.Math/{method}", "CLIENT").attributes or {})
+        assert called["rpc.response.status_code"] == called["error.type"] == status
+    for metric in ("rpc.client.call.duration", "rpc.server.call.duration"):
+        assert recorded.value(metric, rpc__response__status_code="NOT_FOUND") == 1
+
+
+async def test_the_status_is_grpcs_whatever_the_error_says_in_its_details() -> None:
+    recorded = Recorded()
+    traced = Server(LOCAL, telemetry=recorded.settings)
+
+    @traced.message_pattern("sum")
+    async def add(numbers: list[int]) -> int:
+        if not numbers:
+            raise RemoteError("nothing to add", code="E_EMPTY")
+        return sum(numbers)
+
+    @traced.message_pattern("sleep")
+    async def sleep() -> None:
+        await asyncio.sleep(30)
+
+    async with traced:
+        async with ClientProxy(traced.addresses[0], telemetry=recorded.settings) as client:
+            await client.send("sum", [1])
+            error = await error_of(client.send("sum", []))
+            await error_of(client.send("sleep", timeout=0.1))
+            await error_of(client.send("nobody"))
+    assert error.code == "E_EMPTY"
+    told = [
+        (
+            dict(s.attributes or {}).get("error.type"),
+            (s.attributes or {})["rpc.response.status_code"],
+        )
+        for s in recorded.spans
+        if s.kind.name == "CLIENT"
+    ]
+    assert told == [
+        (None, "OK"),
+        ("UNKNOWN", "UNKNOWN"),
+        ("deadline_exceeded", "DEADLINE_EXCEEDED"),
+        ("UNIMPLEMENTED", "UNIMPLEMENTED"),
+    ]
+    slept = dict(recorded.named("sleep", "SERVER").attributes or {})
+    assert slept["rpc.response.status_code"] == "DEADLINE_EXCEEDED"

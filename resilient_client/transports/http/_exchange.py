@@ -60,7 +60,7 @@ class Exchange:
 
     __slots__ = (
         "_answered", "_app", "_correlation", "_left", "_lookout", "_receive", "_resumed", "_scope",
-        "_send", "_started", "_streaming",
+        "_send", "_status", "_streaming",
     )  # fmt: skip
 
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,7 +70,7 @@ class Exchange:
         self._send = send
         self._correlation: str | None = None
         self._streaming = False
-        self._started = False
+        self._status = 0
         self._answered = False
         self._left = False
         self._lookout: asyncio.Future[None] | None = None
@@ -121,6 +121,7 @@ class Exchange:
             received=received,
             raw=scope,
             codec=None if found.parameters is None else codec,
+            status_of=self._status_of,
         )
         slots = self._app.slots(self._pause, self._resume)
         try:
@@ -201,6 +202,14 @@ class Exchange:
 
     # ----------------------------------------------------------------------------- the response
 
+    def _status_of(self, reply: Reply) -> int:
+        """What was sent, or will be for this."""
+        if self._status:
+            return self._status
+        if reply.error is not None:
+            return status_of(reply.error)
+        return 204 if reply.body is NO_VALUE and not self._streaming else 200
+
     async def _answer(self, reply: Reply) -> None:
         """Put a handler's reply on the wire; runs in the handler's task."""
         if self._correlation is None or not valid_correlation_id(self._correlation):
@@ -241,7 +250,7 @@ class Exchange:
 
     async def _give_up(self, error: RemoteError) -> None:
         """The handler ended without an answer."""
-        if self._started:
+        if self._status:
             await self._last(error_event(self._app.codec.encode(wire_error(error))))
         else:
             await self._error(error)
@@ -277,7 +286,7 @@ class Exchange:
         known = self._correlation
         if known is not None and valid_correlation_id(known):
             own.append((_CORRELATION, known.encode()))
-        self._started = True
+        self._status = status
         await self._send({"type": "http.response.start", "status": status, "headers": own})
 
     async def _more(self, data: bytes) -> None:

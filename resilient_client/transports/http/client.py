@@ -80,7 +80,8 @@ class ClientTransport(BaseTransport):
         self._authorization: tuple[bytes, bytes] | None = None
         if target.authorization is not None:
             self._authorization = (b"authorization", target.authorization.encode())
-        origin = f"{target.scheme}://{target.hostport}{target.url.path.rstrip('/')}"
+        self._base = target.url.path.rstrip("/")
+        origin = self._origin = f"{target.scheme}://{target.hostport}{self._base}"
         context = client_tls(tls, secure=secure) if client is None else None
         self._client: OwnClient | ForeignClient
         if client is None and not trust_env:
@@ -133,6 +134,12 @@ class ClientTransport(BaseTransport):
         template = rest_template(call.route)
         return template is not None and template.method in IDEMPOTENT
 
+    def http_request(self, call: Call) -> tuple[str, str, str]:
+        """Method, template of the path, and URL of the call's request, for telemetry."""
+        request: HttpRequest = call.body
+        path = f"/{call.route}" if request.plain else call.route.partition(" ")[2].partition("?")[0]
+        return request.method, self._base + path, self._origin + request.target
+
     def _headers(self, call: Call, request: HttpRequest) -> list[tuple[bytes, bytes]]:
         metadata = call.metadata
         headers = [_IDENTITY, _AGENT, *(header(name, value) for name, value in metadata.items())]
@@ -169,7 +176,8 @@ class ClientTransport(BaseTransport):
         """The value, the items or the error of a response whose head is here."""
         if self.status != "connected":
             self._change("connected")
-        status, headers = answer.status, answer.headers
+        status = call.status = answer.status
+        headers = answer.headers
         good = 200 <= status < 300
         packed = headers.get("content-encoding", "identity").strip().lower()
         if good and call.kind == "stream":
