@@ -40,7 +40,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.events import CallRejected
-from resilient_client.message import NO_VALUE, Call, Reply
+from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Event, Observer, Status
-    from resilient_client.message import Kind, Pattern, Receipt
+    from resilient_client.message import Kind, Pattern
     from resilient_client.pipeline import Handler, Policy
     from resilient_client.policies.circuit_breaker import CircuitBreaker
     from resilient_client.telemetry import Telemetry
@@ -253,9 +253,14 @@ class ClientProxy:
         now, telemetry = self._now, self._telemetry
         request, publish = transport.request, transport.publish
 
-        async def transmit(call: Call, *, seen: bool = telemetry is None) -> Reply:
+        async def emitted(call: Call) -> Reply:
+            receipt = publish(call)
+            return Reply(receipt=receipt if type(receipt) is Receipt else await receipt)  # type: ignore[misc]
+
+        # No coroutine of its own: this is on the way of every attempt.
+        def transmit(call: Call, *, seen: bool = telemetry is None) -> Any:
             if call.span is not None and not seen:
-                return await record(call)
+                return record(call)
             at, deadline = now(), call.deadline
             if at >= deadline:
                 raise DeadlineExceeded("no time is left for an attempt", sent=call.sent)
@@ -266,24 +271,22 @@ class ClientProxy:
                 metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
             if telemetry is not None and (call.span is not None or telemetry.ambient()):
                 telemetry.inject(call)
-            connect, attempt = call.connect_deadline, call.attempt_deadline
-            end = min(at + limit, deadline)
-            if end < connect:
-                call.connect_deadline = end
-            if call.may_repeat is False:
+            end = at + limit
+            if end > deadline:
                 end = deadline
-            if end < attempt:
-                call.attempt_deadline = end
-            try:
-                if call.kind == "emit":
-                    return Reply(receipt=await publish(call))
-                if deadline < inf:
-                    metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
-                if call.idle_timeout < inf:
-                    call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
-                return await request(call)
-            finally:
-                call.connect_deadline, call.attempt_deadline = connect, attempt
+            call.connect_deadline = end
+            call.attempt_deadline = deadline if call.may_repeat is False else end
+            if call.limits is not NO_LIMITS:
+                connect, attempt = call.limits
+                call.connect_deadline = min(end, connect)
+                call.attempt_deadline = min(call.attempt_deadline, attempt)
+            if call.kind == "emit":
+                return emitted(call)
+            if deadline < inf:
+                metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
+            if call.idle_timeout < inf:
+                call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
+            return request(call)
 
         if telemetry is not None:
             record = telemetry.around_attempt(partial(transmit, seen=True), transport)
@@ -520,7 +523,8 @@ class ClientProxy:
         if CORRELATION_HEADER not in own:
             known = correlation_id.get()
             if known is None:
-                known = fresh_id() if telemetry is None else telemetry.correlation_id()
+                traced = telemetry is not None and telemetry.ambient()
+                known = telemetry.correlation_id() if traced else fresh_id()  # type: ignore[union-attr]
             own[CORRELATION_HEADER] = known
         transport = self._transports[0]
         if idempotent is None and not call.idempotent:

@@ -34,13 +34,16 @@ class _NoValue:
 
 
 NO_VALUE: Any = _NoValue()
+NO_LIMITS = (inf, inf)
+"""Of `Call.limits`, while no policy has narrowed them; compare by identity."""
 
 
 class Call(Record):
     """One call on its way: what it asks, and what bounds it.
 
-    Times are seconds on the client's clock. Policies read and may narrow them; a transport obeys
-    `connect_deadline` while connecting and `attempt_deadline` while waiting for the reply.
+    Times are seconds on the client's clock. A transport obeys `connect_deadline` while connecting
+    and `attempt_deadline` while waiting for the reply; the client sets both for each attempt, out
+    of `deadline`, `limits` and what the pattern and the attempt's `Timeout` say.
 
     Attributes:
         pattern, route: the pattern as given, and the address it stands for.
@@ -48,8 +51,9 @@ class Call(Record):
         data, body: the payload as given, and as the transport encoded it (once).
         headers: lower-case names to strings; what goes out with every attempt.
         deadline: when the whole call must have ended.
-        connect_deadline, attempt_deadline: when this attempt must have a connection, its reply; a
-            policy may narrow them, the client sees to it that they are never after `deadline`.
+        connect_deadline, attempt_deadline: when this attempt must have a connection, its reply;
+            never after `deadline`.
+        limits: the same two as far as policies have narrowed them; who does puts back what was.
         attempt: the number of this attempt, from 1; 0 before the first.
         may_repeat: whether another attempt may follow this one; None when nobody repeats.
         max_attempts: this pattern's own number of attempts, None for the policy's.
@@ -77,6 +81,7 @@ class Call(Record):
     attempt_started: float = 0.0
     connect_deadline: float = inf
     attempt_deadline: float = inf
+    limits: tuple[float, float] = NO_LIMITS
     body: Any = None
     attempt: int = 1
     may_repeat: bool | None = None
@@ -90,10 +95,9 @@ class Call(Record):
     span: Any = None
 
     def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
-        """Begin another attempt: number, start and time limits anew."""
+        """Begin another attempt."""
         self.attempt += 1
         self.attempt_started = now
-        self.connect_deadline = self.attempt_deadline = inf
         self.may_repeat = may_repeat
 
     def failed(self, error: BaseException, now: float) -> None:

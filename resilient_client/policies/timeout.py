@@ -41,16 +41,16 @@ class Timeout:
         limit, now = self.seconds, clock.now
 
         async def timeout(call: Call) -> Reply:
-            connect, attempt = call.connect_deadline, call.attempt_deadline
+            connect, attempt = before = call.limits
             end = now() + limit
-            if end < connect:
-                call.connect_deadline = end
-            if end < attempt and call.may_repeat is not False:
-                call.attempt_deadline = end
+            call.limits = (
+                min(connect, end),
+                attempt if call.may_repeat is False else min(attempt, end),
+            )
             try:
                 return await handler(call)
             finally:
-                call.connect_deadline, call.attempt_deadline = connect, attempt
+                call.limits = before
 
         return handler if limit == inf else timeout
 

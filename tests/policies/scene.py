@@ -26,14 +26,12 @@ class Scene:
         self.handler: Handler = compose(policies, self._transmit, self.clock)
 
     async def _transmit(self, call: Call) -> Reply:
-        before = call.connect_deadline, call.attempt_deadline
-        call.connect_deadline, call.attempt_deadline = (min(at, call.deadline) for at in before)
-        try:
-            if call.kind == "emit":
-                return Reply(receipt=await self.peer.publish(call))
-            return await self.peer.request(call)
-        finally:
-            call.connect_deadline, call.attempt_deadline = before
+        call.connect_deadline, call.attempt_deadline = (
+            min(at, call.deadline) for at in call.limits
+        )
+        if call.kind == "emit":
+            return Reply(receipt=await self.peer.publish(call))
+        return await self.peer.request(call)
 
     def call(self, kind: Any = "send", *, timeout: float = inf, **given: Any) -> Call:
         attempts = given.pop("max_attempts", None)

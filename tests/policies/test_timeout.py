@@ -65,7 +65,7 @@ async def test_the_limits_are_as_before_when_it_is_done(answer):
     except ConnectError:
         assert isinstance(answer, ConnectError)
     assert scene.last is not None
-    assert scene.last.connect_deadline == scene.last.attempt_deadline == inf
+    assert scene.last.limits == (inf, inf)
 
 
 async def test_on_a_stream_it_bounds_the_opening_only():
