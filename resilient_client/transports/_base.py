@@ -102,8 +102,11 @@ class Transport(Protocol):
             RemoteError: the peer answered with an error.
         """
 
-    def publish(self, call: Call) -> Awaitable[Receipt]:
-        """Hand an event over, by `call.attempt_deadline`, and say what is proved about it."""
+    def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
+        """Hand an event over, by `call.attempt_deadline`, and say what is proved about it.
+
+        A coroutine function, or a plain one where there may be nothing to wait for.
+        """
 
     async def aclose(self) -> None:
         """Fail what is pending with `ConnectionLost` and leave nothing behind. Idempotent."""

@@ -200,14 +200,16 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         if stream.ours and not stream.closed:
             stream.send(frame(event_packet(_CANCEL_JSON, b'"%b"' % key.encode())))
 
-    async def publish(self, call: Call) -> Receipt:
+    def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
         """See `Transport.publish`."""
+        stream = self._link.current
+        return self._publish(call) if stream is None or stream.congested else _written(stream, call)
+
+    async def _publish(self, call: Call) -> Receipt:
         stream = self._link.current or await self._link.get(call.connect_deadline)
         if stream.congested:
             await self._drained(stream, call)
-        call.sent = True
-        stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
-        return WRITTEN
+        return _written(stream, call)
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
@@ -215,6 +217,12 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         if stream is not None:
             stream.replies.fail_all(lambda: ConnectionLost("the client was closed"))
             await stream.close()
+
+
+def _written(stream: _ClientStream, call: Call) -> Receipt:
+    call.sent = True
+    stream.send(frame(event_packet(pattern_json(call.route), call.body, call.metadata)))
+    return WRITTEN
 
 
 class _Request(Message, kw_only=True):

@@ -45,6 +45,8 @@ from resilient_client.transports.mqtt._connection import (
 from resilient_client.transports.mqtt._reasons import publish_error, subscribe_error
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
 
@@ -217,24 +219,25 @@ class ClientTransport(LinkedTransport[Connection]):
         finally:
             call.sent = call.sent or sent
 
-    async def publish(self, call: Call) -> Receipt:
+    def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
         """See `Transport.publish`."""
         topic = self._topics.get(call.route) or self._new_topic(call.route)
+        connection = self._link.current
+        if self._qos or connection is None or connection.congested:
+            return self._publish(topic, call)
+        return self._written(connection, topic, call)
+
+    async def _publish(self, topic: _Topic, call: Call) -> Receipt:
         connection = self._link.current or await self._link.get(call.connect_deadline)
         if connection.congested:
             await self._prepared(call, connection)
-        values = user_properties(call.metadata) if self._new else None
-        metadata = None if self._new else call.metadata
-        pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
-        payload = event_packet(pattern, call.body, metadata)
-        key = next(self._ids)
         if not self._qos:
-            self._write(connection, key, call, topic, payload, values)
-            return WRITTEN
+            return self._written(connection, topic, call)
+        key = next(self._ids)
         sent, call.sent = call.sent, False
         future = self._replies.expect(key, call)
         try:
-            self._write(connection, key, call, topic, payload, values)
+            self._written(connection, topic, call, key)
             await future
         except NoHandlerError:
             return Receipt("accepted", 0)
@@ -248,6 +251,14 @@ class ClientTransport(LinkedTransport[Connection]):
             self._replies.forget(key)
             del future
         return ACCEPTED
+
+    def _written(self, connection: Connection, topic: _Topic, call: Call, key: int = 0) -> Receipt:
+        values = user_properties(call.metadata) if self._new else None
+        metadata = None if self._new else call.metadata
+        pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
+        payload = event_packet(pattern, call.body, metadata)
+        self._write(connection, key, call, topic, payload, values)
+        return WRITTEN
 
     def _write(
         self,

@@ -93,19 +93,23 @@ class Connection:
         Raises:
             PayloadError: it is more than the server takes, or a header's name cannot travel.
         """
-        block = header_block(headers) if headers else b""
-        size = len(block) + len(payload)
+        size = len(payload)
+        if headers:
+            block = header_block(headers)
+            length = len(block) if block.isascii() else len(block.encode(errors="replace"))
+            size += length
+            head = f"HPUB {subject} {reply} {length} {size}\r\n{block}"
+        else:
+            head = f"PUB {subject} {reply} {size}\r\n"
         if size > self.max_payload:
             raise PayloadError(
                 f"the message has {size} bytes, more than the server's max_payload of "
                 f"{self.max_payload}",
                 hint="send less, or raise max_payload in the server's configuration",
             )
-        if block:
-            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
-        else:
-            head = f"PUB {subject} {reply} {size}\r\n".encode()
-        return b"%b%b%b\r\n" % (head, block, payload)
+        if not head.isascii():
+            return head.encode(errors="replace") + payload + b"\r\n"
+        return head.encode() + payload + b"\r\n"
 
     def send(self, message: bytes) -> None:
         """Write to the socket, in order."""

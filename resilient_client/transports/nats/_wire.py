@@ -7,13 +7,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from resilient_client.errors import ConfigurationError, PayloadError
-from resilient_client.transports._metadata import MAX_METADATA_KEYS, MAX_METADATA_NAME, sanitised
+from resilient_client.transports._metadata import (
+    MAX_METADATA_KEYS,
+    MAX_METADATA_NAME,
+    USUAL,
+    sanitised,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _is_token = lru_cache(maxsize=1024)(re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+").fullmatch)
 _no_subject = re.compile(r"[\x00-\x20\x7f]|^\.|\.\.|\.$|^$").search
+_is_text = re.compile(r"[^\ud800-\udfff]*").fullmatch
 
 
 @lru_cache(maxsize=1024)
@@ -23,7 +29,7 @@ def checked_subject(subject: str, *, wildcards: bool = False) -> str:
     Raises:
         ConfigurationError: it is empty, holds blanks or empty tokens, or a wildcard out of place.
     """
-    if _no_subject(subject):
+    if _no_subject(subject) or not _is_text(subject):
         raise ConfigurationError(
             f"{subject!r} cannot be a NATS subject",
             hint="no blanks, and something between the dots",
@@ -39,7 +45,7 @@ def checked_subject(subject: str, *, wildcards: bool = False) -> str:
     return subject
 
 
-def header_block(headers: Mapping[str, str]) -> bytes:
+def header_block(headers: Mapping[str, str]) -> str:
     """The headers as they travel.
 
     Raises:
@@ -47,12 +53,12 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     """
     text = "NATS/1.0\r\n"
     for name, value in headers.items():
-        if not _is_token(name):
+        if name not in USUAL and not _is_token(name):
             raise PayloadError(f"header {name!r} holds a character that no NATS header can")
         text += f"{name}: {value}\r\n"
     if text.count("\n") != len(headers) + 1:
         raise PayloadError("a header's value holds a line's end")
-    return f"{text}\r\n".encode(errors="replace")
+    return text + "\r\n"
 
 
 def read_headers(block: bytes) -> Mapping[str, str]:
