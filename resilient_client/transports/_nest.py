@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from resilient_client.message import Reply
     from resilient_client.transports._packets import Response
     from resilient_client.transports._replies import PendingReplies
+
+log = logging.getLogger("resilient_client.server")
 
 CANCEL_ROUTE = "resilient_client.cancel"
 """An event that tells a peer of ours, and no other, that the caller of this id has left."""
@@ -56,21 +59,29 @@ async def answer(
     *,
     rabbitmq: bool = False,
 ) -> None:
-    """Write the packets of a reply; `write` waits while the peer does not read."""
-    if reply.items is None:
-        await write(packet(reply, id_json, codec, metadata, rabbitmq=rabbitmq))
-        return
-    if rabbitmq:
-        id_json = None
+    """Write the packets of a reply.
+
+    `write` waits while the peer does not read, and raises `PayloadError` for a packet that cannot
+    travel, for example because it is too large: an error then takes its place.
+    """
+    own_id = None if rabbitmq else id_json
     try:
-        while True:
-            body = await reply.items.receive(inf)
-            await write(value_packet(id_json, body, last=False, metadata=metadata))
-            metadata = None
-    except StopAsyncIteration:
-        await write(end_packet(id_json, metadata))
-    except RemoteError as error:
-        await write(error_packet(id_json, codec.encode(wire_error(error)), metadata))
+        if reply.items is None:
+            await write(packet(reply, id_json, codec, metadata, rabbitmq=rabbitmq))
+            return
+        try:
+            while True:
+                body = await reply.items.receive(inf)
+                await write(value_packet(own_id, body, last=False, metadata=metadata))
+                metadata = None
+        except StopAsyncIteration:
+            await write(end_packet(own_id, metadata))
+        except RemoteError as error:
+            await write(error_packet(own_id, codec.encode(wire_error(error)), metadata))
+    except PayloadError as error:
+        log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
+        told = RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500)
+        await write(error_packet(own_id, codec.encode(wire_error(told)), metadata))
 
 
 def packet(

@@ -13,11 +13,17 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from resilient_client.context import PEER_HEADER
-from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError, ReplyTimeout
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectionLost,
+    PayloadError,
+    ProtocolError,
+    ReplyTimeout,
+)
 from resilient_client.message import NO_VALUE, WRITTEN, Message
 from resilient_client.patterns import lookup_route, pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._frames import FrameReader, frame
+from resilient_client.transports._frames import ENVELOPE, FrameReader, frame
 from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver, packet
 from resilient_client.transports._packets import (
@@ -235,16 +241,19 @@ class _Request(Message, kw_only=True):
         stream = self.stream
         if reply.items is None and not stream.congested and not stream.closed:
             if reply.error is None and reply.body is not NO_VALUE:  # `packet`, less a hop
-                stream.send(frame(value_packet(self.id, reply.body)))
+                data = value_packet(self.id, reply.body)
             else:
-                stream.send(frame(packet(reply, self.id, stream.codec)))
-            return None
+                data = packet(reply, self.id, stream.codec)
+            if len(data) <= stream.largest:
+                stream.send(frame(data))
+                return None
         return answer(reply, self.id, stream.write, stream.codec)
 
 
 class _ServerStream(_Stream):
     def __init__(self, listener: ServerListener, app: App, max_size: int) -> None:
         super().__init__(max_size)
+        self.largest = max_size + ENVELOPE
         self.codec = app.codec
         self._listener = listener
         self._app = app
@@ -295,6 +304,8 @@ class _ServerStream(_Stream):
 
     async def write(self, data: bytes) -> None:
         """Write one packet when the peer has read enough."""
+        if len(data) > self.largest:
+            raise PayloadError(f"it has {len(data)} bytes, more than max_size= allows")
         if self.congested:
             await self.drained()
         if self.closed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    RemoteError,
     ResilientClientError,
     Server,
 )
@@ -130,3 +132,34 @@ async def test_a_client_that_never_connected_says_so() -> None:
     assert client.status == "idle"
     await client.aclose()
     await client.aclose()
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
+async def test_a_reply_that_is_too_large_is_its_callers_error_and_nobody_elses(url: str) -> None:
+    server = Server(url, telemetry=False, grace=0.1, max_size=1000)
+
+    @server.message_pattern("large")
+    async def large() -> str:
+        return "x" * 100_000
+
+    @server.message_pattern("stream")
+    async def stream() -> AsyncIterator[str]:
+        yield "small"
+        yield "x" * 100_000
+
+    @server.message_pattern("slow")
+    async def slow() -> str:
+        await asyncio.sleep(0.2)
+        return "done"
+
+    async with server, client_of(server, max_size=1000) as client:
+        other = asyncio.ensure_future(client.send("slow"))
+        with pytest.raises(RemoteError, match="more than max_size=") as caught:
+            await client.send("large")
+        assert caught.value.status == 500
+        got = []
+        with pytest.raises(RemoteError, match="more than max_size="):
+            async for item in client.stream("stream"):
+                got.append(item)  # noqa: PERF401
+        assert got == ["small"]
+        assert await other == "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from math import ceil, inf
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
     Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
+log = logging.getLogger("resilient_client.http")
+
 _JSON = (b"content-type", b"application/json")
 _CORRELATION = CORRELATION_HEADER.encode()
 _OURS = (PEER_HEADER.encode(), b"1")
@@ -59,8 +62,8 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_answered", "_app", "_correlation", "_left", "_lookout", "_receive", "_resumed", "_scope",
-        "_send", "_status", "_streaming",
+        "_answered", "_app", "_correlation", "_largest", "_left", "_lookout", "_receive",
+        "_resumed", "_scope", "_send", "_status", "_streaming",
     )  # fmt: skip
 
     def __init__(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,6 +72,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._correlation: str | None = None
+        self._largest = 0
         self._streaming = False
         self._status = 0
         self._answered = False
@@ -86,6 +90,7 @@ class Exchange:
             Disconnected: there is nobody to answer.
         """
         received = self._app.clock.now()
+        self._largest = max_size
         scope = self._scope
         method: str = scope["method"]
         headers = request_headers(scope["headers"])
@@ -220,6 +225,8 @@ class Exchange:
             await self._items(reply.items)
         elif reply.body is NO_VALUE:
             await self._respond(204, b"", extra_headers(reply.headers))
+        elif len(reply.body) > self._largest:
+            await self._error(_oversized(reply.body))
         else:
             await self._respond(200, reply.body, [_JSON, *extra_headers(reply.headers)])
 
@@ -227,7 +234,7 @@ class Exchange:
         """A stream to whoever can read one, its first value to anybody else."""
         first: Any = None
         try:
-            first = await items.receive(inf)
+            first = await self._value(items)
         except RemoteError as error:  # nothing has been sent: it can be told in the usual way
             return await self._error(error)
         except StopAsyncIteration:
@@ -240,13 +247,19 @@ class Exchange:
         try:
             while first is not None:
                 await self._more(value_event(first))
-                first = await items.receive(inf)
+                first = await self._value(items)
             await self._last(END)
         except StopAsyncIteration:
             await self._last(END)
         except RemoteError as error:
             await self._last(error_event(self._app.codec.encode(wire_error(error))))
         return None
+
+    async def _value(self, items: Items) -> Any:
+        value = await items.receive(inf)
+        if len(value) > self._largest:
+            raise _oversized(value)
+        return value
 
     async def _give_up(self, error: RemoteError) -> None:
         """The handler ended without an answer."""
@@ -296,6 +309,12 @@ class Exchange:
     async def _last(self, data: bytes) -> None:
         self._answered = True
         await self._send({"type": "http.response.body", "body": data})
+
+
+def _oversized(body: bytes) -> RemoteError:
+    text = f"the reply cannot be sent: it has {len(body)} bytes, more than max_size= allows"
+    log.error(text)
+    return RemoteError(text, status=500)
 
 
 async def _end(task: asyncio.Future[None]) -> None:

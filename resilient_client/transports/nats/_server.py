@@ -6,20 +6,13 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER, fresh_id
-from resilient_client.errors import (
-    ConfigurationError,
-    ConnectionLost,
-    PayloadError,
-    ProtocolError,
-    RemoteError,
-    wire_error,
-)
+from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError
 from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._link import DIAL_TIMEOUT, Link
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
-from resilient_client.transports._packets import error_packet, read_request
+from resilient_client.transports._nest import CANCEL_ROUTE, answer
+from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._client import HEARTBEAT
 from resilient_client.transports.nats._connector import Connector
@@ -266,7 +259,6 @@ class ServerListener:
     async def respond(self, reply: Reply, id_json: bytes, to: bytes) -> None:
         """Write a reply; one that the broker would not take becomes an error."""
         subject = to.decode(errors="replace")
-        codec = self._app.codec
 
         async def write(data: bytes) -> None:
             connection = self._current()
@@ -277,15 +269,7 @@ class ServerListener:
                 raise ConnectionLost("there is no connection to the broker")
             connection.send(connection.message(subject, "", None, data))
 
-        try:
-            if reply.items is None:
-                await write(packet(reply, id_json, codec))
-            else:
-                await answer(reply, id_json, write, codec)
-        except PayloadError as error:
-            log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
-            told = RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500)
-            await write(error_packet(id_json, codec.encode(wire_error(told))))
+        await answer(reply, id_json, write, self._app.codec)
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
