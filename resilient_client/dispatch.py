@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +30,12 @@ from resilient_client.errors import (
     PayloadError,
     RemoteError,
     Throttled,
+    wire_error,
 )
 from resilient_client.jobs import Job, Slots, Watch, late
 from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.pipeline import compose
+from resilient_client.workers import WorkerThreads
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         Iterator,
         Sequence,
     )
+    from concurrent.futures import Executor
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
@@ -92,7 +95,7 @@ class Dispatcher:
         self._max_calls = max_calls
         self._max_per_connection = max_calls_per_connection
         self._max_threads = max_threads
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: WorkerThreads | None = None
         self.running = 0
         self._slots: set[Slots] = set()
         self.queue: dict[Slots, None] = {}  # those with something that waits, in order
@@ -314,11 +317,11 @@ class Dispatcher:
                         )
                         value = await handler.function(payload, context)
                         if value is NO_VALUE or hasattr(value, "__aiter__"):
-                            reply = self._reply(value, codec, handler, context)
+                            reply = self._reply(value, job, context, handler)
                         else:
                             reply = Reply(codec.encode(value))
-                    except Exception as error:  # noqa: BLE001
-                        reply = Reply(error=await self._translate(error, handler, context))
+                    except BaseException as error:  # noqa: BLE001
+                        reply = await self._failed(error, job, handler, context)
                 else:
                     reply = await self._reply_to(job, context)
             except asyncio.CancelledError:
@@ -383,8 +386,16 @@ class Dispatcher:
             )
             reply: Reply = await self._guarded(call)
             return reply
-        except Exception as error:  # noqa: BLE001  (translated, and logged where it is not deliberate)
-            return Reply(error=await self._translate(error, handler, context))
+        except BaseException as error:  # noqa: BLE001
+            return await self._failed(error, job, handler, context)
+
+    async def _failed(
+        self, error: BaseException, job: Job, handler: Handler, context: Context
+    ) -> Reply:
+        """The reply of a handler that raised; what ends its task, or the process, is passed on."""
+        if not job.failed_by(error):
+            raise error
+        return Reply(error=await self.translate(error, handler, context))
 
     def _guard(self) -> Any:
         from resilient_client.policies import Timeout
@@ -408,27 +419,27 @@ class Dispatcher:
             value = await self._in_thread(job, handler, payload, context)
         else:
             value = handler.function(payload, context)
-            if handler.style == "async":
-                value = await value
-        return self._reply(value, codec, handler, context)
+        if hasattr(value, "__await__"):  # of a plain function too, when it wraps a coroutine's
+            value = await value
+        return self._reply(value, job, context, handler)
 
-    def _reply(self, value: Any, codec: Codec, handler: Handler, context: Context) -> Reply:
+    def _reply(self, value: Any, job: Job, context: Context, handler: Handler) -> Reply:
         """What a handler returned, as a reply."""
         if hasattr(value, "__aiter__"):
-            return Reply(items=_HandlerItems(self, value, codec, handler, context))
+            return Reply(items=_HandlerItems(self, value, job, context, handler))
         if value is NO_VALUE or (value is None and handler.is_event):
             return Reply()
-        return Reply(codec.encode(value))
+        return Reply((job.message.codec or self.codec).encode(value))
 
     async def _in_thread(self, job: Job, handler: Handler, payload: Any, context: Context) -> Any:
         """A plain `def` runs to its end whatever happens to its caller, and keeps its slot."""
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._max_threads, "resilient_client")
+            self._executor = WorkerThreads(self._max_threads, "resilient_client")
         ambient = contextvars.copy_context()
-        work = self._executor.submit(ambient.run, handler.function, payload, context)
+        work = self._executor.submit(ambient.run, _called, handler.function, payload, context)
         loop = asyncio.get_running_loop()
         try:
-            value = await asyncio.shield(asyncio.wrap_future(work))
+            value: Any = await asyncio.shield(asyncio.wrap_future(work))
         except asyncio.CancelledError:
             if not work.done() and not work.cancel():
                 job.held = True
@@ -443,29 +454,22 @@ class Dispatcher:
             return _threaded(value, self._executor)
         return value
 
-    async def translate(self, error: Exception, handler: Handler, context: Context) -> RemoteError:
-        """See `_translate`; for streams, whose errors come later."""
-        return await self._translate(error, handler, context)
-
-    async def _translate(self, error: Exception, handler: Handler, context: Context) -> RemoteError:
+    async def translate(
+        self, error: BaseException, handler: Handler, context: Context
+    ) -> RemoteError:
         """What an exception travels as.
 
         A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
-        anything else, as Nest would send it, with the truth in the log only.
+        anything else, as Nest would send it, with the truth in the log only. The same goes for an
+        error that has no JSON form, and for one that the function meant to translate it raised.
         """
-        for kind in type(error).__mro__:
-            translate = self._exceptions.get(kind)
-            if translate is not None:
-                result = translate(error, context) if _takes_two(translate) else translate(error)
-                if asyncio.iscoroutine(result):
-                    result = await result
-                if isinstance(result, RemoteError):
-                    return result
-                return RemoteError(payload=result)
-        if isinstance(error, RemoteError) and error.endpoint is None:
-            return error
-        if isinstance(error, Overloaded) and error.endpoint is None:
-            return Throttled(SERVER_OVERLOADED, status=429)
+        try:
+            answer = await self._deliberate(error, context)
+            if answer is not None:
+                self.codec.encode(wire_error(answer))
+                return answer
+        except Exception as fault:  # noqa: BLE001
+            error = fault
         log.error(
             "handler %s of %s failed (correlation id %s)",
             handler.name,
@@ -476,6 +480,31 @@ class Dispatcher:
         answer = RemoteError(INTERNAL_SERVER_ERROR)
         answer.__cause__ = error  # for the span; nothing of it travels
         return answer
+
+    async def _deliberate(self, error: BaseException, context: Context) -> RemoteError | None:
+        """The error that the handler, or a function registered for its exceptions, means to send.
+
+        Raises:
+            Exception: that function failed.
+        """
+        for kind in type(error).__mro__:
+            translate = self._exceptions.get(kind)
+            if translate is None:
+                continue
+            try:
+                result = translate(error, context) if _takes_two(translate) else translate(error)
+                if asyncio.iscoroutine(result):
+                    result = await result
+            except RemoteError as told:  # raised rather than returned
+                if told.endpoint is not None:
+                    raise
+                return told
+            return result if isinstance(result, RemoteError) else RemoteError(payload=result)
+        if isinstance(error, RemoteError) and error.endpoint is None:
+            return error
+        if isinstance(error, Overloaded) and error.endpoint is None:
+            return Throttled(SERVER_OVERLOADED, status=429)
+        return None
 
     # --------------------------------------------------------------------------------------- events
 
@@ -517,8 +546,10 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------- the end
 
-    def _under_way(self) -> set[asyncio.Future[Any]]:
-        running = {job.ended() for slots in self._slots for job in slots.jobs}
+    def _under_way(self, *, threads: bool = True) -> set[asyncio.Future[Any]]:
+        """What runs; without `threads`, only what ends when it is cancelled."""
+        jobs = [job for slots in self._slots for job in slots.jobs]
+        running = {job.ended() for job in jobs if threads or not job.held}
         return {each for each in running | self._refusing if each is not None and not each.done()}
 
     async def drain(self, grace: float) -> None:
@@ -527,8 +558,22 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
         kept_on: set[asyncio.Future[Any]] = set()
-        while not kept_on and (running := self._under_way()):  # what waited may have begun
-            _, kept_on = await asyncio.wait(running, timeout=max(0.0, end - loop.time()))
+        try:
+            while not kept_on and (running := self._under_way()):  # what waited may have begun
+                _, kept_on = await asyncio.wait(running, timeout=max(0.0, end - loop.time()))
+        finally:
+            if kept_on:
+                log.warning("%d handlers were cancelled at the end of the grace time", len(kept_on))
+            self.abort()
+            if cancelled := self._under_way(threads=False):
+                await asyncio.wait(cancelled, timeout=1.0)
+            self._watch.stop()
+            if self._executor is not None:
+                self._executor.shutdown(wait=False)
+                self._executor = None
+
+    def abort(self) -> None:
+        """Cancel what runs, and forget what waits."""
         waiting = sum(len(slots.waiting) for slots in self._slots)
         if waiting:
             log.warning("%d events had not begun at the end of the grace time", waiting)
@@ -537,13 +582,6 @@ class Dispatcher:
         for slots in tuple(self._slots):
             for job in tuple(slots.jobs):
                 job.abort()
-        if kept_on:
-            log.warning("%d handlers were cancelled at the end of the grace time", len(kept_on))
-            await asyncio.wait(kept_on, timeout=1.0)
-        self._watch.stop()
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            self._executor = None
 
 
 def _decode(body: Any, handler: Handler, codec: Codec) -> Any:
@@ -622,21 +660,22 @@ async def _run_through(items: Items) -> None:
 class _HandlerItems:
     """What an async generator of the user's yields, encoded, its errors translated."""
 
-    __slots__ = ("_app", "_codec", "_context", "_handler", "_values")
+    __slots__ = ("_app", "_codec", "_context", "_handler", "_job", "_values")
 
     def __init__(
         self,
         app: Dispatcher,
         values: AsyncIterator[Any],
-        codec: Codec,
-        handler: Handler,
+        job: Job,
         context: Context,
+        handler: Handler,
     ) -> None:
         self._app = app
         self._values = aiter(values)
-        self._codec = codec
-        self._handler = handler
+        self._codec = job.message.codec or app.codec
+        self._job = job
         self._context = context
+        self._handler = handler
 
     async def receive(self, deadline: float) -> Any:
         """See `message.Items.receive`; an error is a `RemoteError`."""
@@ -644,8 +683,11 @@ class _HandlerItems:
             return self._codec.encode(await anext(self._values))
         except StopAsyncIteration:
             raise
-        except Exception as error:
-            await self.aclose()
+        except BaseException as error:
+            if not self._job.failed_by(error):
+                raise
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                await self.aclose()
             raise await self._app.translate(error, self._handler, self._context) from error
 
     async def aclose(self) -> None:
@@ -655,7 +697,7 @@ class _HandlerItems:
             await close()
 
 
-async def _threaded(values: Iterator[Any], executor: ThreadPoolExecutor) -> AsyncIterator[Any]:
+async def _threaded(values: Iterator[Any], executor: Executor) -> AsyncIterator[Any]:
     """A plain generator's values, each made in a worker thread."""
     loop = asyncio.get_running_loop()
     end = object()
@@ -669,6 +711,14 @@ def _seconds(text: str) -> float:
     if not text.isascii() or not text.isdigit() or len(text) > 12:
         return inf
     return int(text) / 1000
+
+
+def _called(function: Callable[..., Any], payload: Any, context: Context) -> Any:
+    """What a plain function returns, in a worker thread."""
+    try:
+        return function(payload, context)
+    except StopIteration as error:  # no future can hold one; a coroutine turns it into this too
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _takes_two(function: Callable[..., Any]) -> bool:

@@ -326,6 +326,8 @@ class RemoteError(ResilientClientError):
         sent: bool | None = None,
         hint: str | None = None,
     ) -> None:
+        if isinstance(message, BaseException):  # as in `raise RemoteError(error) from error`
+            message = str(message)
         told_payload = payload is not UNSET
         if isinstance(payload, dict):
             if message is None:

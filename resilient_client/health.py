@@ -22,13 +22,17 @@ class HealthEndpoint:
     """
 
     def __init__(self, url: str, ready: Callable[[], bool]) -> None:
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port if parts.port is not None else 80
+        except ValueError as error:
+            raise ConfigurationError(f"health={url!r}: {error}") from None
         if parts.scheme != "http" or parts.hostname is None:
             raise ConfigurationError(
                 f"health={url!r} is not an http:// address", hint="write http://127.0.0.1:8080"
             )
         self._host = parts.hostname
-        self._port = parts.port if parts.port is not None else 80
+        self._port = port
         self._ready = ready
         self._server: asyncio.Server | None = None
         self.address = url

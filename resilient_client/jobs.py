@@ -32,6 +32,7 @@ class Job(Record):
         several: all the handlers of an event; of a request, when it is for more than one.
         deadline: when it is cancelled, `inf` once it has been, or has an answer.
         task: what its handler runs in: a task of its own, or (`is_guest`) its caller's.
+        held: it was cancelled, but a plain function of its runs on in a thread.
     """
 
     slots: Slots
@@ -81,6 +82,17 @@ class Job(Record):
             task.uncancel()
         return task.cancelling() <= self._before
 
+    def failed_by(self, error: BaseException) -> bool:
+        """Whether the handler failed with it, rather than being told to end.
+
+        A `CancelledError` is the handler's own when nobody cancelled its task: it came out of
+        something that the handler waited for.
+        """
+        if isinstance(error, asyncio.CancelledError):
+            assert self.task is not None  # noqa: S101
+            return self.task.cancelling() <= self._before
+        return not isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
+
     def visit(self, task: asyncio.Task[Any]) -> None:
         """Run in this task, which is its caller's."""
         self.task = task
@@ -91,12 +103,17 @@ class Job(Record):
         """Its caller goes on with its own work."""
         if self._requests:
             self.settle()
+        if not self.held:
+            self.freed()
+
+    def freed(self) -> None:
+        """It has ended, and nothing of it runs on in a thread."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
     def ended(self) -> asyncio.Future[Any] | None:
         """Done when it has ended, for whoever waits for that; None when it has begun nothing."""
-        if not self.is_guest:
+        if not self.is_guest and not self.held:
             return self.task
         if self._ended is None:
             self._ended = asyncio.get_running_loop().create_future()
@@ -149,6 +166,8 @@ class Slots:
         if job in self.jobs:
             self.jobs.remove(job)
             self._app.running -= 1
+            if job.held:
+                job.freed()
             if self.closed or self._app.queue:
                 self._app.released(self)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from resilient_client.context import PING_PATTERN
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Observer
+    from resilient_client.health import HealthEndpoint
     from resilient_client.message import Pattern
     from resilient_client.pipeline import Policy
     from resilient_client.telemetry import Telemetry
@@ -165,8 +167,11 @@ class Server(Router):
             refuse_unknown(never or {}, [Target(url) for url in urls if isinstance(url, str)])
         elif options:
             raise ConfigurationError(f"options {sorted(options)} mean nothing without a URL")
-        self._health_url = health
-        self._health: Any = None
+        self._health: HealthEndpoint | None = None
+        if health is not None:
+            from resilient_client.health import HealthEndpoint
+
+            self._health = HealthEndpoint(health, lambda: not self._app.draining)
         self._lifespan = lifespan
         self._lifespan_context: Any = None
         self._started = False
@@ -236,15 +241,13 @@ class Server(Router):
         self._app.draining = False
         try:
             if self._lifespan is not None:
-                self._lifespan_context = self._lifespan(self)
-                self._app.state = await self._lifespan_context.__aenter__()
+                context = self._lifespan(self)
+                self._app.state = await context.__aenter__()
+                self._lifespan_context = context
             for listener in self._listeners:
                 # what it starts for each request must not see who started the server
                 await spawn(listener.start(), "start a listener")
-            if self._health_url is not None:
-                from resilient_client.health import HealthEndpoint
-
-                self._health = HealthEndpoint(self._health_url, lambda: not self._app.draining)
+            if self._health is not None:
                 await self._health.start()
         except BaseException:
             await self.aclose()
@@ -255,13 +258,17 @@ class Server(Router):
         if not self._started:
             return
         self._app.draining = True
-        for listener in self._listeners:
-            await listener.stop()
-        await self._app.drain(self.grace)
-        for listener in self._listeners:
-            await listener.aclose()
-        if self._health is not None:
-            await self._health.aclose()
+        async with contextlib.AsyncExitStack() as closing:  # each, whatever became of the others
+            closing.push_async_callback(self._end)
+            if self._health is not None:
+                closing.push_async_callback(self._health.aclose)
+            for listener in reversed(self._listeners):
+                closing.push_async_callback(listener.aclose)
+            closing.push_async_callback(self._app.drain, self.grace)
+            for listener in reversed(self._listeners):
+                closing.push_async_callback(listener.stop)
+
+    async def _end(self) -> None:
         context, self._lifespan_context = self._lifespan_context, None
         self._started = False
         if context is not None:
@@ -281,31 +288,60 @@ class Server(Router):
 
     async def serve(self) -> None:
         """Serve until cancelled, or until `shutdown` is called; then drain."""
-        self._stopping = asyncio.Event()
+        stopping = asyncio.Event()
+        if not self._started:
+            self._stopping = stopping
         async with self:
-            await self._stopping.wait()
+            await stopping.wait()
 
     def shutdown(self) -> None:
-        """Make `serve` end. Call it on the server's loop."""
+        """Make `serve` or `run` end. Call it on the server's loop."""
         if self._stopping is not None:
             self._stopping.set()
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then drain within `grace`. Uses uvloop where installed."""
+        """Serve until SIGTERM or SIGINT, then drain within `grace`. Uses uvloop where installed.
 
-        async def main() -> None:
-            loop = asyncio.get_running_loop()
-            stopping = asyncio.Event()
+        A second SIGINT (Ctrl-C) ends the grace time. In a thread other than the main one no signal
+        arrives; there only `shutdown` ends it.
+
+        Raises:
+            ConfigurationError: as `start`; or a loop runs here already.
+        """
+        if asyncio._get_running_loop() is not None:  # noqa: SLF001  (the public one raises)
+            raise ConfigurationError(
+                "server.run() cannot run within a running event loop",
+                hint="write `await server.serve()`, or `async with server:`",
+            )
+        with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
+            runner.run(self._run())
+
+    async def _run(self) -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # noqa: S101
+        stopping = self._stopping = asyncio.Event()
+        starting = True
+
+        def stop(number: int) -> None:
+            if starting:  # perhaps it waits for something that never comes
+                task.cancel()
+            elif number == signal.SIGINT and stopping.is_set():
+                self._app.abort()
+            stopping.set()
+
+        if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 with contextlib.suppress(NotImplementedError):  # Windows
-                    loop.add_signal_handler(number, stopping.set)
+                    loop.add_signal_handler(number, stop, number)
+        try:
             async with self:
+                starting = False
                 log.info("listening on %s", ", ".join(self.addresses))
                 await stopping.wait()
                 log.info("draining, at most %s s", self.grace)
-
-        with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
-            runner.run(main())
+        except asyncio.CancelledError:
+            if not (starting and stopping.is_set()):
+                raise
 
     @property
     def asgi(self) -> Any:

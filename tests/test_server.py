@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import functools
 import logging
@@ -169,6 +170,134 @@ async def test_an_unhandled_exception_travels_without_its_secret_and_is_logged(
             await client.send("bug")
     assert caught.value.payload == {"status": "error", "message": "Internal server error"}
     assert "password123" in caplog.text
+
+
+async def test_whatever_a_handler_fails_with_is_answered_at_once() -> None:
+    server = memory()
+
+    class Odd(BaseException):
+        pass
+
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(10))
+        task.cancel()
+        await task
+
+    @server.message_pattern("plain StopIteration")
+    def exhausted() -> Any:
+        return next(iter([]))
+
+    @server.message_pattern("plain CancelledError")
+    def given_up() -> None:
+        raise concurrent.futures.CancelledError
+
+    server.message_pattern("CancelledError of another task")(cancelled)
+
+    @server.message_pattern("BaseException")
+    async def odd() -> None:
+        raise Odd
+
+    @server.message_pattern("stream")
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+        await cancelled()
+
+    @server.message_pattern("no JSON")
+    async def no_json() -> None:
+        raise RemoteError(payload=object())
+
+    @server.message_pattern("no JSON in a stream")
+    async def no_json_either() -> AsyncIterator[int]:
+        yield 1
+        raise RemoteError(payload={"a": object()})
+
+    @server.exception_handler(KeyError)
+    def fails_too(error: KeyError) -> Any:
+        raise ValueError("and this one fails as well")
+
+    @server.message_pattern("failing exception handler")
+    async def key_error() -> None:
+        raise KeyError("x")
+
+    async with pair(server) as client:
+        for pattern in [handler.route for handler in server.handlers][1:]:
+            got: list[Any] = []
+            with pytest.raises(RemoteError, match=r"^Internal server error"):
+                async for item in client.stream(pattern, timeout=2):
+                    got.append(item)  # noqa: PERF401
+            assert got == ([1] if "stream" in pattern else [])
+        assert server._app.running == 0
+
+
+@pytest.mark.parametrize("size", ["one", "several"])
+async def test_an_event_handler_that_is_cancelled_from_within_leaves_no_slot(size: str) -> None:
+    server = memory()
+    heard = asyncio.Event()
+
+    @server.event_pattern("event")
+    async def gives_up() -> None:
+        heard.set()
+        raise asyncio.CancelledError
+
+    if size == "several":
+
+        @server.event_pattern("event")
+        async def goes_on() -> None:
+            await asyncio.sleep(0.01)
+
+    async with pair(server) as client:
+        await client.emit("event")
+        await heard.wait()
+        await asyncio.sleep(0.05)
+        assert server._app.running == 0
+
+
+async def test_an_exception_handler_may_raise_what_it_means_to_send() -> None:
+    server = memory()
+
+    @server.exception_handler(KeyError)
+    async def missing(error: KeyError) -> None:
+        raise RemoteError("no such thing", status=404) from error
+
+    @server.message_pattern("get")
+    async def get() -> None:
+        raise KeyError("x")
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError, match="no such thing") as caught:
+            await client.send("get")
+        assert caught.value.status == 404
+
+
+async def test_an_exception_as_the_message_travels_as_its_text() -> None:
+    server = memory()
+
+    @server.message_pattern("get")
+    async def get() -> None:
+        try:
+            raise ValueError("too far")
+        except ValueError as error:
+            raise RemoteError(error) from error
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError) as caught:
+            await client.send("get")
+        assert caught.value.payload == {"status": "error", "message": "too far"}
+
+
+async def test_a_plain_function_around_a_coroutine_function_is_a_handler_too() -> None:
+    server = memory()
+
+    async def double(number: int) -> int:
+        return 2 * number
+
+    @server.message_pattern("double")
+    @functools.wraps(double)
+    def logged(number: int) -> Any:
+        return double(number)
+
+    async with pair(server) as client:
+        assert await client.send("double", 21) == 42
 
 
 async def test_an_exception_handler_translates_subclasses_too() -> None:

@@ -1,0 +1,236 @@
+"""How a server begins and ends: signals, threads, the grace time, what fails on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resilient_client import (
+    ClientProxy,
+    ConfigurationError,
+    ConnectionLost,
+    Server,
+    SyncClientProxy,
+)
+
+PROGRAM = """
+import asyncio, sys, time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from resilient_client import ClientProxy, Server
+
+@asynccontextmanager
+async def lifespan(server):
+    print("starting", flush=True)
+    {starting}
+    asyncio.get_running_loop().call_later(0.1, asyncio.ensure_future, calls())
+    yield
+    print("closed", flush=True)
+
+server = Server("memory://life", grace={grace}, lifespan=lifespan)
+
+async def calls():
+    async with ClientProxy("memory://life") as client:
+        try:
+            await client.send("work", timeout=60)
+        except Exception as error:
+            print(type(error).__name__, flush=True)
+
+@server.message_pattern("work")
+{handler}
+
+server.run()
+print("ended", flush=True)
+"""
+ASYNC = """
+async def work():
+    print("working", flush=True)
+    await asyncio.sleep(60)
+"""
+PLAIN = """
+def work():
+    print("working", flush=True)
+    time.sleep(60)
+"""
+
+
+def program(
+    tmp_path: Path, *, handler: str = ASYNC, grace: float = 30.0, starting: str = "pass"
+) -> subprocess.Popen[str]:
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM.format(handler=handler, grace=grace, starting=starting))
+    return subprocess.Popen([sys.executable, str(file)], stdout=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.strip() == word:
+            return
+    pytest.fail(f"the program ended before it said {word!r}")
+
+
+def end(process: subprocess.Popen[str], within: float) -> list[str]:
+    """What it still says, without what becomes of its call."""
+    try:
+        out, _ = process.communicate(timeout=within)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    return [line for line in out.split() if line != "ConnectionLost"]
+
+
+def test_a_plain_function_does_not_keep_the_process_beyond_the_grace_time(tmp_path: Path) -> None:
+    process = program(tmp_path, handler=PLAIN, grace=0.2)
+    read_until(process, "working")
+    process.send_signal(signal.SIGTERM)
+    assert end(process, within=10) == ["closed", "ended"]
+
+
+def test_a_second_ctrl_c_ends_the_grace_time(tmp_path: Path) -> None:
+    process = program(tmp_path)
+    read_until(process, "working")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert end(process, within=10) == ["closed", "ended"]
+
+
+def test_a_second_sigterm_does_not(tmp_path: Path) -> None:
+    process = program(tmp_path, grace=2)
+    read_until(process, "working")
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert end(process, within=10) == ["closed", "ended"]
+    assert time.monotonic() - began > 1.9
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_start_that_hangs(tmp_path: Path, number: signal.Signals) -> None:
+    process = program(tmp_path, starting="await asyncio.sleep(60)")
+    read_until(process, "starting")
+    process.send_signal(number)
+    assert end(process, within=10) == ["ended"]
+
+
+def test_run_works_in_a_thread_and_ends_by_shutdown() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+    server = Server("tcp://127.0.0.1:0", telemetry=False)
+
+    @server.message_pattern("loop")
+    async def loop() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while server.addresses[0].endswith(":0") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with SyncClientProxy(server.addresses[0], telemetry=False) as client:
+        client.send("loop", timeout=5)
+    loops[0].call_soon_threadsafe(server.shutdown)
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+async def test_run_within_a_running_loop_says_what_to_write_instead() -> None:
+    with pytest.raises(ConfigurationError, match=r"await server\.serve"):
+        Server("memory://within").run()
+
+
+async def test_a_lifespan_that_was_never_entered_is_not_left() -> None:
+    steps: list[str] = []
+
+    class Life:
+        async def __aenter__(self) -> None:
+            steps.append("enter")
+            raise ValueError("no database")
+
+        async def __aexit__(self, *error: object) -> None:
+            steps.append("exit")
+
+    with pytest.raises(ValueError, match="no database"):
+        await Server("memory://never", lifespan=lambda _: Life()).start()
+    assert steps == ["enter"]
+
+
+async def test_a_drain_that_is_cancelled_still_closes_everything() -> None:
+    ended: list[str] = []
+    server = Server("tcp://127.0.0.1:0", grace=60, telemetry=False, lifespan=lambda _: Life())
+    working = asyncio.Event()
+
+    class Life:
+        async def __aenter__(self) -> None:
+            pass
+
+        async def __aexit__(self, *error: object) -> None:
+            ended.append("lifespan")
+
+    @server.message_pattern("work")
+    async def work() -> None:
+        working.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("handler")
+
+    await server.start()
+    async with ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        call = asyncio.ensure_future(client.send("work"))
+        await working.wait()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await server.aclose()
+        assert ended == ["handler", "lifespan"]
+        with pytest.raises(ConnectionLost):
+            await call
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", int(server.addresses[0].rpartition(":")[2]))
+
+
+async def test_a_second_serve_does_not_take_the_shutdown_of_the_first() -> None:
+    server = Server("memory://twice", telemetry=False)
+    first = asyncio.ensure_future(server.serve())
+    await asyncio.sleep(0.01)
+    with pytest.raises(ConfigurationError, match="started already"):
+        await server.serve()
+    server.shutdown()
+    await asyncio.wait_for(first, 5)
+
+
+@pytest.mark.parametrize(
+    "url", ["tcp://127.0.0.1:1", "127.0.0.1:80", "http://127.0.0.1:99999", "http://127.0.0.1:x"]
+)
+def test_a_health_address_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="health="):
+        Server("memory://health", health=url)
+
+
+async def test_a_drain_waits_for_the_plain_functions_of_callers_that_have_left() -> None:
+    done: list[Any] = []
+    begun = threading.Event()
+    server = Server("memory://left", grace=10, telemetry=False)
+
+    @server.message_pattern("work")
+    def work() -> None:
+        begun.set()
+        time.sleep(0.3)
+        done.append(1)
+
+    async with server, ClientProxy("memory://left", policies=(), telemetry=False) as client:
+        call = asyncio.ensure_future(client.send("work"))
+        await asyncio.to_thread(begun.wait, 10)
+        call.cancel()
+        await asyncio.sleep(0.05)
+    assert done == [1]
