@@ -14,10 +14,12 @@ from resilient_client.transports._base import BaseTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from logging import Logger
 
     from resilient_client.clock import Clock
     from resilient_client.events import Event, Status
     from resilient_client.message import Call
+    from resilient_client.transports._base import App
     from resilient_client.transports._stream import Stream
 
 C = TypeVar("C")
@@ -210,6 +212,33 @@ class Link(Generic[C]):
             await asyncio.wait(tasks)
         connection, self.current = self.current, None
         return connection
+
+
+class ServerLink(Link[C]):
+    """The connection of a server's end: its log tells what becomes of it, too.
+
+    Args:
+        log: of the transport.
+    """
+
+    def __init__(
+        self, endpoint: str, dial: Callable[[], Awaitable[C]], *, app: App, log: Logger
+    ) -> None:
+        super().__init__(endpoint, dial, clock=app.clock, notify=app.notify)
+        self._log = log
+
+    async def start(self) -> None:
+        """Connect, or raise what stands against it; anew where it has been closed."""
+        if self.status == "closed":
+            self.status = "idle"
+        await self.get(self._clock.now() + DIAL_TIMEOUT)
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        if status == "reconnecting":
+            self._log.warning("%s: the connection was lost: %s", self._endpoint, reason)
+        elif status == "idle" and self.status == "reconnecting":
+            self._log.error("%s: not serving any more: %s", self._endpoint, reason)
+        super()._change(status, reason)
 
 
 class LinkedTransport(BaseTransport, Generic[C]):

@@ -216,7 +216,6 @@ class ServerListener:
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         await self.stop()
-        self._slots.close()
         parcels, self.parcels = self.parcels, set()
         for parcel in parcels:
             parcel.lost()

@@ -522,7 +522,7 @@ async def test_credentials_that_change_end_the_reconnecting_with_an_error(
         await eventually(lambda: client.status == "idle")
         with pytest.raises(ConfigurationError):
             await client.send("x.echo", 1)
-        await eventually(lambda: "not connected any more" in caplog.text)
+        await eventually(lambda: "not serving any more" in caplog.text)
 
 
 async def test_a_redis_with_too_many_clients_is_as_one_that_is_not_there(

@@ -25,7 +25,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE
-from resilient_client.transports._link import DIAL_TIMEOUT, Link
+from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import answer, packet
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.amqp import _wire as wire
@@ -393,7 +393,7 @@ class ServerListener:
         self.requeue = ack == "requeue"
         self.max_size = max_size
         self.routes: _Routes | None = None
-        self.link = Link[_Consumer](self.address, self._dial, clock=app.clock, notify=self._notify)
+        self.link = ServerLink[_Consumer](self.address, self._dial, app=app, log=log)
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that cannot be a routing key.
@@ -412,16 +412,11 @@ class ServerListener:
         await consumer.prepare()
         return consumer
 
-    def _notify(self, event: Any) -> None:
-        if getattr(event, "new", "") == "idle" and event.old == "reconnecting":
-            log.error("%s: not serving any more: %s", self.address, event.reason)
-        self.app.notify(event)
-
     async def start(self) -> None:
         """See `ServerListener.start`."""
         if self.topology.exchange is not None:
             self.routes = _Routes(self.app)
-        await self.link.get(self.app.clock.now() + DIAL_TIMEOUT)
+        await self.link.start()
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""

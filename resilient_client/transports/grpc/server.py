@@ -152,7 +152,7 @@ class ServerListener:
         except RuntimeError as error:
             raise self._target.cannot_be_bound(error) from error
         await server.start()
-        self._server = server
+        self._server, self._stopping = server, None
         self.address = self._target.bound(port)
 
     def _handlers(self) -> dict[str, Any]:

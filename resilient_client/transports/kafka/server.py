@@ -285,7 +285,6 @@ class ServerListener:
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         await self.stop()
-        self._slots.close()
         if self._producer is not None:
             await flush(self._producer)  # the last replies
         await _ended(self._committer)

@@ -24,7 +24,7 @@ from resilient_client.errors import (
 from resilient_client.message import ACCEPTED, WRITTEN, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import LinkedTransport
+from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -35,13 +35,8 @@ from resilient_client.transports.mqtt._codec import (
     text,
     user_properties,
 )
-from resilient_client.transports.mqtt._connection import (
-    DEFAULT_KEEPALIVE,
-    INFLIGHT,
-    Connection,
-    Session,
-    checked_qos,
-)
+from resilient_client.transports.mqtt._connection import INFLIGHT, Connection
+from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
 from resilient_client.transports.mqtt._reasons import publish_error, subscribe_error
 
 if TYPE_CHECKING:
@@ -110,11 +105,9 @@ class ClientTransport(LinkedTransport[Connection]):
     ) -> None:
         super().__init__(target, env, max_size)
         self._qos = checked_qos(qos)
-        self._session = Session(
+        self._connector = Connector(
             self,
             target,
-            env.clock,
-            env.notify,
             version=version,
             client_id=client_id,
             keepalive=keepalive,
@@ -122,8 +115,10 @@ class ClientTransport(LinkedTransport[Connection]):
             tls=tls,
             max_size=max_size,
         )
-        self._link = self._session.link
-        self._new = self._session.version == 5
+        self._link = Link[Connection](
+            self.endpoint, self._connector.connect, clock=env.clock, notify=env.notify
+        )
+        self._new = self._connector.version == 5
         self._prefix = urandom(8).hex()
         self._mark = self._prefix.encode()
         self._ids = count()
@@ -177,6 +172,7 @@ class ClientTransport(LinkedTransport[Connection]):
         if connection is self._link.current:
             self._replies.fail_all(lambda: ConnectionLost(connection.reason))
             self._left.clear()
+            self._link.lost(connection, connection.reason)
 
     # ---------------------------------------------------------------------------------- the calls
 

@@ -1,14 +1,12 @@
-"""One connection to an MQTT broker, and what both ends need to keep it."""
+"""One connection to an MQTT broker."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import ssl
-import time
 from collections import deque
 from dataclasses import dataclass
-from os import urandom
 from typing import TYPE_CHECKING, Any, Protocol
 
 from resilient_client.errors import (
@@ -18,12 +16,10 @@ from resilient_client.errors import (
     ProtocolError,
     ResilientClientError,
 )
-from resilient_client.transports._link import Link
-from resilient_client.transports._stream import Stream, client_tls, dial
+from resilient_client.transports._stream import Stream
 from resilient_client.transports.mqtt._codec import (
     CONNACK,
     DISCONNECT,
-    ENVELOPE,
     MAX_PACKET,
     MAXIMUM_PACKET,
     MAXIMUM_QOS,
@@ -48,26 +44,18 @@ from resilient_client.transports.mqtt._codec import (
     subscribe,
     unsubscribe,
 )
-from resilient_client.transports.mqtt._reasons import TAKEN_OVER, connect_error, reason_text
+from resilient_client.transports.mqtt._reasons import connect_error, reason_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from resilient_client.clock import Clock
-    from resilient_client.events import Event
     from resilient_client.message import Call
-    from resilient_client.transports._base import Target
 
 log = logging.getLogger("resilient_client.mqtt")
 
-DEFAULT_PORT, DEFAULT_TLS_PORT = 1883, 8883
-DEFAULT_KEEPALIVE = 10
-"""Seconds: a broker that is silent for that long is taken for dead, and this is what it is told."""
 INFLIGHT = 256
 """Messages at QoS 1 that are unacknowledged at once, each way, unless the broker allows fewer."""
 _FILTERS = 8  # in one packet, which is what the large public brokers allow
-_ALERT_WITHIN = 0.5  # seconds
-_TAKEOVERS_WITHIN = 10.0  # seconds between two that mean: there are two of us
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,132 +413,3 @@ def _refusal(
         )
     hint = "a broker that knows no MQTT 5 may do so: try version=3.1.1" if version == 5 else None
     return ConnectError(f"{endpoint}: {reason}", hint=hint)
-
-
-class Session:
-    """A connection, kept: what client and server have in common."""
-
-    def __init__(
-        self,
-        owner: Owner,
-        target: Target,
-        clock: Clock,
-        notify: Callable[[Event], None],
-        *,
-        version: int | str,
-        client_id: str | None,
-        keepalive: int,
-        expiry: int,
-        tls: bool | ssl.SSLContext,
-        max_size: int,
-    ) -> None:
-        if expiry and client_id is None:
-            raise ConfigurationError(
-                "a session that outlives its connection needs a name",
-                hint="give client_id=, another one to each replica",
-            )
-        if not 0 <= expiry <= 0xFFFFFFFF:
-            raise ConfigurationError(
-                f"session_expiry={expiry} is not between 0 and 2**32 - 1 seconds"
-            )
-        if not 0 <= keepalive <= 0xFFFF:
-            raise ConfigurationError(f"keepalive={keepalive} is not between 0 and 65535 seconds")
-        self._owner = owner
-        self._target = target
-        self._tls = client_tls(tls, secure=target.scheme == "mqtts")
-        self._login = Login(
-            version=_version(version),
-            client_id=f"rc{urandom(10).hex()}" if client_id is None else client_id,
-            username=target.username,
-            password=target.password,
-            keepalive=keepalive,
-            expiry=expiry,
-            limit=max_size + ENVELOPE,
-        )
-        self._login.packet()  # what cannot be said is refused here, not at dialling
-        self.version = self._login.version
-        self._named = client_id is not None
-        self._clock, self._notify = clock, notify
-        self.link = self.new_link()
-        self._taken_over = -_TAKEOVERS_WITHIN
-        self._two_of_us = False
-
-    def new_link(self) -> Link[Connection]:
-        """Begin anew, after `link` has been closed."""
-        self.link = Link[Connection](
-            str(self._target), self._dial, clock=self._clock, notify=self._notify
-        )
-        return self.link
-
-    async def _dial(self) -> Connection:
-        if self._two_of_us:
-            self._two_of_us = False
-            raise ConfigurationError(
-                f"another client connects to {self._target} as {self._login.client_id!r}, and each "
-                "takes over the other's session",
-                hint="give each its own client_id=",
-            )
-        connection = await self._reach()
-        try:
-            await connection.open()
-            await self._owner.ready(connection)
-        except BaseException as error:
-            connection.break_off("it could not be made ready")
-            if self._tls is not None and connection.closed and isinstance(error, ConnectError):
-                await self._hear_alert()
-            raise
-        return connection
-
-    async def _reach(self) -> Connection:
-        endpoint = str(self._target)
-        return await dial(
-            lambda: Connection(self._login, self._owner, endpoint, self._lost),
-            self._target,
-            DEFAULT_TLS_PORT if self._tls else DEFAULT_PORT,
-            self._tls,
-        )
-
-    async def _hear_alert(self) -> None:
-        """Raise what TLS says, if it is TLS that refuses us.
-
-        In TLS 1.3 a missing certificate is refused after the handshake, and by then our CONNECT is
-        under way: where the broker closes without reading it, its alert is lost with the rest.
-        """
-        connection = await self._reach()
-        try:
-            async with asyncio.timeout(_ALERT_WITHIN):
-                await connection.open(silent=True)
-        except TimeoutError:
-            return
-        finally:
-            connection.break_off("it was made to hear a reason")
-
-    def _lost(self, connection: Connection) -> None:
-        if connection.reason_code == TAKEN_OVER:
-            now = time.monotonic()
-            self._two_of_us = now - self._taken_over < _TAKEOVERS_WITHIN
-            self._taken_over = now
-        elif self._named and connection.brief:
-            connection.reason += f": does another client call itself {self._login.client_id!r}?"
-        self._owner.ended(connection)
-        self.link.lost(connection, connection.reason)
-
-
-def checked_qos(qos: int) -> int:
-    """The quality of service, if it is one that is spoken here."""
-    if qos in (0, 1):
-        return qos
-    raise ConfigurationError(
-        f"qos={qos} is not spoken here",
-        hint="give 0 or 1; what QoS 2 promises ends at the broker: use an idempotency key",
-    )
-
-
-def _version(version: int | str) -> int:
-    known = {"5": 5, "5.0": 5, "3.1.1": 4, "4": 4}
-    try:
-        return known[str(version)]
-    except KeyError:
-        raise ConfigurationError(
-            f"version={version!r} of MQTT is not spoken here", hint="give 5 or 3.1.1"
-        ) from None

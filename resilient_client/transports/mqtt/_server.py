@@ -21,27 +21,23 @@ from resilient_client.message import Message as Incoming
 from resilient_client.patterns import lookup_route
 from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._link import ServerLink
 from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
 from resilient_client.transports._packets import error_packet, read_request, text_event
 from resilient_client.transports.mqtt._codec import Answer, Message, text
-from resilient_client.transports.mqtt._connection import (
-    DEFAULT_KEEPALIVE,
-    Connection,
-    Session,
-    checked_qos,
-)
+from resilient_client.transports.mqtt._connection import Connection
+from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
 from resilient_client.transports.mqtt._reasons import subscribe_error
 
 if TYPE_CHECKING:
-    from resilient_client.events import Event
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Job, Subscription, Target
 
 log = logging.getLogger("resilient_client.mqtt")
 
-START_TIMEOUT = 5.0
-"""Seconds that starting waits for the broker, and a reply for a connection that is lost."""
+REPLY_WAIT = 5.0
+"""Seconds a reply waits for a connection that is being made anew."""
 _LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
 _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
@@ -109,11 +105,9 @@ class ServerListener:
         self._qos = checked_qos(qos)
         self._share = _checked_share(share)
         self._lasting = session_expiry > 0
-        self._session = Session(
+        self._connector = Connector(
             self,
             target,
-            app.clock,
-            self._notify,
             version=version,
             client_id=client_id,
             keepalive=keepalive,
@@ -121,8 +115,8 @@ class ServerListener:
             tls=tls,
             max_size=max_size,
         )
-        self._link = self._session.link
-        self._new = self._session.version == 5
+        self._link = ServerLink[Connection](self.address, self._connector.connect, app=app, log=log)
+        self._new = self._connector.version == 5
         self._slots = app.slots(self._pause, self._resume)
         self._paused = self._stopping = self._been_here = False
         self._silent_until = 0.0
@@ -252,7 +246,7 @@ class ServerListener:
 
     async def _connected(self) -> Connection:
         """A connection that can be written to: one that was lost comes back, as a rule."""
-        connection = await self._link.get(self._app.clock.now() + START_TIMEOUT)
+        connection = await self._link.get(self._app.clock.now() + REPLY_WAIT)
         await connection.drained()
         return connection
 
@@ -313,15 +307,8 @@ class ServerListener:
         """Nothing is published at QoS 1."""
 
     def ended(self, connection: Connection) -> None:
-        """The link dials again."""
-
-    def _notify(self, event: Event) -> None:
-        new, reason = getattr(event, "new", ""), getattr(event, "reason", "")
-        if new == "reconnecting":
-            log.warning("%s: the connection was lost: %s", self.address, reason)
-        elif new == "idle" and getattr(event, "old", "") == "reconnecting":
-            log.error("%s: not connected any more: %s", self.address, reason)
-        self._app.notify(event)
+        """Another is made."""
+        self._link.lost(connection, connection.reason)
 
     def _tell(self, reason: str) -> None:
         log.warning("%s: %s", self.address, reason)
@@ -343,13 +330,10 @@ class ServerListener:
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
-        if self._stopping:  # it has been started before
-            self._link = self._session.new_link()
-            self._slots = self._app.slots(self._pause, self._resume)
-            self._stopping = self._paused = self._been_here = False
+        self._stopping = self._paused = self._been_here = False
         self._filters = self._subscriptions()
         self._find.cache_clear()
-        await self._link.get(self._app.clock.now() + START_TIMEOUT)
+        await self._link.start()
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
@@ -367,7 +351,6 @@ class ServerListener:
         """See `ServerListener.aclose`."""
         connection = await self._link.aclose()
         self._slots.drop()
-        self._slots.close()
         if connection is not None:
             await connection.leave()
 

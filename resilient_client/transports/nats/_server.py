@@ -10,7 +10,7 @@ from resilient_client.errors import ConfigurationError, ConnectionLost, Protocol
 from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
-from resilient_client.transports._link import DIAL_TIMEOUT, Link
+from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import CANCEL_ROUTE, answer
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
@@ -146,9 +146,7 @@ class ServerListener:
         self._greeted: set[bytes] = set()
         self._stopped = False
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
-        self._link: Link[Connection] = Link(
-            self.address, self._dial, clock=app.clock, notify=app.notify
-        )
+        self._link: ServerLink[Connection] = ServerLink(self.address, self._dial, app=app, log=log)
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that cannot be a subject.
@@ -189,7 +187,8 @@ class ServerListener:
             )
             for route, queue in durable.items()
         ]
-        await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
+        self._stopped = False
+        await self._link.start()
 
     def _current(self) -> Connection | None:
         """The connection to write to: messages may arrive before dialling has ended."""

@@ -19,7 +19,7 @@ from resilient_client.errors import (
 from resilient_client.message import Message, Reply
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import DIAL_TIMEOUT, Link
+from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
 from resilient_client.transports._packets import read_request, text_event
 from resilient_client.transports.redis._client import STREAM_LENGTH
@@ -30,8 +30,8 @@ from resilient_client.transports.redis._session import Door, Session, together
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.events import Event
     from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._link import Link
 
 log = logging.getLogger("resilient_client.redis")
 
@@ -61,9 +61,6 @@ class ServerListener:
         queue: refused: pub/sub cannot share.
         max_size: bytes of one payload, each way.
     """
-
-    _link: Link[Session]  # these two are made at each start
-    _backlog: Backlog
 
     def __init__(
         self,
@@ -102,11 +99,14 @@ class ServerListener:
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
         )
-        self._make_consumer: Callable[[Link[Session]], Consumer] | None = None
+        self._link = ServerLink[Session](self.address, self._dial, app=app, log=log)
+        self._backlog = Backlog(app, "redis", self.address)
+        self._make_consumer: Callable[[], Consumer] | None = None
         if stream is not None:
             self._make_consumer = partial(
                 Consumer,
                 app,
+                self._link,
                 endpoint=self.address,
                 stream=stream,
                 group=stream if group is None else group,
@@ -136,14 +136,6 @@ class ServerListener:
         """`*` and `?` also match themselves, so nothing is lost where none was meant."""
         pattern = subscription.pattern
         return self._wildcards and isinstance(pattern, str) and ("*" in pattern or "?" in pattern)
-
-    def _notify(self, event: Event) -> None:
-        new, reason = getattr(event, "new", ""), getattr(event, "reason", "")
-        if new == "reconnecting":
-            log.warning("%s: the connection was lost: %s", self.address, reason)
-        elif new == "idle" and getattr(event, "old", "") == "reconnecting":
-            log.error("%s: not connected any more: %s", self.address, reason)
-        self._app.notify(event)
 
     # ---------------------------------------------------------------------------- the connection
 
@@ -185,13 +177,11 @@ class ServerListener:
             if self._is_glob(subscription):
                 self._globs.add(name)
         self._stopping = False
-        self._backlog = Backlog(self._app, "redis", self.address)
-        self._link = Link[Session](
-            self.address, self._dial, clock=self._app.clock, notify=self._notify
-        )
+        if self._link.status == "closed":  # it has been started before
+            self._backlog = Backlog(self._app, "redis", self.address)
         if self._make_consumer is not None:
-            self._consumer = self._make_consumer(self._link)
-        await self._link.get(self._app.clock.now() + DIAL_TIMEOUT)
+            self._consumer = self._make_consumer()
+        await self._link.start()
 
     # --------------------------------------------------------------------------------- messages
 
@@ -291,8 +281,6 @@ class ServerListener:
 
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
-        if not hasattr(self, "_link"):
-            return  # it was never started
         self._stopping = True
         self._backlog.close()
         if self._consumer is not None:
