@@ -30,6 +30,7 @@ from resilient_client import (
     TransportError,
 )
 from resilient_client.loops import fast_loop_factory
+from tests.calls import outcome
 from tests.peers.process import resident
 
 from .rigs import DIRECT, RIGS, Rig
@@ -93,13 +94,6 @@ def _resources() -> dict[str, int]:
         except OSError:
             continue
     return {"sockets": sockets, "threads": threading.active_count()}
-
-
-async def outcome(call: Any) -> Any:
-    try:
-        return await call
-    except ResilientClientError as error:
-        return error
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from resilient_client import (
     ResilientClientError,
     Server,
 )
+from tests.calls import error_of
 from tests.peers.nest import NestClient, NestServer
 from tests.telemetry.kit import Recorded
 
@@ -50,14 +51,6 @@ async def calling_nest(
             url, policies=(), telemetry=telemetry, **meeting.client_options
         ) as client:
             yield client
-
-
-async def error_of(call: Any) -> Any:
-    try:
-        value = await call
-    except ResilientClientError as error:
-        return error
-    pytest.fail(f"it answered {value!r} instead of failing")
 
 
 async def values_of(stream: Any) -> tuple[list[Any], Any]:

@@ -22,10 +22,10 @@ from resilient_client import (
     DeadlineExceeded,
     NoHandlerError,
     RemoteError,
-    ResilientClientError,
     Server,
     Throttled,
 )
+from tests.calls import error_of
 from tests.peers.certificates import certificates
 from tests.peers.nest import FOLDER, NestClient, NestServer, server_tls_options, tls_options
 
@@ -75,14 +75,6 @@ async def calling_nest(version: int = 12, **settings: Any) -> AsyncIterator[Clie
         url = f"{scheme}://localhost:{server.port}" if "tls" in settings else server.url
         async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
             yield client
-
-
-async def error_of(call: Any) -> Any:
-    try:
-        value = await call
-    except ResilientClientError as error:
-        return error
-    pytest.fail(f"it answered {value!r} instead of failing")
 
 
 async def numbers(*values: int) -> AsyncIterator[dict[str, int]]:

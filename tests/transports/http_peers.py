@@ -7,12 +7,14 @@ import contextlib
 import gzip
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse, RedirectResponse, StreamingResponse
+
+from tests.peers.script import Script, scripted_peer
 
 BOUND = 20.0
 
@@ -141,9 +143,6 @@ def rest_service() -> Iterator[Service]:
         assert not thread.is_alive()
 
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
 class Scripted:
     def __init__(self, url: str) -> None:
         self.url = url
@@ -153,32 +152,21 @@ class Scripted:
 
 
 @contextlib.asynccontextmanager
-async def scripted(serve: Serve) -> AsyncIterator[Scripted]:
+async def scripted(serve: Script) -> AsyncIterator[Scripted]:
     """A server that does what it is told with each connection, then closes it."""
-    tasks: set[asyncio.Task[Any]] = set()
     peer = Scripted("")
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         peer.connections += 1
         peer.open += 1
-        tasks.add(asyncio.current_task())  # type: ignore[arg-type]
         try:
             await serve(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            return
         finally:
             peer.open -= 1
-            writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    peer.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    try:
+    async with scripted_peer(connected) as port:
+        peer.url = f"http://127.0.0.1:{port}"
         yield peer
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
@@ -190,7 +178,7 @@ async def read_request(reader: asyncio.StreamReader) -> bytes:
     return head
 
 
-def answers(*responses: bytes, then: Serve | None = None) -> Serve:
+def answers(*responses: bytes, then: Script | None = None) -> Script:
     """Each request on a connection gets the next of these; after the last it is closed."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -202,12 +190,6 @@ def answers(*responses: bytes, then: Serve | None = None) -> Serve:
             await then(reader, writer)
 
     return serve
-
-
-async def silence(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Until the caller has gone."""
-    while await reader.read(1024):
-        continue
 
 
 def ok(body: bytes, *more: bytes) -> bytes:

@@ -15,6 +15,7 @@ from resilient_client.transports.mqtt._codec import (
     read_properties,
     varint,
 )
+from tests.peers.script import scripted_peer
 
 CONNACK = b"\x20\x03\x00\x00\x00"
 Script = Callable[["Peer"], Awaitable[None]]
@@ -68,28 +69,8 @@ class Peer:
 @asynccontextmanager
 async def broker(script: Script) -> AsyncIterator[str]:
     """A broker that plays this script on every connection; its URL."""
-    tasks: set[asyncio.Task[Any]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        tasks.add(task)
-        try:
-            await script(Peer(reader, writer))
-            await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with scripted_peer(lambda reader, writer: script(Peer(reader, writer))) as port:
+        yield f"mqtt://127.0.0.1:{port}"
 
 
 @asynccontextmanager

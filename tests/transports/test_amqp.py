@@ -34,6 +34,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports._base import Target
 from resilient_client.transports.amqp import _connection
 from resilient_client.transports.amqp._connection import Login
+from tests.calls import error_of, outcome
 from tests.peers.brokers import RabbitMQ, require_broker
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
@@ -68,14 +69,6 @@ def server_of(url: str, **options: Any) -> Server:
         return payload
 
     return server
-
-
-async def error_of(call: Any) -> Any:
-    try:
-        value = await call
-    except ResilientClientError as error:
-        return error
-    pytest.fail(f"it answered {value!r} instead of failing")
 
 
 @asynccontextmanager
@@ -649,7 +642,7 @@ async def test_a_memory_alarm_is_told_bounds_every_call_and_holds_up_no_acknowle
         finally:
             await asyncio.to_thread(own_broker.ctl, "set_vm_memory_high_watermark", "0.4")
         started = time.monotonic()
-        while isinstance(answer := await _outcome(client.send("echo", 2, timeout=1)), Exception):
+        while isinstance(answer := await outcome(client.send("echo", 2, timeout=1)), Exception):
             assert time.monotonic() - started < 10, answer
         assert heard == [1]
 
@@ -659,19 +652,12 @@ async def _sent(call: Any) -> bool:
     return bool((await error_of(call)).sent)
 
 
-async def _outcome(call: Any) -> Any:
-    try:
-        return await call
-    except ResilientClientError as error:
-        return error
-
-
 async def test_a_full_queue_that_refuses_is_a_reason_to_slow_down(
     rabbitmq_broker: RabbitMQ, unique: str
 ) -> None:
     arguments = {"x-max-length": 2, "x-overflow": "reject-publish"}
     async with client_of(rabbitmq_broker.url, queue=unique, arguments=arguments) as client:
-        results = [await _outcome(client.emit("e", n)) for n in range(4)]
+        results = [await outcome(client.emit("e", n)) for n in range(4)]
     assert [type(each).__name__ for each in results] == ["Receipt", "Receipt"] + ["Throttled"] * 2
 
 

@@ -30,6 +30,7 @@ from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._errors import REPLY_CODES, closed_error, unroutable
 from resilient_client.transports.amqp._topology import matches
 from resilient_client.transports.amqp.server import _Acknowledgements
+from tests.peers.script import scripted_peer, silence
 
 
 def header_of(data: bytes) -> wire.Delivery:
@@ -260,27 +261,12 @@ async def test_acknowledgements_settle_each_message_once_whatever_the_order() ->
 
 @asynccontextmanager
 async def peer(script: Callable[[Any, Any], Any]) -> AsyncIterator[str]:
-    writers: list[asyncio.StreamWriter] = []
-
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        try:
-            await script(reader, writer)
-            await writer.drain()
-            await reader.read()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
+        await script(reader, writer)
+        await silence(reader, writer)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"amqp://127.0.0.1:{server.sockets[0].getsockname()[1]}?queue=q"
-    finally:
-        server.close()
-        for writer in writers:
-            writer.transport.abort()
-        await asyncio.sleep(0.01)
+    async with scripted_peer(serve) as port:
+        yield f"amqp://127.0.0.1:{port}?queue=q"
 
 
 START = marshal(commands.Connection.Start(0, 9, {"product": "fake"}, "PLAIN AMQPLAIN", "en_US"), 0)

@@ -34,6 +34,7 @@ from resilient_client import (
 )
 from resilient_client.testing import check_transport
 from resilient_client.transports.grpc._library import aio, grpc, status_pb2
+from tests.calls import error_of
 from tests.contract.rigs import Service
 from tests.peers.certificates import certificates
 from tests.peers.proxy import TcpProxy
@@ -143,12 +144,6 @@ def math_server(url: str = LOCAL, seen: Seen | None = None, **options: Any) -> S
 def client_of(server: Server, **options: Any) -> ClientProxy:
     options.setdefault("policies", ())
     return ClientProxy(server.addresses[0], telemetry=False, **options)
-
-
-async def error_of(call: Any) -> Any:
-    with pytest.raises(Exception) as caught:
-        await call
-    return caught.value
 
 
 async def numbers(*values: int) -> AsyncIterator[dict[str, int]]:

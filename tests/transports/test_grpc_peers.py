@@ -21,9 +21,9 @@ from resilient_client import (
     NoHandlerError,
     Receipt,
     RemoteError,
-    ResilientClientError,
     Server,
 )
+from tests.calls import error_of
 from tests.peers.brokers import require_peer
 from tests.peers.gogrpc import GoServer, go_missing, run
 
@@ -108,14 +108,6 @@ async def test_our_server_passes_grpcs_interoperability_tests(case: str) -> None
         )
     assert code == 0, output
     assert "done" in output.lower(), output
-
-
-async def error_of(call: Any) -> Any:
-    try:
-        value = await call
-    except ResilientClientError as error:
-        return error
-    pytest.fail(f"it answered {value!r} instead of failing")
 
 
 async def test_our_client_passes_them_against_the_go_server() -> None:

@@ -26,15 +26,8 @@ from resilient_client import (
     Throttled,
 )
 from tests.peers.certificates import certificates
-from tests.transports.http_peers import (
-    Service,
-    answers,
-    ok,
-    read_request,
-    rest_service,
-    scripted,
-    silence,
-)
+from tests.peers.script import scripted_peer, silence
+from tests.transports.http_peers import Service, answers, ok, read_request, rest_service, scripted
 
 SLACK = 5.0
 """Seconds beyond what is promised, on a machine that is busy with something else."""
@@ -518,19 +511,8 @@ async def test_a_client_that_is_closed_fails_what_is_pending():
 
 @contextlib.asynccontextmanager
 async def secure(context: Any) -> AsyncIterator[str]:
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await answers(ok(b'"secret"'))(reader, writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
-    try:
-        yield f"https://localhost:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
+    async with scripted_peer(answers(ok(b'"secret"')), context) as port:
+        yield f"https://localhost:{port}"
 
 
 async def test_https_checks_the_certificate():

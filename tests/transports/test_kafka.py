@@ -30,6 +30,7 @@ from resilient_client import (
 )
 from resilient_client.events import Degraded
 from resilient_client.testing import check_transport
+from tests.calls import error_of
 from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
 from tests.peers.kafka import Kafka
@@ -46,12 +47,6 @@ IMPOSSIBLE = ("object_patterns", "no_handler")
 async def client_of(url: str, **options: Any) -> AsyncIterator[ClientProxy]:
     async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
         yield client
-
-
-async def error_of(call: Any) -> Any:
-    with pytest.raises(ResilientClientError) as caught:
-        await call
-    return caught.value
 
 
 async def test_kafka_passes_the_conformance_suite(kafka_broker: Kafka, unique: str) -> None:

@@ -25,6 +25,7 @@ from resilient_client import (
 )
 from resilient_client.testing import check_transport
 from resilient_client.transports.mqtt._codec import publish, text
+from tests.calls import error_of
 from tests.peers.brokers import Mosquitto
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
@@ -60,12 +61,6 @@ def client_of(broker: Mosquitto, **options: Any) -> ClientProxy:
 def link_of(end: Any) -> Any:
     parts = end._transports if isinstance(end, ClientProxy) else end._listeners
     return parts[0]._link
-
-
-async def error_of(call: Any) -> Any:
-    with pytest.raises(Exception) as caught:
-        await call
-    return caught.value
 
 
 # ------------------------------------------------------------------------------ who gets a message

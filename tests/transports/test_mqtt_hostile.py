@@ -27,6 +27,7 @@ from resilient_client.transports.mqtt._reasons import (
     publish_error,
     subscribe_error,
 )
+from tests.calls import error_of
 from tests.transports.mqtt_peers import Peer, broker, scripted_client
 
 # MQTT 5, section 2.4, table 2-6: which codes which packet may carry
@@ -89,12 +90,6 @@ def test_every_reason_code_becomes_an_error_of_ours() -> None:
 
 
 # ---------------------------------------------------------------------------- brokers that refuse
-
-
-async def error_of(call: Any) -> Any:
-    with pytest.raises(Exception) as caught:
-        await call
-    return caught.value
 
 
 async def hold() -> None:

@@ -34,9 +34,11 @@ from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports._base import Target
 from resilient_client.transports.nats import _library, _socket, _wire
+from tests.calls import error_of
 from tests.peers.nats import Nats
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
+from tests.peers.script import scripted_peer, silence
 from tests.transports.slow_reader import ended_told_and_back
 from tests.waiting import eventually
 
@@ -50,12 +52,6 @@ def server_of(broker: Nats, **options: Any) -> Server:
 def client_of(broker: Nats, **options: Any) -> ClientProxy:
     options.setdefault("policies", ())
     return ClientProxy(broker.url, telemetry=False, **options)
-
-
-async def error_of(call: Any) -> Any:
-    with pytest.raises(ResilientClientError) as caught:
-        await call
-    return caught.value
 
 
 async def test_nats_passes_the_conformance_suite(nats_broker: Nats) -> None:
@@ -383,20 +379,18 @@ async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> No
             if b"PUB " in data:
                 writer.write(b"-ERR 'Slow Consumer'\r\n")
                 break
-        writer.close()
 
-    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
     news: list[Any] = []
     options: dict[str, Any] = {"policies": (), "telemetry": False, "observers": [news.append]}
-    async with ClientProxy(f"nats://127.0.0.1:{port}", **options) as client:
+    async with (
+        scripted_peer(talk) as port,
+        ClientProxy(f"nats://127.0.0.1:{port}", **options) as client,
+    ):
         error = await error_of(client.send("x", timeout=20))
         assert isinstance(error, ConnectionLost), error
         assert "slow consumer" in str(error)
         await eventually(lambda: client.status == "connected")
     assert ["slow consumer" in each.reason for each in news if each.new == "reconnecting"] == [True]
-    listener.close()
-    await listener.wait_closed()
 
 
 # ---- connections ----
@@ -476,10 +470,7 @@ async def test_what_is_no_nats_server_is_told(caplog: pytest.LogCaptureFixture) 
         if reply:
             writer.write(reply)
             await reader.read()
-        writer.close()
 
-    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
     info = b'INFO {"server_id":"x","max_payload":1000,"headers":true}\r\n'
     for greeting, reply in (
         (b"220 mail.example ESMTP\r\n", b""),
@@ -488,30 +479,22 @@ async def test_what_is_no_nats_server_is_told(caplog: pytest.LogCaptureFixture) 
         (info, b"-ERR 'Maximum Connections Exceeded'\r\n"),
         (info, b"something else\r\n"),
     ):
-        client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
-        error = await error_of(client.send("x", timeout=10))
-        assert isinstance(error, ConnectError | ProtocolError), (greeting, reply, error)
-        assert not error.sent
-        await client.aclose()
-    listener.close()
-    await listener.wait_closed()
+        async with scripted_peer(talk) as port:
+            client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
+            error = await error_of(client.send("x", timeout=10))
+            assert isinstance(error, ConnectError | ProtocolError), (greeting, reply, error)
+            assert not error.sent
+            await client.aclose()
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR and r.name == "asyncio"]
 
 
 async def test_a_silent_server_bounds_connecting() -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    listener = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
-    started = time.monotonic()
-    assert isinstance(await error_of(client.send("x", timeout=20)), ConnectError)
-    assert time.monotonic() - started < 5
-    await client.aclose()
-    listener.close()
-    await listener.wait_closed()
+    async with scripted_peer(silence) as port:
+        client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
+        started = time.monotonic()
+        assert isinstance(await error_of(client.send("x", timeout=20)), ConnectError)
+        assert time.monotonic() - started < 5
+        await client.aclose()
 
 
 async def test_a_broker_that_talks_nonsense_later_is_left_and_dialled_again() -> None:
@@ -522,19 +505,15 @@ async def test_a_broker_that_talks_nonsense_later_is_left_and_dialled_again() ->
                 writer.write(b"PONG\r\n")
             if b"PUB " in data:
                 writer.write(b"INFO {nonsense\r\n")
-        writer.close()
 
-    listener = await asyncio.start_server(talk, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
-    started = time.monotonic()
-    error = await error_of(client.send("x", timeout=20))
-    assert isinstance(error, ConnectionLost), error
-    assert time.monotonic() - started < 3
-    await eventually(lambda: client.status == "connected")
-    await client.aclose()
-    listener.close()
-    await listener.wait_closed()
+    async with scripted_peer(talk) as port:
+        client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)
+        started = time.monotonic()
+        error = await error_of(client.send("x", timeout=20))
+        assert isinstance(error, ConnectionLost), error
+        assert time.monotonic() - started < 3
+        await eventually(lambda: client.status == "connected")
+        await client.aclose()
 
 
 # ---- the bytes ----

@@ -17,6 +17,7 @@ import pytest
 from resilient_client import ClientProxy, ConfigurationError, ResilientClientError, Server, standard
 from tests.peers.certificates import certificates
 from tests.peers.nats import Nats, _nkey, make_nkey
+from tests.peers.script import scripted_peer
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -287,19 +288,15 @@ async def test_credentials_are_not_sent_in_the_clear_where_tls_was_asked_for(
         writer.write(b'INFO {"server_id":"x","max_payload":1000,"headers":true}\r\n')
         while data := await reader.read(1000):
             seen.extend(data)
-        writer.close()
 
-    listener = await asyncio.start_server(plain, "127.0.0.1", 0)
-    port = listener.sockets[0].getsockname()[1]
-    await refused(
-        f"nats://127.0.0.1:{port}",
-        "does not speak TLS",
-        tls=certificates().client_context(),
-        token=SECRET,
-    )
+    async with scripted_peer(plain) as port:
+        await refused(
+            f"nats://127.0.0.1:{port}",
+            "does not speak TLS",
+            tls=certificates().client_context(),
+            token=SECRET,
+        )
     assert not seen
-    listener.close()
-    await listener.wait_closed()
     broker = new_broker(Nats)
     with pytest.raises(ResilientClientError, match="does not speak TLS"):
         await works(url_of(broker), tls=True)

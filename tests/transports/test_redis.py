@@ -22,7 +22,6 @@ from resilient_client import (
     InvalidPayloadError,
     NoHandlerError,
     PayloadError,
-    ResilientClientError,
     Retry,
     Server,
     Throttled,
@@ -33,10 +32,12 @@ from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports.redis import _client, _connection
 from resilient_client.transports.redis._session import Session
+from tests.calls import error_of
 from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestServer
+from tests.peers.script import scripted_peer
 from tests.transports.slow_reader import ended_told_and_back
 from tests.waiting import eventually
 
@@ -65,14 +66,6 @@ def echo_server(url: str, name: str, **options: Any) -> Server:
 
 async def _same(payload: Any) -> Any:
     return payload
-
-
-async def error_of(call: Any) -> Any:
-    try:
-        value = await call
-    except ResilientClientError as error:
-        return error
-    pytest.fail(f"it answered {value!r} instead of failing")
 
 
 async def test_redis_passes_the_conformance_suite(redis_broker: Redis) -> None:
@@ -721,10 +714,8 @@ async def test_something_that_is_no_redis_is_told() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await reader.read()
-        writer.close()
 
-    async with await asyncio.start_server(talk, "127.0.0.1", 0) as other:
-        port = other.sockets[0].getsockname()[1]
+    async with scripted_peer(talk) as port:
         client = client_of(f"redis://127.0.0.1:{port}")
         error = await error_of(client.send("x", timeout=2))
         assert isinstance(error, ConnectError)

@@ -21,13 +21,14 @@ from resilient_client import (
     Throttled,
 )
 from resilient_client.events import Degraded
+from tests.calls import error_of
 from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
 from tests.peers.proxy import TcpProxy
 from tests.waiting import eventually
 
 from .redis_peer import command
-from .test_redis import NewBroker, client_of, error_of, server_of
+from .test_redis import NewBroker, client_of, server_of
 
 pytestmark = [pytest.mark.broker]
 
