@@ -64,7 +64,7 @@ class Attempt:
     cause: str
 
 
-_USERINFO = re.compile(r"(?<=://)[^/@\s]*@")
+_USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def redact(text: str) -> str:
@@ -165,21 +165,28 @@ class ResilientClientError(Exception):
             parts.append(f"- {self.hint}")
         return " ".join(parts)
 
+    def __repr__(self) -> str:
+        return redact(super().__repr__())
+
     def _state(self) -> dict[str, Any]:
         """What pickling and copying keep, besides `args`."""
         state = {
-            key: value
+            key: list(value) if key == "__notes__" else value
             for key, value in self.__dict__.items()
-            if key not in {"_call", "_started", "_ended", "__notes__"}
+            if key not in {"_call", "_started", "_ended"}
         }
         state.update(
             sent=self.sent,
             _pattern=self.pattern,
             _endpoint=self.endpoint,
             _idempotent=self._call.idempotent if self._call is not None else self._idempotent,
-            _frozen_attempts=self.attempts,
         )
+        if self._call is not None:
+            state["_frozen_attempts"] = self.attempts
         return state
+
+    def __copy__(self) -> ResilientClientError:
+        return _rebuild(type(self), self.args, self._state(), self.__cause__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         cause = self.__cause__
@@ -197,7 +204,8 @@ def _rebuild(
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)
-    error.__cause__ = cause
+    if cause is not None:
+        error.__cause__ = cause
     return error
 
 
@@ -236,6 +244,13 @@ class ConnectError(TransportError, ConnectionError):
 
     outcome = Outcome.NEVER_SENT
     hint = "check that the service is running and that the address is right"
+
+
+def client_closed() -> ConnectError:
+    """What a call of a closed client ends with: it says nothing about the peer, and stays so."""
+    error = ConnectError("the client is closed", hint="make a new client")
+    error.outcome = Outcome.REJECTED
+    return error
 
 
 class ConnectionLost(TransportError, ConnectionError):
