@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf, isnan
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from resilient_client.errors import ConfigurationError
 
+T = TypeVar("T")
 On: TypeAlias = (
     "type[BaseException] | tuple[type[BaseException], ...] | Callable[[Exception], bool]"
 )
@@ -33,6 +34,13 @@ def count(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(f"{name}={value!r} must be a whole number from 1")
     return value
+
+
+def several(name: str, given: Iterable[T]) -> list[T]:
+    """The list of these."""
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise ConfigurationError(f"{name}={given!r} must be a list", hint=f"write {name}=[...]")
+    return list(given)
 
 
 def share(name: str, value: object) -> float:

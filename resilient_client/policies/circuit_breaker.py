@@ -20,6 +20,7 @@ from weakref import WeakSet
 import pybreaker
 
 from resilient_client.errors import UNSET, ConfigurationError, RejectedError
+from resilient_client.policies._checks import several
 from resilient_client.policies._circuit import mirror, rules, states
 from resilient_client.policies._circuit.calls import Calls
 from resilient_client.policies._circuit.engine import Circuit
@@ -87,14 +88,6 @@ class CircuitOpenError(RejectedError, pybreaker.CircuitBreakerError):
         by = self._refused_by
         return self._circuit_state if by is None else by.name
 
-    def _text(self) -> str:
-        if self.args:
-            return super()._text()
-        text = f"circuit {self.circuit or UNNAMED} is {self.state}"
-        if self.state in {CLOSED, HALF_OPEN}:
-            text += ", but no more calls at once for now"
-        return text if self.last_cause is None else f"{text} since {self.last_cause}"
-
     def _state(self) -> dict[str, Any]:
         kept = super()._state()
         kept.update(_refused_by=None, _circuit=self.circuit, _circuit_state=self.state)
@@ -105,13 +98,23 @@ _new = CircuitOpenError.__new__
 
 
 def _refuse(state: State, wait: float, last_cause: str | None) -> CircuitOpenError:
-    error = _new(CircuitOpenError)  # without its constructor: a refusal is cheap
+    text = state.refusal
+    if text is None:
+        text = state.refusal = _text(state, last_cause)
+    error = _new(CircuitOpenError, text)  # without its constructor: a refusal is cheap
     error._refused_by = state  # noqa: SLF001
     error.retry_after = wait if 0.0 < wait < inf else None
     error.last_cause = last_cause
     if wait == inf:  # forced open
         error.hint = "it was opened by hand: close() or half_open() lets calls pass again"
     return error
+
+
+def _text(state: State, last_cause: str | None) -> str:
+    text = f"circuit {state.circuit or UNNAMED} is {state.name}"
+    if state.name in {CLOSED, HALF_OPEN}:
+        text += ", but no more calls at once for now"
+    return text if last_cause is None else f"{text} since {last_cause}"
 
 
 class _ClosedState(states.Closed, pybreaker.CircuitClosedState):
@@ -229,8 +232,8 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         if name is not None and not isinstance(name, str):
             raise ConfigurationError(f"name={name!r} must be a string")
         super().__init__(
-            exclude=[_checked_exclusion(entry) for entry in exclude or ()],
-            listeners=[_checked_listener(entry) for entry in listeners or ()],
+            exclude=[_checked_exclusion(entry) for entry in several("exclude", exclude or ())],
+            listeners=[_checked_listener(entry) for entry in several("listeners", listeners or ())],
             name=name,
             throw_new_error_on_trip=throw_new_error_on_trip,
         )

@@ -668,6 +668,8 @@ def test_the_error_can_be_raised_with_one_string() -> None:
 async def test_the_error_survives_pickling_and_copying(again: Any) -> None:
     scene = await Scene(name="stock", **QUICK).opened()
     error = await scene.refused()
+    assert error.args == ("circuit stock is open since ConnectionLost: cut",)
+    assert repr(error) == f"CircuitOpenError({error.args[0]!r})"
     twin = again(error)
     assert type(twin) is CircuitOpenError
     assert str(twin) == str(error)

@@ -54,10 +54,12 @@ class State:
         calls: how many have been counted here.
         judged_at: the number of the one call that can open the circuit by succeeding.
         until: when an open state ends.
+        refusal: what those that are not let through are told, once there was one.
     """
 
     plain = False
     until = -inf
+    refusal: str | None = None
     calls = 0
     judged_at = 0
 
