@@ -39,6 +39,26 @@ def holder_of(hint: Any) -> Any:
     return msgspec.defstruct("Holder", [("value", hint)], array_like=True)
 
 
+def unknown_types(hint: Any) -> list[type]:
+    """The classes in a type that msgspec leaves to `dec_hook`, but for fields with a default."""
+    from msgspec import inspect  # only where a server starts
+
+    found: list[type] = []
+    known: list[Any] = [inspect.type_info(hint)]  # types may contain themselves
+    for each in known:
+        if isinstance(each, inspect.CustomType):
+            found.append(each.cls)
+        for name in each.__struct_fields__:
+            parts = getattr(each, name)
+            for part in parts if isinstance(parts, tuple) else (parts,):
+                inner = part
+                if isinstance(part, inspect.Field):
+                    inner = part.type if part.required else None
+                if isinstance(inner, inspect.Type) and all(inner is not seen for seen in known):
+                    known.append(inner)
+    return found
+
+
 class Record(Struct, eq=False):
     """Attributes with a constructor in C: 60 ns where an `__init__` of its own takes 150 to 250.
 

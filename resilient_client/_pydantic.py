@@ -46,7 +46,10 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
     """What validates into a hint; raises one of `UNUSABLE` when nothing can."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(hint)
+    made: TypeAdapter[Any] = TypeAdapter(hint)
+    if not getattr(made, "pydantic_complete", True):  # it names something that is not there yet
+        made.rebuild(raise_errors=True)
+    return made
 
 
 def is_syntax(error: ValueError) -> bool:

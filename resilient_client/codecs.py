@@ -102,6 +102,41 @@ def converter_of(codec: Codec, hint: Any) -> Callable[[Any], Any]:
     return lambda value: codec.convert(value, hint)
 
 
+_PLAIN: tuple[Any, ...] = (None, True, 0, 0.5, "", b"", [], {})
+"""One of each kind of value that a payload is made of."""
+
+
+def refuse_unreadable(codec: Codec, hint: Any) -> None:
+    """Refuse a type that no payload can be decoded into, before one comes.
+
+    Only our own codec can be asked.
+
+    Raises:
+        ConfigurationError: it is such a type; the text names the part of it.
+    """
+    if type(codec) is not JsonCodec or hint is Any:
+        return
+    _reader_for(hint)
+    if _pydantic.mentions_model(hint):
+        return  # pydantic has looked at all of it
+    try:
+        unknown = _json.unknown_types(hint)
+    except _pydantic.UNUSABLE:
+        return  # what msgspec has no reader for, pydantic has
+    for each in unknown:
+        if not _pydantic.is_model(each) and not _may_be_plain(each):
+            error = NotImplementedError(f"{_name(each)} is no builtin, dataclass or model")
+            raise _unusable(hint, error)
+
+
+def _may_be_plain(kind: type) -> bool:
+    """Whether it is a class that says something of builtins, as `object` or `Hashable` do."""
+    try:
+        return any(isinstance(value, kind) for value in _PLAIN)
+    except TypeError:  # a protocol that is for type checkers only
+        return False
+
+
 class _Convert(Protocol):
     def __call__(self, value: Any, strict: bool = True, /) -> Any: ...  # noqa: FBT001, FBT002
 

@@ -11,7 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import MonotonicClock
-from resilient_client.codecs import JsonCodec, quick_decoder
+from resilient_client.codecs import JsonCodec, quick_decoder, refuse_unreadable
 from resilient_client.context import (
     CORRELATION_HEADER,
     DEADLINE_HEADER,
@@ -24,6 +24,7 @@ from resilient_client.context import (
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
+    ConfigurationError,
     InvalidPayloadError,
     NoHandlerError,
     Overloaded,
@@ -121,6 +122,26 @@ class Dispatcher:
             self._events.setdefault(handler.route, []).append(handler)
         else:
             self._requests[handler.route] = handler
+
+    def prepare(self, payload_type: Callable[[Any], Any]) -> None:
+        """Look at the payloads' types again: what they name may have come into being since.
+
+        Args:
+            payload_type: what of a type is the codec's business.
+
+        Raises:
+            ConfigurationError: nothing can be decoded into one of them.
+        """
+        for handler in self.subscriptions():
+            try:
+                refuse_unreadable(self.codec, payload_type(handler.payload_type))
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"handler {handler.name}: {handler.payload_name!r}: {error.args[0]}",
+                    hint="annotate it with a builtin, dataclass, TypedDict, Struct or pydantic"
+                    " model, or leave the annotation out",
+                ) from error
+            handler.decode = _decoder(handler, self.codec)
 
     def register_exception(self, kind: type[BaseException], function: Callable[..., Any]) -> None:
         """Add a translation of an exception into a `RemoteError`."""

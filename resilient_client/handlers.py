@@ -33,7 +33,7 @@ class Handler:
         is_event: for events; otherwise it answers requests.
         extras: options that only a transport understands.
         function: `function(payload, context)`, whatever the user's signature is.
-        payload_type: what the payload is validated into.
+        payload_name, payload_type: its parameter, and what the payload is validated into.
         decode: how that is done with the server's codec.
         is_straight: whether it is a coroutine function with no policies around it.
         wants_payload: whether the payload is decoded at all.
@@ -45,6 +45,7 @@ class Handler:
     route: str
     is_event: bool
     function: Callable[[Any, Context], Any]
+    payload_name: str
     payload_type: Any
     wants_payload: bool
     style: Style
@@ -93,6 +94,7 @@ def bind(
         route=route_of(pattern),
         is_event=is_event,
         function=_adapted(function, payload, context),
+        payload_name="" if payload is None else payload.name,
         payload_type=hint,
         wants_payload=payload is not None,
         style=_style(function),

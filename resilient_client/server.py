@@ -227,7 +227,8 @@ class Server(Router):
         """Bind and subscribe everything; return when calls made from now on find their handlers.
 
         Raises:
-            ConfigurationError: an address or a subscription that cannot be had.
+            ConfigurationError: an address or a subscription that cannot be had, or a handler whose
+                payload can never be what its annotation says.
             ConnectError: a broker that is not there.
         """
         if self._started:
@@ -237,6 +238,7 @@ class Server(Router):
                 "this server has no URL to listen on",
                 hint='write Server("tcp://127.0.0.1:3001"), or mount server.asgi',
             )
+        self._app.prepare(self._payload_type)
         self._started = True
         self._app.draining = False
         try:
@@ -252,6 +254,14 @@ class Server(Router):
         except BaseException:
             await self.aclose()
             raise
+
+    def _payload_type(self, hint: Any) -> Any:
+        """What of a handler's payload is decoded by the codec, not by a transport of its own."""
+        for listener in self._listeners:
+            own = getattr(listener, "payload_type", None)
+            if own is not None:
+                hint = own(hint)
+        return hint
 
     async def aclose(self) -> None:
         """Take nothing new in, let what runs end within `grace`, close. Idempotent."""

@@ -8,9 +8,10 @@ import contextvars
 import functools
 import logging
 import threading
+from collections.abc import Callable, Hashable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -122,6 +123,105 @@ def test_a_handler_that_wants_more_is_refused_when_registered() -> None:
 
         @server.message_pattern  # type: ignore[arg-type]
         async def forgotten() -> None: ...
+
+
+class Opaque:
+    """Nothing can be decoded into it."""
+
+
+class Sized(Protocol):
+    size: int
+
+
+@dataclass
+class Holds:
+    inner: list[Opaque]
+
+
+@dataclass
+class MayHold:
+    count: int
+    inner: Opaque = field(default_factory=Opaque)
+
+
+@dataclass
+class Names:
+    later: Later
+
+
+@dataclass
+class NamesNothing:
+    nothing: Nowhere  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore[reportUndefinedVariable]
+
+
+@pytest.mark.parametrize(
+    ("hint", "named"),
+    [
+        (Opaque, "Opaque"),
+        (Holds, "Opaque"),
+        (dict[str, Opaque | None], "Opaque"),
+        (int | Opaque, "Opaque"),
+        (Callable[[int], str], "Callable"),
+        (complex, "complex"),
+        (Sized, "Sized"),
+        (NamesNothing, "Nowhere"),
+    ],
+)
+async def test_a_payload_that_can_never_be_is_refused_before_the_server_listens(
+    hint: Any, named: str
+) -> None:
+    server = memory()
+
+    async def odd(order: Any) -> None: ...
+
+    odd.__annotations__["order"] = hint
+    server.event_pattern("odd")(odd)
+    with pytest.raises(ConfigurationError, match=named) as caught:
+        await server.start()
+    assert "odd: 'order'" in str(caught.value)
+    with pytest.raises(ConfigurationError, match=named):  # and not that it has been started
+        await server.start()
+
+
+async def test_what_can_be_a_payload_after_all_is_not_refused() -> None:
+    server = memory()
+
+    @server.message_pattern("hashable")
+    async def hashable(value: Hashable) -> Any:
+        return value
+
+    @server.message_pattern("default")
+    async def default(value: MayHold) -> int:
+        return value.count
+
+    @server.message_pattern("later")
+    async def later(value: Names) -> int:
+        return value.later.number
+
+    async with pair(server) as client:
+        assert await client.send("hashable", "x") == "x"
+        assert await client.send("default", {"count": 3}) == 3
+        assert await client.send("later", {"later": {"number": 4}}) == 4
+
+
+async def test_what_a_codec_of_the_users_own_can_decode_is_its_own_business() -> None:
+    class Wraps(JsonCodec):
+        def decode(self, body: bytes, type: Any = Any) -> Any:  # noqa: A002
+            return Opaque() if type is Opaque else super().decode(body, type)
+
+    server = memory(codec=Wraps())
+
+    @server.message_pattern("x")
+    async def x(value: Opaque) -> bool:
+        return isinstance(value, Opaque)
+
+    async with pair(server) as client:
+        assert await client.send("x", 1)
+
+
+@dataclass
+class Later:
+    number: int
 
 
 async def test_patterns_are_normalised_and_may_be_a_list() -> None:

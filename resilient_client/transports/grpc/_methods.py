@@ -91,6 +91,14 @@ def _reader(shape: Shape, hint: Any, codec: Codec) -> Callable[[bytes], Any]:
     return lambda raw: convert(mapping(raw))
 
 
+def payload_type(hint: Any) -> Any:
+    """What of a handler's payload the codec makes: nothing of a message, an item of a stream."""
+    if get_origin(hint) in _STREAMS:
+        return payload_type((get_args(hint) or (Any,))[0])
+    own = hint in _STREAMS or (isinstance(hint, type) and issubclass(hint, ProtobufMessage))
+    return Any if own else hint
+
+
 class MethodCodec:
     """Requests and responses of one method, for the server's dispatcher."""
 

@@ -34,6 +34,7 @@ from resilient_client.transports.grpc._methods import (
     STREAM,
     PatternsMethod,
     SchemaMethod,
+    payload_type,
 )
 from resilient_client.transports.grpc._reflection import reflection_handlers
 from resilient_client.transports.grpc._schema import schema_of
@@ -130,6 +131,8 @@ class ServerListener:
         """Refuse a method that its service does not have, when it is registered."""
         if self._schema is not None:
             self._schema.method(handler.route)
+
+    payload_type = staticmethod(payload_type)
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
