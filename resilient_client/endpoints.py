@@ -19,8 +19,9 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
     """A handler that goes round the endpoints, over those that admit.
 
     One that refuses (an open breaker) is passed over. One that could not be reached is followed by
-    the next at once, within the same attempt and each endpoint once: nothing was sent. When all
-    refuse, the refusal that ends first is raised.
+    another at once, within the same attempt and each endpoint once: nothing was sent. Whoever takes
+    over takes the next turn, so that those that work share the calls evenly. When all refuse, the
+    refusal that ends first is raised.
 
     Args:
         endpoints: URL and handler of each; the handler includes what guards that endpoint.
@@ -31,16 +32,21 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
     number = len(endpoints)
 
     async def chosen(call: Call) -> Reply:
-        first = next(turn)
+        tried: set[int] = set()
         refusal: RejectedError | None = None
+        refused_at: str | None = None
         unreached = False
-        for offset in range(number):
-            call.endpoint, handler = endpoints[(first + offset) % number]
+        while len(tried) < number:
+            index = next(turn) % number
+            if index in tried:
+                continue
+            tried.add(index)
+            call.endpoint, handler = endpoints[index]
             try:
                 return await handler(call)
             except RejectedError as error:
                 if refusal is None or _wait(error) < _wait(refusal):
-                    refusal = error
+                    refusal, refused_at = error, call.endpoint
             except ResilientClientError as error:
                 now = clock.now()
                 if error.outcome is not Outcome.NEVER_SENT or now >= call.deadline:
@@ -52,6 +58,7 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
             _, call.endpoint, call.attempt_started, _, last = call.failures.pop()  # type: ignore[union-attr]
             raise last
         assert refusal is not None  # noqa: S101
+        call.endpoint = refused_at
         raise refusal
 
     return chosen
