@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resilient_client.clock import MonotonicClock, call_later
 from resilient_client.codecs import JsonCodec
-from resilient_client.errors import ConnectError, ReplyTimeout, ResilientClientError
+from resilient_client.errors import ConnectError, ReplyTimeout, ResilientClientError, client_closed
 from resilient_client.message import NO_VALUE, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class ScriptedTransport:
 
     def _open(self) -> None:
         if self.status == "closed":
-            raise ConnectError("the client is closed", hint="make a new client")
+            raise client_closed()
         self.status = "connected"
 
     async def request(self, call: Call) -> Reply:

@@ -8,7 +8,13 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from resilient_client.clock import call_later
-from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError, redact
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ResilientClientError,
+    client_closed,
+    redact,
+)
 from resilient_client.events import ConnectionChanged
 from resilient_client.transports._base import BaseTransport
 
@@ -79,7 +85,7 @@ class Link(Generic[C]):
         """
         while (connection := self.current) is None:
             if self.status == "closed":
-                raise ConnectError("the client is closed", hint="make a new client")
+                raise client_closed()
             dialling = self._dialling or self._start_dial()
             await self._until(dialling, deadline)
             if self.current is None:
@@ -123,7 +129,7 @@ class Link(Generic[C]):
             if timer is not None:
                 timer.cancel()
         if task.cancelled():
-            raise ConnectError("the client was closed while connecting")
+            raise client_closed()
 
     async def _dialled(self) -> C:
         try:

@@ -18,6 +18,7 @@ from resilient_client.errors import (
     ConnectError,
     ConnectionLost,
     RemoteError,
+    client_closed,
     remote_error,
     wire_error,
 )
@@ -120,7 +121,7 @@ class ClientTransport(BaseTransport):
 
     def _listener(self) -> ServerListener:
         if self.status == "closed":
-            raise ConnectError("the client is closed", hint="make a new client")
+            raise client_closed()
         listener = _buses.get(self._name)
         if listener is None:
             if self.status == "connected":

@@ -20,6 +20,7 @@ from resilient_client.errors import (
     DeadlineExceeded,
     Overloaded,
     ResilientClientError,
+    client_closed,
 )
 from resilient_client.transports._link import DIAL_TIMEOUT
 from resilient_client.transports._stream import not_connected
@@ -28,8 +29,6 @@ from resilient_client.transports.http._connection import Connection
 if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.message import Call
-
-_CLOSED = "the client is closed"
 
 
 class Pool:
@@ -80,7 +79,7 @@ class Pool:
             DeadlineExceeded: nor within the call's own time.
         """
         if self.closed:
-            raise ConnectError(_CLOSED, hint="make a new client")
+            raise client_closed()
         connection = self._from_idle()
         if connection is None:
             if self._open < self._limit:
@@ -193,7 +192,7 @@ class Pool:
             raise not_connected(self.endpoint, error) from error
         if self.closed:
             connection.abort()
-            raise ConnectError(_CLOSED)
+            raise client_closed()
         return connection
 
     async def warm(self, deadline: float) -> None:
@@ -219,7 +218,7 @@ class Pool:
         self.deadlines.clear()
         for future in self._waiting:
             if not future.done():
-                future.set_exception(ConnectError(_CLOSED))
+                future.set_exception(client_closed())
         self._waiting.clear()
         left = [*self._idle, *self._busy]
         for connection in self._busy:

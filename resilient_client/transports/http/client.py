@@ -11,6 +11,7 @@ from resilient_client.errors import (
     ConnectionLost,
     PayloadError,
     ProtocolError,
+    client_closed,
 )
 from resilient_client.message import NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
@@ -156,7 +157,7 @@ class ClientTransport(BaseTransport):
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
         if self.status == "closed":
-            raise ConnectError("the client is closed", hint="make a new client")
+            raise client_closed()
         request: HttpRequest = call.body
         try:
             return await self._client.ask(call, request, self._headers(call, request), self._reply)
