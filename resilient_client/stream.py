@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from resilient_client.errors import DeadlineExceeded, ReplyTimeout, ResilientClientError
+from resilient_client.message import NO_VALUE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,6 +42,7 @@ class Stream(Generic[T]):
         self._reply: Reply | None = None
         self._items: Items | None = None
         self._finished = False
+        self._stepping = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __aiter__(self) -> Self:
@@ -58,13 +60,15 @@ class Stream(Generic[T]):
     async def __anext__(self) -> T:
         if self._finished:
             raise StopAsyncIteration
+        if self._stepping:
+            raise RuntimeError("another task is waiting for this stream's next value")
+        self._stepping = True  # until the value is there: with an error, the stream has ended
         if self._reply is None:
             await self._open()
         call, reply, items = self._call, self._reply, self._items
         assert call is not None and reply is not None  # noqa: S101, PT018
-        if items is None:  # a peer, or a fallback, that answered with one value
-            self._finished = True
-            raise StopAsyncIteration
+        if items is None:
+            return self._only(call, reply)
         try:
             idle = call.idle_timeout
             deadline = call.deadline if idle == inf else min(call.deadline, self._now() + idle)
@@ -87,6 +91,19 @@ class Stream(Generic[T]):
                 self._conclude(error, call)
             raise
         call.received += 1
+        self._stepping = False
+        return value  # type: ignore[no-any-return]
+
+    def _only(self, call: Call, reply: Reply) -> T:
+        """The value of a policy that answered with a plain reply."""
+        self._finished = True
+        if reply.body is NO_VALUE:
+            raise StopAsyncIteration
+        try:
+            value = reply.body if reply.decoded else self._decode(reply.body, self._returns)
+        except ResilientClientError as error:
+            self._conclude(error, call)
+            raise
         return value  # type: ignore[no-any-return]
 
     @property
