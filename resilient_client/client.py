@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakSet
 
 from resilient_client import defaults
-from resilient_client.clock import MonotonicClock
+from resilient_client.clock import MonotonicClock, in_time
 from resilient_client.codecs import JsonCodec
 from resilient_client.context import (
     ATTEMPT_HEADER,
@@ -43,6 +43,7 @@ from resilient_client.events import CallRejected
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
+from resilient_client.policies._checks import count, several
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import client_transport
@@ -65,6 +66,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("resilient_client")
 
+_KEYWORDS = (
+    "policies", "name", "headers", "patterns", "codec", "clock", "observers", "telemetry",
+)  # fmt: skip
 _NO_THREAD = 0
 _clients: WeakSet[ClientProxy] = WeakSet()
 
@@ -140,7 +144,9 @@ class ClientProxy:
         self._clock: Clock = clock if clock is not None else MonotonicClock()
         self._now = self._clock.now
         self._codec: Codec = codec if codec is not None else JsonCodec()
-        self._observers: list[Observer] = list(observers)
+        self._observers: list[Observer] = [
+            _observer(each) for each in several("observers", observers)
+        ]
         self._observer: Observer | None = self._tell if self._observers else None
         self._transports = self._open(target, options)
         self._endpoint = self._transports[0].endpoint
@@ -149,7 +155,7 @@ class ClientProxy:
         self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
         self._headers, self._ask_headers = _headers_source(headers)
         self._patterns = _pattern_settings(patterns)
-        self._policies = list(standard() if policies is None else policies)
+        self._policies = standard() if policies is None else several("policies", policies)
         self._timeout: float = defaults.TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
         self._guards: dict[tuple[int, str], CircuitBreaker] = {}
@@ -200,6 +206,9 @@ class ClientProxy:
         urls = [target] if isinstance(target, str) else list(target)
         if not urls:
             raise ConfigurationError("a client needs at least one URL")
+        for url in urls:
+            if not isinstance(url, str):
+                raise ConfigurationError(f"{type(url).__name__} among the URLs is not a text")
         if len({url.partition("://")[0] for url in urls}) > 1:
             raise ConfigurationError(
                 "the endpoints of one client speak one protocol",
@@ -207,7 +216,7 @@ class ClientProxy:
             )
         if len(set(urls)) != len(urls):
             raise ConfigurationError(f"the same endpoint twice in {len(urls)} URLs")
-        return [client_transport(url, env, options) for url in urls]
+        return [client_transport(url, env, options, _KEYWORDS) for url in urls]
 
     # ---------------------------------------------------------------------------- the pipeline
 
@@ -354,7 +363,7 @@ class ClientProxy:
         call = self._call("send", pattern, data, timeout, headers, idempotent, idempotency_key)
         try:
             if self._ask_headers is not None:
-                await self._add_headers(call)
+                await self._add_headers(call, headers)
             reply = await self._handler(call)
             value = reply.body
             if value is NO_VALUE:
@@ -385,14 +394,14 @@ class ClientProxy:
         call = self._call("emit", pattern, data, timeout, headers, idempotent, idempotency_key)
         try:
             if self._ask_headers is not None:
-                await self._add_headers(call)
+                await self._add_headers(call, headers)
             receipt = (await self._handler(call)).receipt
         except BaseException as error:
             self._conclude(error, call)
             raise
         if call.span is not None:
             call.span.end(None)
-        assert receipt is not None  # noqa: S101
+        assert receipt is not None, "a policy answered an event without a Receipt"  # noqa: S101
         return receipt
 
     @overload
@@ -442,7 +451,7 @@ class ClientProxy:
             ReplyTimeout: the stream was silent for `idle_timeout`.
             and what `send` raises.
         """
-        if idle_timeout <= 0:
+        if not idle_timeout > 0:
             raise ConfigurationError(f"idle_timeout={idle_timeout} must be above 0")
 
         async def start() -> tuple[Call, Reply]:
@@ -450,7 +459,7 @@ class ClientProxy:
             call.idle_timeout = idle_timeout
             try:
                 if self._ask_headers is not None:
-                    await self._add_headers(call)
+                    await self._add_headers(call, headers)
                 reply = await self._handler(call)
             except BaseException as error:
                 self._conclude(error, call)
@@ -485,7 +494,7 @@ class ClientProxy:
             timeout = settings.timeout
             if timeout is None:
                 timeout = inf if kind == "stream" else self._timeout
-        elif timeout <= 0:
+        elif not timeout > 0:  # nor is a NaN
             raise ConfigurationError(f"timeout={timeout} must be above 0", hint="math.inf is none")
         started = self._now()
         deadline = started + timeout
@@ -497,6 +506,8 @@ class ClientProxy:
             deadline = started + (context.remaining or 0.0)
         if idempotent is None:
             idempotent = settings.idempotent
+        if idempotency_key is not None:
+            _check_key(idempotency_key)
         call = Call(
             pattern,
             route,
@@ -539,21 +550,20 @@ class ClientProxy:
             raise
         return call
 
-    async def _add_headers(self, call: Call) -> None:
-        """Ask the `headers=` callable; what the call itself says stays."""
+    async def _add_headers(self, call: Call, given: Mapping[str, str] | None) -> None:
+        """Ask the `headers=` callable; what was given for this call comes before its answer."""
         assert self._ask_headers is not None  # noqa: S101
+        call.attempt = 0
         asked = self._ask_headers()
         if inspect.isawaitable(asked):
-            try:
-                async with asyncio.timeout(
-                    None if call.deadline == inf else call.deadline - self._now()
-                ):
-                    asked = await asked
-            except TimeoutError:
-                raise DeadlineExceeded(
-                    "the headers= callable took all the time there was"
-                ) from None
-        call.headers = {**_checked(asked), **call.headers}
+            late = DeadlineExceeded("the headers= callable took all the time there was")
+            asked = await in_time(asked, call.deadline, self._clock, late)
+        call.headers |= _checked(asked)
+        if given:
+            call.headers |= _checked(given)
+        if call.span is not None:
+            call.span.correlate(call.headers[CORRELATION_HEADER])
+        call.attempt = 1
 
     def _conclude(self, error: BaseException, call: Call) -> None:
         """The call has failed: give the error what it needs to tell the whole story when read."""
@@ -582,7 +592,7 @@ class ClientProxy:
         if self._telemetry is not None:
             self._telemetry.probe(self._now())
         deadline = self._now() + self._timeout
-        await asyncio.gather(*(breaker.start(self) for breaker in self._breakers.values()))
+        await asyncio.gather(*(breaker.start(self) for breaker in self._guards.values()))
         results = await asyncio.gather(
             *(transport.connect(deadline) for transport in self._transports),
             return_exceptions=True,
@@ -600,7 +610,7 @@ class ClientProxy:
             self._own_loop()
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
-        await asyncio.gather(*(breaker.stop(self) for breaker in self._breakers.values()))
+        await asyncio.gather(*(breaker.stop(self) for breaker in self._guards.values()))
         for forget in self._observed:  # a breaker shared with others outlives this client
             forget()
 
@@ -635,7 +645,7 @@ class ClientProxy:
             bind = getattr(policy, "bind", None)
             if bind is not None:
                 bind(loop)
-        for breaker in self._breakers.values():
+        for breaker in self._guards.values():
             breaker.bind(loop)
         if before is not None:
             for transport in self._transports:
@@ -678,7 +688,7 @@ class ClientProxy:
 
     def listen(self, callback: Observer) -> Callable[[], None]:
         """Call back with every change of state; the returned function ends that."""
-        self._observers.append(callback)
+        self._observers.append(_observer(callback))
         self._observer = self._tell
 
         def unsubscribe() -> None:
@@ -758,20 +768,32 @@ def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | N
 
 def _checked(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers with lower-case names. The value of a bad one is not shown: it may be secret."""
+    if not hasattr(headers, "items"):
+        raise PayloadError(f"headers are a mapping, not {type(headers).__name__}")
     checked = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise PayloadError(f"header {name!r} is not a string")
-        if (
-            "\r" in value
-            or "\n" in value
-            or "\0" in value
-            or not name.isascii()
-            or not name.strip()
-        ):
+        if not (_printable(value) and name.isascii() and name.isprintable() and name.strip()):
             raise PayloadError(f"header {name!r} holds a character that no header can")
         checked[name.lower()] = value
     return checked
+
+
+def _printable(value: str) -> bool:
+    """Whether a header may hold it: what is not printable, a server of ours leaves out."""
+    return value.isprintable() or value.replace("\t", "").isprintable()
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str) or not key.isprintable() or not key.strip():
+        raise PayloadError("idempotency_key= is no text that a header can hold")
+
+
+def _observer(observer: Observer) -> Observer:
+    if not callable(observer):
+        raise ConfigurationError(f"observer {observer!r} is not a function of an event")
+    return observer
 
 
 def _is_number(value: object) -> bool:
@@ -801,8 +823,8 @@ def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
         own = _PatternSettings(**given)
         if own.timeout is not None and not (_is_number(own.timeout) and own.timeout > 0):
             raise ConfigurationError(f"pattern {pattern!r}: timeout must be seconds, above 0")
-        if own.attempts is not None and not (_is_number(own.attempts) and own.attempts >= 1):
-            raise ConfigurationError(f"pattern {pattern!r}: attempts must be a number from 1")
+        if own.attempts is not None:
+            count(f"pattern {pattern!r}: attempts", own.attempts)
         if own.idempotent not in (None, True, False):
             raise ConfigurationError(f"pattern {pattern!r}: idempotent must be true or false")
         settings[route_of(pattern)] = own

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from math import inf
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
 
 
 class TimerHandle(Protocol):
@@ -50,6 +52,30 @@ def call_later(clock: Clock, seconds: float, callback: Callable[[], object]) -> 
         handle: TimerHandle = own(seconds, callback)
         return handle
     return asyncio.get_running_loop().call_later(max(0.0, seconds), callback)
+
+
+async def in_time(awaitable: Awaitable[T], deadline: float, clock: Clock, late: BaseException) -> T:
+    """Await it until the clock says `deadline`; then raise `late`.
+
+    It starts in any case: what need not wait comes even when no time is left.
+    """
+    loop = asyncio.get_running_loop()
+    limit = asyncio.timeout(None)
+    timer = None
+    try:
+        async with limit:
+            if deadline < inf:
+                timer = call_later(
+                    clock, deadline - clock.now(), lambda: limit.reschedule(loop.time())
+                )
+            return await awaitable
+    except TimeoutError:
+        if not limit.expired():
+            raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    raise late
 
 
 DEADLINE_RESOLUTION = 0.005

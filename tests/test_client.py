@@ -9,9 +9,12 @@ import pickle
 from dataclasses import dataclass
 from typing import Any
 
+import pybreaker
 import pytest
+from pybreaker import CircuitMemoryStorage
 
 from resilient_client import (
+    Call,
     CircuitBreaker,
     CircuitOpenError,
     ClientProxy,
@@ -20,16 +23,22 @@ from resilient_client import (
     ConnectionLost,
     Context,
     DeadlineExceeded,
+    Fallback,
+    Handler,
     NoHandlerError,
     PayloadError,
+    Reply,
     ReplyTimeout,
     ResilientClientError,
     Retry,
     Server,
     Timeout,
+    correlation_id,
     standard,
 )
+from resilient_client.clock import Clock
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
+from resilient_client.testing import FakeClock, ScriptedTransport
 from tests.peers.process import free_port
 
 _names = iter(range(10**6))
@@ -88,6 +97,65 @@ async def test_headers_come_from_the_call_before_the_client_and_are_asked_each_t
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"a\r\nb": "x"}, {"a\x7f": "x"}, {"a": "\x01"}, {"a": "\ud800"}, {"a": 1}, ["a"], "a", 5],
+)
+async def test_headers_that_would_not_arrive_are_refused(headers: Any) -> None:
+    async with memory() as server, quiet(server.addresses[0]) as client:
+        with pytest.raises(PayloadError, match="header"):
+            await client.send("x", headers=headers)
+    async with memory() as server, quiet(server.addresses[0], headers=lambda: headers) as client:
+        with pytest.raises(PayloadError, match="header") as caught:
+            await client.send("x")
+        assert caught.value.attempts == ()
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\r\nb", 5, b"key"])
+async def test_an_idempotency_key_that_would_not_arrive_is_refused(key: Any) -> None:
+    async with memory() as server, quiet(server.addresses[0]) as client:
+        with pytest.raises(PayloadError, match="idempotency_key"):
+            await client.send("x", idempotency_key=key)
+
+
+async def test_a_correlation_id_comes_from_call_callable_and_context_in_this_order() -> None:
+    server = memory()
+
+    @server.message_pattern("id")
+    async def own(context: Context) -> str:
+        return context.correlation_id
+
+    asked = {"X-Correlation-Id": "asked"}
+    async with server, quiet(server.addresses[0], headers=lambda: asked) as client:
+        token = correlation_id.set("ambient")
+        try:
+            given = {"x-correlation-id": "given"}
+            assert await client.send("id", headers=given) == "given"
+            assert await client.send("id") == "asked"
+            asked.clear()
+            assert await client.send("id") == "ambient"
+        finally:
+            correlation_id.reset(token)
+
+
+async def test_a_headers_callable_keeps_its_own_errors_and_the_clients_clock() -> None:
+    async def fails() -> dict[str, str]:
+        raise TimeoutError("the token server is slow")
+
+    async def hangs() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    peer = ScriptedTransport()
+    with pytest.raises(TimeoutError, match="token server") as caught:
+        await quiet(peer, headers=fails).send("x")
+    assert type(caught.value) is TimeoutError
+    client = quiet(peer, headers=hangs, clock=FakeClock(autojump=True))
+    with pytest.raises(DeadlineExceeded, match="headers=") as late:
+        await client.send("x", timeout=3600)
+    assert (late.value.sent, late.value.attempts, peer.requests) == (False, (), [])
+
+
 async def test_a_headers_callable_that_hangs_costs_the_deadline_and_sends_nothing() -> None:
     async def hang() -> dict[str, str]:
         await asyncio.sleep(60)
@@ -116,7 +184,7 @@ async def test_settings_of_a_pattern_apply_to_it_alone() -> None:
     for wrong, match in (
         ({"x": {"timeoot": 1}}, "timeoot"),
         ({"x": {"timeout": 0}}, "above 0"),
-        ({"x": {"attempts": 0}}, "attempts must be"),
+        ({"x": {"attempts": 0}}, "attempts=0 must be"),
     ):
         with pytest.raises(ConfigurationError, match=match):
             quiet("memory://x", patterns=wrong)
@@ -131,6 +199,11 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
         (["tcp://a:1", "http://b"], {}, "one protocol"),
         (["tcp://a:1", "tcp://a:1"], {}, "twice"),
         (42, {}, "neither a URL"),
+        ([42], {}, "not a text"),
+        ("memory://x", {"polices": ()}, "did you mean 'policies'"),
+        ("memory://x", {"policies": Retry()}, "policies="),
+        ("memory://x", {"observers": [42]}, "not a function"),
+        ("memory://x", {"patterns": {"x": {"attempts": 2.5}}}, "whole number"),
         ("nowhere://x", {}, "no transport speaks"),
     ):
         with pytest.raises(ConfigurationError) as caught:
@@ -139,12 +212,15 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
     with pytest.raises(ConfigurationError, match="3"):
         quiet("memory://x", policies=[Timeout(1), Retry(), Timeout(3)])
     async with memory() as server, quiet(server.addresses[0]) as client:
+        for timeout in (0, -1, math.nan):
+            with pytest.raises(ConfigurationError):
+                await client.send("x", timeout=timeout)
+            with pytest.raises(ConfigurationError):
+                client.stream("x", idle_timeout=timeout)
         with pytest.raises(ConfigurationError):
-            await client.send("x", timeout=0)
+            client.listen(None)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError):
             await client.send(None)  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError):
-            client.stream("x", idle_timeout=0)
 
 
 async def test_an_option_that_means_something_at_the_other_end_only_is_accepted() -> None:
@@ -260,8 +336,64 @@ async def test_all_circuits_open_is_a_circuit_open_error_and_one_open_is_passed_
         with pytest.raises(CircuitOpenError) as caught:
             await client.send("who")
         assert not caught.value.sent
+        assert caught.value.endpoint is not None
+        assert caught.value.circuit is not None
+        assert caught.value.circuit.endswith(caught.value.endpoint.partition("://")[2])
         with pytest.raises(ConfigurationError, match="circuit_breakers"):
             _ = client.circuit_breaker
+
+
+def named(number: int) -> Server:
+    server = memory()
+    server.message_pattern("who")(lambda: number)
+    return server
+
+
+@pytest.mark.parametrize("down", ["open", "gone"])
+@pytest.mark.parametrize("together", [1, 30])
+async def test_the_endpoints_that_are_left_share_the_calls_evenly(down: str, together: int) -> None:
+    servers = [named(number) for number in range(3)]
+    urls = [server.addresses[0] for server in servers]
+    policies = [CircuitBreaker()] if down == "open" else []
+    async with servers[0], servers[2], quiet(urls, policies=policies) as client:
+        if down == "open":
+            await servers[1].start()
+            client.circuit_breakers[urls[1]].force_open()
+        got: list[int] = []
+        for _ in range(30 // together):
+            got += await asyncio.gather(*(client.send("who") for _ in range(together)))
+        await servers[1].aclose()
+    assert {number: got.count(number) for number in set(got)} == {0: 15, 2: 15}
+
+
+async def test_a_closed_client_says_so_at_once_and_blames_nobody() -> None:
+    breaker = CircuitBreaker()
+    news: list[Any] = []
+    async with memory() as server:
+        client = quiet(server.addresses[0], policies=[Retry(), breaker], observers=[news.append])
+        await client.ping()
+        await client.aclose()
+        news.clear()
+        with pytest.raises(ConnectError, match="closed") as caught:
+            await client.send("x", idempotent=True)
+    assert (caught.value.sent, len(caught.value.attempts)) == (False, 1)
+    assert (breaker.calls, news) == (0, [])
+
+
+async def test_each_of_two_breakers_has_its_storage_mirrored() -> None:
+    storages = [CircuitMemoryStorage(pybreaker.STATE_OPEN) for _ in range(2)]
+    breakers = [CircuitBreaker(state_storage=storage) for storage in storages]
+    async with quiet(ScriptedTransport(), policies=breakers):
+        assert [breaker.current_state for breaker in breakers] == ["open", "open"]
+
+
+async def test_a_rejection_that_a_fallback_answers_is_told_too() -> None:
+    news: list[Any] = []
+    stack = standard(fallback=Fallback(7))
+    client = quiet(ScriptedTransport(), policies=stack, observers=[news.append])
+    client.circuit_breaker.force_open()
+    assert await client.send("x") == 7
+    assert [each.pattern for each in news if isinstance(each, CallRejected)] == ["x"]
 
 
 async def test_a_client_tells_its_listeners_what_happens_to_it() -> None:
@@ -347,3 +479,54 @@ async def test_a_stream_left_early_counts_as_a_success_and_before_an_item_as_not
         async with client.stream("numbers"):
             pass
         assert client.circuit_breaker.calls == 1
+
+
+class Answers:
+    """A policy that never asks the peer."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+    def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+        async def answer(call: Call) -> Reply:
+            return self.reply
+
+        return answer
+
+
+async def test_a_policys_plain_reply_is_the_one_value_of_a_stream() -> None:
+    for reply, values in (
+        (Reply(5, decoded=True), [5]),
+        (Reply(b"5"), [5]),
+        (Reply(None, decoded=True), [None]),
+        (Reply(), []),
+    ):
+        client = quiet(ScriptedTransport(), policies=[Answers(reply)])
+        assert [item async for item in client.stream("x", returns=int | None)] == values
+    client = quiet(ScriptedTransport(), policies=[Answers(Reply(b"[]"))])
+    with pytest.raises(PayloadError) as caught:
+        await anext(client.stream("x", returns=int))
+    assert caught.value.pattern == "x"
+
+
+async def test_a_stream_is_for_one_task_at_a_time() -> None:
+    server = memory()
+    begun: list[int] = []
+
+    @server.message_pattern("numbers")
+    async def numbers() -> Any:
+        begun.append(1)
+        yield 1
+        await asyncio.sleep(0.05)
+        yield 2
+
+    async with server, quiet(server.addresses[0]) as client:
+        items = client.stream("numbers")
+        for value in (1, 2):
+            first = asyncio.ensure_future(anext(items))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="another task"):
+                await anext(items)
+            assert await first == value
+        assert [item async for item in items] == []
+    assert begun == [1]

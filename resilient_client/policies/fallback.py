@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import (
     AsyncGenerator,
@@ -13,10 +12,9 @@ from collections.abc import (
     Generator,
     Iterator,
 )
-from math import inf
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from resilient_client.clock import call_later
+from resilient_client.clock import in_time
 from resilient_client.errors import (
     ConfigurationError,
     DeadlineExceeded,
@@ -26,6 +24,7 @@ from resilient_client.errors import (
     ReplyTimeout,
     TransportError,
 )
+from resilient_client.events import CallRejected
 from resilient_client.message import Receipt, Reply
 from resilient_client.policies._checks import On, matcher, named
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.message import Call
     from resilient_client.pipeline import Handler
-
-T = TypeVar("T")
 
 
 def trouble(error: Exception) -> bool:
@@ -92,10 +89,12 @@ class Fallback:
                     value = make(call, error)
                     if isinstance(value, Awaitable):
                         limit = min(call.deadline, clock.now() + call.idle_timeout)
-                        value = await _in_time(value, limit, clock, error)
+                        value = await in_time(value, limit, clock, error)
                 reply = _reply(value, call, clock)
                 if reply is None:
                     raise
+                if call.observer is not None and isinstance(error, RejectedError):
+                    call.observer(CallRejected(call.route, error))
                 return reply
 
         return fallback
@@ -166,32 +165,6 @@ def _too_many(function: Callable[..., Any]) -> ConfigurationError:
     )
 
 
-async def _in_time(
-    awaitable: Awaitable[T], deadline: float, clock: Clock, late: BaseException
-) -> T:
-    """Await it until the clock says `deadline`; then raise `late`.
-
-    It starts in any case: what need not wait comes even when no time is left.
-    """
-    loop = asyncio.get_running_loop()
-    limit = asyncio.timeout(None)
-    timer = None
-    try:
-        async with limit:
-            if deadline < inf:
-                timer = call_later(
-                    clock, deadline - clock.now(), lambda: limit.reschedule(loop.time())
-                )
-            return await awaitable
-    except TimeoutError:
-        if not limit.expired():
-            raise
-    finally:
-        if timer is not None:
-            timer.cancel()
-    raise late
-
-
 class _Items:
     """The fallback's values, as a stream. See `message.Items`."""
 
@@ -212,7 +185,7 @@ class _Items:
         source = self._source
         if isinstance(source, AsyncIterator):
             silent = ReplyTimeout("the fallback's stream was silent for too long", sent=False)
-            return await _in_time(anext(source), deadline, self._clock, silent)
+            return await in_time(anext(source), deadline, self._clock, silent)
         for item in source:
             return item
         raise StopAsyncIteration

@@ -100,12 +100,7 @@ class Retry:
         self.wait = wait
         self.jitter = jitter
         self.on = on
-        if budget is not None and not isinstance(budget, RetryBudget):
-            raise ConfigurationError(
-                f"Retry: budget={budget!r} is not a RetryBudget",
-                hint="write RetryBudget(ratio=0.2)",
-            )
-        self.budget = budget
+        self.budget = None if budget is None else _checked(budget)
         arguments = arguments_of_the_wait_generator
         if wait is backoff.expo:
             arguments = {
@@ -129,7 +124,7 @@ class Retry:
     def with_budget(self, budget: RetryBudget) -> Retry:
         """The same settings with this budget, in an object of its own."""
         other = copy.copy(self)
-        other.budget = budget
+        other.budget = _checked(budget)
         return other
 
     def bind(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -254,6 +249,14 @@ class Retry:
 
     def __repr__(self) -> str:
         return f"<Retry {self.describe()}>"
+
+
+def _checked(budget: RetryBudget) -> RetryBudget:
+    if not isinstance(budget, RetryBudget):
+        raise ConfigurationError(
+            f"Retry: budget={budget!r} is not a RetryBudget", hint="write RetryBudget(ratio=0.2)"
+        )
+    return budget
 
 
 def _harmless(error: Exception, call: Call) -> bool:

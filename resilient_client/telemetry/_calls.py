@@ -60,6 +60,11 @@ class CallRecord:
                     method.span_name, parent, method.kind, method.attributes
                 )
 
+    def correlate(self, known: str) -> None:
+        """Note the call's correlation id."""
+        if self.span is not None and self.span.is_recording():
+            self.span.set_attribute(names.CORRELATION_ID, known)
+
     def complete(self, outcome: Outcome, error: BaseException | None) -> None:
         """A stream has come to its end; see `Reply.on_complete`."""
         left = error is not None and not isinstance(error, Exception)

@@ -105,10 +105,9 @@ class ClientTelemetry(Recorder):
         known = headers.get(CORRELATION_HEADER)
         if known is None:
             known = headers[CORRELATION_HEADER] = correlation_id.get() or self._new_id(span)
-        if span is not None and span.is_recording():
-            span.set_attribute(names.CORRELATION_ID, known)
-            if method.name is names.OTHER:
-                span.set_attribute(names.RPC_METHOD_ORIGINAL, call.route[:256])
+        record.correlate(known)
+        if method.name is names.OTHER and span is not None and span.is_recording():
+            span.set_attribute(names.RPC_METHOD_ORIGINAL, call.route[:256])
 
     def _new_id(self, span: Span | None) -> str:
         if span is not None:

@@ -19,7 +19,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from types import ModuleType
 
     from resilient_client.transports._base import (
@@ -104,14 +104,20 @@ def known_schemes() -> list[str]:
     return [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
 
 
-def client_transport(url: str, env: Environment, options: Mapping[str, Any]) -> Transport:
+def client_transport(
+    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str] = ()
+) -> Transport:
     """The client's end for this URL.
+
+    Args:
+        options: the transport's own.
+        keywords: what else could be meant by one that is unknown.
 
     Raises:
         ConfigurationError: unknown scheme or option, or the extra is not installed.
     """
     target, module = _resolve(url)
-    settings, unknown = _settings(target, module, module.ClientTransport, options)
+    settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
     refuse_unknown(unknown, [target])
     transport: Transport = module.ClientTransport(target, env, **settings)
     return transport
@@ -186,9 +192,17 @@ def _parameters(cls: type) -> dict[str, str]:
 
 
 def _settings(
-    target: Target, module: ModuleType, end: type, options: Mapping[str, Any]
+    target: Target,
+    module: ModuleType,
+    end: type,
+    options: Mapping[str, Any],
+    keywords: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The options for this end out of keywords and URL query; and the unknown ones."""
+    """The options for this end out of keywords and URL query; and the unknown ones.
+
+    Args:
+        keywords: what else could be meant by a keyword.
+    """
     mine = _parameters(end)
     both = _parameters(module.ClientTransport) | _parameters(module.ServerListener)
     settings: dict[str, Any] = {}
@@ -200,7 +214,7 @@ def _settings(
             settings[name] = _from_text(name, text, mine[name])
     for name, value in options.items():
         if name not in both:
-            unknown[name] = _near(name, both)
+            unknown[name] = _near(name, both, keywords)
         elif name in mine:
             settings[name] = value
     return settings, unknown
@@ -228,8 +242,8 @@ def _from_text(name: str, text: str, annotation: str) -> Any:
     )
 
 
-def _near(name: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _near(name: str, known: Mapping[str, Any], more: Collection[str] = ()) -> str:
+    close = difflib.get_close_matches(name, [*known, *more], n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
 
 
