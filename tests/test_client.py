@@ -195,6 +195,8 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
         ("tcp://127.0.0.1:1", {"tsl": True}, "did you mean 'tls'"),
         ("tcp://127.0.0.1:1?max_sise=3", {}, "max_size"),
         ("tcp://127.0.0.1:port", {}, "port"),
+        ("tcp://[::1", {}, "host and port"),
+        ("tcp://me:pa[ss]word@127.0.0.1:1", {}, "host and port - in user and password"),
         ([], {}, "at least one"),
         (["tcp://a:1", "http://b"], {}, "one protocol"),
         (["tcp://a:1", "tcp://a:1"], {}, "twice"),

@@ -149,13 +149,13 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
             "a text" if "@" in str(url) else repr(url)
         )  # with an @ there may be a password in it
         raise ConfigurationError(f"{shown} is not a URL", hint="write it like tcp://127.0.0.1:3001")
-    target = Target(url)
     try:
+        target = Target(url)
         target.port(0)
-    except ValueError:  # its text is what was taken for the port: a password may be in it
+    except ValueError:  # its text is what was taken for the host or port: perhaps a password
         raise ConfigurationError(
-            f"this {target.scheme}:// URL has no usable port",
-            hint="in user and password, / ? # and @ are written %2F %3F %23 and %40",
+            f"this {url.partition('://')[0]}:// URL has no usable host and port",
+            hint="in user and password, / ? # [ ] and @ are written %2F %3F %23 %5B %5D and %40",
         ) from None
     schemes = known_schemes()
     for name in (target.scheme, target.scheme.removesuffix("s")):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .certificates import certificates
-from .process import Peer, PeerError, exchange
+from .process import HOST, Peer, PeerError, exchange
 
 SEED, USER = 18 << 3, 20 << 3  # the type bytes of the NKEY format
 
@@ -59,6 +59,7 @@ class Nats(Peer):
         tls: bool = False,
         client_certificates: bool = False,
         max_payload: int | None = None,
+        interface: str = HOST,
         options: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -70,6 +71,7 @@ class Nats(Peer):
         self.tls = tls
         self.client_certificates = client_certificates
         self.max_payload = max_payload
+        self.interface = interface
         self.options = options
 
     @property
@@ -80,7 +82,7 @@ class Nats(Peer):
         return f"{'tls' if self.tls else 'nats'}://{login}{self.host}:{self.port}"
 
     def prepare(self) -> None:
-        lines = [f"listen: {self.host}:{self.port}"]
+        lines = [f'listen: "{self.interface}:{self.port}"']
         if self.jetstream:
             lines.append(f'jetstream {{ store_dir: "{self.folder / "jetstream"}" }}')
         if self.max_payload:

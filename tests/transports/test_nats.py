@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -394,6 +395,35 @@ async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> No
 
 
 # ---- connections ----
+
+
+async def test_addresses_of_ipv6_are_dialled(new_broker: Any) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    broker = new_broker(Nats, interface="[::]")
+    url = f"nats://[::1]:{broker.port}"
+    server = Server(url, telemetry=False)
+    server.message_pattern("echo")(lambda payload: payload)
+    async with server, ClientProxy(url, telemetry=False) as client:
+        assert await client.send("echo", 1) == 1
+
+
+async def test_further_servers_may_be_written_as_urls(nats_broker: Nats) -> None:
+    url = f"nats://127.0.0.1:{free_port()}"
+    for servers in (nats_broker.url, [f" {nats_broker.url}"], f"127.0.0.1:1, {nats_broker.url}"):
+        async with ClientProxy(url, servers=servers, telemetry=False) as client:
+            assert client.status == "connected"
+
+
+@pytest.mark.parametrize(
+    "servers", ["", "host:port", "redis://host", "nats://me:secret@host", "[::1", ["nats://"]]
+)
+def test_further_servers_that_are_no_addresses_are_refused_and_not_shown(servers: Any) -> None:
+    with pytest.raises(ConfigurationError, match="servers= holds") as caught:
+        ClientProxy("nats://127.0.0.1", servers=servers, telemetry=False)
+    assert "secret" not in str(caught.value)
 
 
 async def test_the_next_server_is_tried_when_one_is_gone(new_broker: Any) -> None:

@@ -13,12 +13,12 @@ import pytest
 from resilient_client import (
     ClientProxy,
     ConfigurationError,
-    ConnectError,
     Context,
     Receipt,
     ResilientClientError,
     Retry,
     Server,
+    Throttled,
     Timeout,
 )
 from resilient_client.testing import check_transport
@@ -197,8 +197,8 @@ async def test_an_event_that_is_older_than_its_stream_keeps_it_is_gone(broker: N
             await eventually(lambda: service.journal("slow_event_started") == [1])
             service.kill()
             await asyncio.sleep(3.0)
-            assert await client.emit("fault.slow_event", 2) == Receipt("stored")
             await service.start_async()
+            assert await client.emit("fault.slow_event", 2) == Receipt("stored")
             await eventually(lambda: service.journal("slow_event"))
             await asyncio.sleep(0.2)
         assert service.journal("slow_event_started") == [1, 2]
@@ -309,9 +309,9 @@ async def test_what_jetstream_refuses_is_a_clear_error(broker: Nats, new_broker:
         assert not caught.value.sent
     async with client_of(broker, policies=(), stream="full") as client:
         await client.emit("full", 1)
-        with pytest.raises(ConnectError, match="maximum messages") as full:
+        with pytest.raises(Throttled, match="maximum messages") as full:
             await client.emit("full", 2)
-        assert not full.value.sent
+        assert (full.value.sent, full.value.status) == (False, 503)
     server = server_of(broker)
     server.event_pattern("taken.event")(lambda: None)
     with pytest.raises(ConfigurationError, match="overlap"):

@@ -43,6 +43,7 @@ HEARTBEAT = 5.0
 MAX_SUBJECTS = 10_000
 MAX_LEFT = 256
 MAX_PEERS = 64  # servers of our make that are told when a caller leaves
+_NOBODY = "nobody is subscribed to this subject"
 _STORED = "s"  # begins the key of a message that JetStream acknowledges
 
 
@@ -66,7 +67,7 @@ class _Session:
         key = subject[self._skip :].decode(errors="replace")
         if not data and headers is not None:
             if status(headers) == NO_RESPONDERS:
-                self.replies.fail(key, NoHandlerError(sent=False))
+                self.replies.fail(key, NoHandlerError(_NOBODY, sent=False))
                 return
             peer = read_headers(headers).get(PEER_HEADER)
             if peer is not None:

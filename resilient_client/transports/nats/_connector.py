@@ -35,14 +35,14 @@ class Connector:
     """Where the servers are and how one is admitted: dials them, each in its turn.
 
     Args:
-        servers: further members of the cluster, as host:port.
+        servers: further members of the cluster, as host:port or nats://host:port.
         tls: an `ssl.SSLContext`, or true for one that trusts the system's authorities.
         nkey: the seed, or the path of a file that holds it.
         credentials: the path of a .creds file.
         heartbeat: seconds between two pings; after two without an answer the connection is over.
 
     Raises:
-        ConfigurationError: more than one way to be admitted.
+        ConfigurationError: more than one way to be admitted, or a server that is no address.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Connector:
     ) -> None:
         if isinstance(servers, str):
             servers = servers.split(",")
-        self._targets = [target, *(Target(f"nats://{each.strip()}") for each in servers)]
+        self._targets = [target, *map(_member, servers)]
         self._discovered: list[str] = []
         self._turn = 0
         self._tls = client_tls(tls)
@@ -128,7 +128,7 @@ class Connector:
                 wire = Wire(socket, target, must_encrypt=self._tls is not None)
                 library = Library(wire)
                 await library.connect(
-                    [f"nats://{target.host}:{target.port(DEFAULT_PORT)}"],
+                    [f"nats://{_bracketed(target.host)}:{target.port(DEFAULT_PORT)}"],
                     error_cb=told,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
@@ -174,6 +174,26 @@ class Connector:
             _check_seed(found[1])
             return {"user_credentials": RawCredentials(text)}
         return {}
+
+
+def _member(text: str) -> Target:
+    """One of `servers=`, as host:port or as the URL that Nest and the nats command take."""
+    try:
+        target = Target(text.strip() if "://" in text else f"nats://{text.strip()}")
+        target.port(DEFAULT_PORT)
+        if target.scheme in {"nats", "tls"} and target.url.hostname and target.username is None:
+            return target
+    except ValueError:
+        pass
+    raise ConfigurationError(  # without the text, which may hold a password
+        "servers= holds something that is no address",
+        hint="write host:port; user and password are those of the URL",
+    )
+
+
+def _bracketed(host: str) -> str:
+    """An address of IPv6 as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _check_seed(seed: str) -> None:

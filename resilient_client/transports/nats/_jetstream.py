@@ -22,6 +22,7 @@ from resilient_client.errors import (
     InvalidPayloadError,
     ProtocolError,
     ResilientClientError,
+    Throttled,
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
@@ -52,6 +53,7 @@ _SILENCE = _EXPIRES + 5.0  # after which it is put again, whatever became of it
 _LATER = 0.5  # seconds until it is put again when nobody answers it
 _LONGEST_DELAY = 30.0  # seconds before an event is delivered again after its handler failed
 _NO_STREAM, _NAME_IN_USE = 10059, 10058
+_FULL = frozenset({10023, 10028, 10047, 10077})  # resources, memory, disk; the stream's own limits
 _name = re.compile(r"[^\s.*>/\\]+").fullmatch
 
 
@@ -68,6 +70,8 @@ def refused(error: Mapping[str, Any], what: str) -> ResilientClientError:
     """JetStream's own refusal: of a state that may pass, or of what will never do."""
     text = f"{what}: {error.get('description', 'refused')}"
     code = error.get("code")
+    if error.get("err_code") in _FULL:
+        return Throttled(text, status=503, sent=False)
     if isinstance(code, int) and code >= 500:
         return ConnectError(text, hint="the broker cannot store it now")
     return ConfigurationError(text, sent=False)
