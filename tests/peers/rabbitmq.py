@@ -53,6 +53,7 @@ class RabbitMQ(Peer):
         tls: bool = False,
         client_certificates: bool = False,
         options: Sequence[str] = (),
+        plugins: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.login = user
@@ -62,6 +63,7 @@ class RabbitMQ(Peer):
         self.tls = tls
         self.client_certificates = client_certificates
         self.options = options
+        self.plugins = plugins
         self.tls_port = 0
         self.epmd_port = 0
         self.distribution_port = 0
@@ -107,7 +109,7 @@ class RabbitMQ(Peer):
             (self.folder / "definitions.json").write_text(json.dumps(self._definitions()))
             lines.append(f"load_definitions = {self.folder / 'definitions.json'}")
         (self.folder / "rabbit.conf").write_text("\n".join([*lines, *self.options]) + "\n")
-        (self.folder / "enabled_plugins").write_text("[].\n")
+        (self.folder / "enabled_plugins").write_text(f"[{','.join(self.plugins)}].\n")
         if self.run_as is not None:
             for path in (self.folder, *self.folder.iterdir()):
                 shutil.chown(path, self.run_as, self.run_as)

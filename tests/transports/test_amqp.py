@@ -33,6 +33,7 @@ from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import check_transport
 from resilient_client.transports._base import Target
 from resilient_client.transports.amqp import _connection
+from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._connection import Login
 from tests.calls import error_of, outcome
 from tests.peers.brokers import RabbitMQ, require_broker
@@ -48,7 +49,17 @@ pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 def own_broker() -> Iterator[RabbitMQ]:
     """One that tests of this module may kill, restart and starve; its TLS wants a certificate."""
     require_broker("rabbitmq")
-    broker = RabbitMQ(tls=True, client_certificates=True)
+    broker = RabbitMQ(
+        tls=True,
+        client_certificates=True,
+        users={"client": "not used"},  # as the client's certificate calls itself
+        plugins=["rabbitmq_auth_mechanism_ssl"],
+        options=[
+            "auth_mechanisms.1 = PLAIN",
+            "auth_mechanisms.2 = EXTERNAL",
+            "ssl_cert_login_from = common_name",
+        ],
+    )
     try:
         yield broker.start()
     finally:
@@ -80,6 +91,18 @@ async def channel_to(broker: RabbitMQ) -> AsyncIterator[Any]:
         yield await connection.channel()
     finally:
         await connection.farewell()
+
+
+def publish(channel: Any, queue: str, body: bytes, **properties: Any) -> None:
+    """As a stranger does."""
+    header = wire.ContentHeader(0, len(body), commands.Basic.Properties(**properties))
+    channel.connection.send(
+        wire.publish_frame(channel.number, "", queue, mandatory=False)
+        + wire.method_frame(channel.number, header)
+        + wire.HEAD.pack(wire.BODY, channel.number, len(body))
+        + body
+        + b"\xce"
+    )
 
 
 async def depth(broker: RabbitMQ, queue: str) -> int:
@@ -238,6 +261,18 @@ async def test_mutual_tls_wants_the_clients_certificate(own_broker: RabbitMQ, un
 # ------------------------------------------------------------------------------------ what it does
 
 
+async def test_a_certificate_says_who_its_owner_is(own_broker: RabbitMQ, unique: str) -> None:
+    url, files = f"{own_broker.tls_url}?auth=external", certificates()
+    options = {"queue": unique, "tls": files.client_context(with_certificate=True)}
+    async with server_of(url, **options), client_of(url, **options) as client:
+        assert await client.send("echo", 1) == 1
+        assert (await client.emit("echo", 1)).delivery == "stored"
+        assert set(own_broker.ctl("list_connections", "user").split()) == {"user", "client"}
+    stranger = files.client_context()
+    stranger.load_cert_chain(files.server, files.server_key)  # of a name that is no user's
+    await refused(url, "ACCESS_REFUSED", queue=unique, tls=stranger)
+
+
 async def test_servers_of_a_queue_share_its_work(rabbitmq_broker: RabbitMQ, unique: str) -> None:
     took: list[str] = []
 
@@ -347,7 +382,7 @@ async def test_a_server_comes_back_when_its_connection_for_replies_breaks(
         call = asyncio.ensure_future(error_of(client.send("slow", 1, timeout=20)))
         listener: Any = server._listeners[0]
         first = listener.link.current
-        await eventually(lambda: first._jobs)
+        await eventually(lambda: first._slots.jobs)
         first.replying.transport.abort()
         error = await call  # RabbitMQ handed it out again: for its caller to judge
         assert isinstance(error, RemoteError), error
@@ -386,28 +421,64 @@ async def test_headers_travel_as_headers_and_numbers_are_shown_as_text(
         heard.append((dict(context.headers), context.raw.properties))
 
     async with server, channel_to(rabbitmq_broker) as channel:
-        properties = commands.Basic.Properties(
+        publish(
+            channel,
+            unique,
+            b'{"pattern":"seen","data":1}',
             content_type="application/json",
             headers={"X-Text": "t", "x-number": 7, "x-truth": True, "x-table": {"deep": {}}},
             message_id="m1",
             app_id="other",
-        )
-        from resilient_client.transports.amqp import _wire as wire
-
-        body = b'{"pattern":"seen","data":1}'
-        header = wire.method_frame(channel.number, wire.ContentHeader(0, len(body), properties))
-        channel.connection.send(
-            wire.publish_frame(channel.number, "", unique, mandatory=False)
-            + header
-            + wire.HEAD.pack(wire.BODY, channel.number, len(body))
-            + body
-            + b"\xce"
         )
         await eventually(lambda: heard)
     headers, raw = heard[0]
     assert headers == {"x-text": "t", "x-number": "7", "x-truth": "true"}
     assert raw.headers["x-table"] == {"deep": {}}
     assert raw.message_id == "m1"
+
+
+async def test_what_is_no_packet_is_refused_and_its_sender_told_where_it_asks(
+    rabbitmq_broker: RabbitMQ, unique: str
+) -> None:
+    dead = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{unique}-dead"}
+    async with (
+        server_of(rabbitmq_broker.url, queue=unique, arguments=dead),
+        channel_to(rabbitmq_broker) as channel,
+    ):
+        await channel.call(commands.Queue.Declare(queue=f"{unique}-dead"))
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+        channel.on_delivery = answers.put_nowait
+        reply_to = "amq.rabbitmq.reply-to"
+        await channel.call(commands.Basic.Consume(queue=reply_to, no_ack=True))
+        asking = {"headers": {}, "correlation_id": "c1", "reply_to": reply_to}
+        for body, said in ((b"text", b"not JSON"), (b'{"x":1}', b"without a pattern")):
+            for properties in ({}, asking):
+                publish(channel, unique, body, **properties)
+            answer = await asyncio.wait_for(answers.get(), 5)
+            assert answer.correlation_id == b"c1"
+            assert said in answer.body
+            assert b'"code":"INVALID_PAYLOAD"' in answer.body
+        while await depth(rabbitmq_broker, f"{unique}-dead") < 4:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_foreign_servers_reply_may_name_an_address_of_its_own(
+    rabbitmq_broker: RabbitMQ, unique: str
+) -> None:
+    async with (
+        client_of(rabbitmq_broker.url, queue=unique) as client,
+        channel_to(rabbitmq_broker) as channel,
+    ):
+
+        def serve(message: Any) -> None:
+            publish(
+                channel, message.reply_to.decode(), b'{"response":7,"isDisposed":true}',
+                headers={}, correlation_id=message.correlation_id.decode(), reply_to=unique,
+            )  # fmt: skip
+
+        channel.on_delivery = serve
+        await channel.call(commands.Basic.Consume(queue=unique, no_ack=True))
+        assert await client.send("sum", 1, timeout=5) == 7
 
 
 async def test_a_message_over_the_limit_is_refused_on_both_ends(

@@ -98,6 +98,7 @@ def test_what_is_packed_here_is_what_the_codec_reads() -> None:
         wire.reply_properties(b"k1"): {"headers": {}, "correlation_id": "k1"},
         wire.greeting_properties(b"k1"): {
             "correlation_id": "k1", "reply_to": "amq.rabbitmq.reply-to",
+            "app_id": "resilient_client",
         },
     }  # fmt: skip
     for properties, expected in cases.items():

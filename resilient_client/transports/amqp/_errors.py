@@ -42,7 +42,7 @@ REPLY_CODES: dict[int, Kind] = {
 """What each of AMQP's reply codes means for a caller."""
 
 _HINTS = {
-    403: "check user, password and permissions (rabbitmqctl list_permissions)",
+    403: "check user and password, or certificate, and permissions (rabbitmqctl list_permissions)",
     404: "with declare=False the queue must exist; otherwise check its name",
     406: "durable, auto_delete and arguments must be the same on both ends (Nest: queueOptions)",
     530: "check the virtual host in the URL's path; no path is /",

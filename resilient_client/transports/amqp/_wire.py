@@ -30,7 +30,7 @@ HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 REPLY_TO = b"amq.rabbitmq.reply-to"
 """RabbitMQ's pseudo queue: what is sent to it goes straight to the connection that named it."""
 OURS = b"resilient_client"
-"""The app_id of our requests: their peer may be greeted and sent a cancel."""
+"""The app_id of our requests and greetings: their peer may be greeted, or sent a cancel."""
 
 DELIVER, RETURN, ACK, NACK = 0x3C003C, 0x3C0032, 0x3C0050, 0x3C0078
 
@@ -150,7 +150,7 @@ def reply_properties(key: bytes) -> bytes:
 
 def greeting_properties(key: bytes) -> bytes:
     """Of a message to a client of ours that names an address for its cancels."""
-    return b"\x06\x00%c%b\x15%b" % (len(key), key, REPLY_TO)
+    return b"\x06\x08%c%b\x15%b\x10%b" % (len(key), key, REPLY_TO, OURS)
 
 
 def ack_frame(channel: int, tag: int, *, multiple: bool = False) -> bytes:

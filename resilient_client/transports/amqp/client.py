@@ -152,7 +152,7 @@ class _Session:
 
     def _delivered(self, message: Delivery) -> None:
         key = message.correlation_id
-        if message.reply_to:
+        if message.app_id == wire.OURS and message.reply_to:
             self._greeted(message.reply_to)
         elif message.body is None:
             text = f"the answer has {message.size} bytes, more than max_size= allows"

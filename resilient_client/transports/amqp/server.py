@@ -252,20 +252,18 @@ class _Consumer:
             request = read_request(message.body)
             route = request.route
         except ProtocolError as error:
-            log.warning("a message that is no packet was dropped: %s", error.args[0])
-            self._acks.nack(tag, requeue=False)
+            self._refuse(message, str(error.args[0]))
             return
         if request.id is not None:
             self._request(message, request, "" if route is None else route)
         elif route is None:
-            log.warning("a message without a pattern was dropped")
-            self._acks.nack(tag, requeue=False)
+            self._refuse(message, "a message without a pattern")
         else:
             respond = partial(self._settled, message) if self._ack else None
             self._accept(message, request, route, respond)
 
     def _refuse(self, message: Delivery, why: str) -> None:
-        """Of a message that is too large nothing but its properties is known."""
+        """What is too large, or no packet, is still answered where its properties say so."""
         log.warning("a message was refused: %s", why)
         if message.reply_to:
             error = InvalidPayloadError(why)
