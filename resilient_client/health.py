@@ -18,10 +18,13 @@ _PATIENCE = 5.0  # seconds a client may take to ask
 class HealthEndpoint:
     """A server for two questions: is the process alive, and does it take calls.
 
-    `/livez` is 200 while it runs; `/readyz` is 200 while it takes calls, 503 while it drains.
+    `/livez` is 200 while it runs; `/readyz` is 200 while it takes calls, else 503 with the reason.
+
+    Args:
+        unready: why it does not take calls; empty when it does.
     """
 
-    def __init__(self, url: str, ready: Callable[[], bool]) -> None:
+    def __init__(self, url: str, unready: Callable[[], str]) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port if parts.port is not None else 80
@@ -33,7 +36,7 @@ class HealthEndpoint:
             )
         self._host = parts.hostname
         self._port = port
-        self._ready = ready
+        self._unready = unready
         self._server: asyncio.Server | None = None
         self.address = url
 
@@ -78,11 +81,9 @@ class HealthEndpoint:
         if path == b"/livez":
             return b"200 OK", b"ok\n"
         if path == b"/readyz":
-            return (
-                (b"200 OK", b"ok\n")
-                if self._ready()
-                else (b"503 Service Unavailable", b"draining\n")
-            )
+            if reason := self._unready():
+                return b"503 Service Unavailable", f"{reason}\n".encode()
+            return b"200 OK", b"ok\n"
         return b"404 Not Found", b"/livez or /readyz\n"
 
     async def aclose(self) -> None:

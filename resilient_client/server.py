@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
+from resilient_client.events import ConnectionChanged
 from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory
 from resilient_client.telemetry import settings_of
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
-    from resilient_client.events import Observer
+    from resilient_client.events import Event, Observer
     from resilient_client.health import HealthEndpoint
     from resilient_client.message import Pattern
     from resilient_client.pipeline import Policy
@@ -152,7 +153,7 @@ class Server(Router):
             max_threads=max_threads,
             telemetry=settings_of(telemetry),
         )
-        self._app.observers.extend(observers)
+        self._app.observers.extend((self._watch, *observers))
         self._urls = urls
         self._listeners: list[ServerListener] = []
         never: dict[str, str] | None = None
@@ -171,11 +172,13 @@ class Server(Router):
         if health is not None:
             from resilient_client.health import HealthEndpoint
 
-            self._health = HealthEndpoint(health, lambda: not self._app.draining)
+            self._health = HealthEndpoint(health, self._unready)
         self._lifespan = lifespan
         self._lifespan_context: Any = None
         self._started = False
         self._stopping: asyncio.Event | None = None
+        self._absent = 0  # listeners whose broker is away
+        self._given_up = ""  # why one of them does not come back
         self._asgi: Any = None
         self.message_pattern(PING_PATTERN)(_pong)
 
@@ -240,6 +243,7 @@ class Server(Router):
             )
         self._app.prepare(self._payload_type)
         self._started = True
+        self._absent, self._given_up = 0, ""
         self._app.draining = False
         try:
             if self._lifespan is not None:
@@ -296,13 +300,41 @@ class Server(Router):
     ) -> None:
         await self.aclose()
 
+    def _watch(self, event: Event) -> None:
+        """Notice a broker that goes, and one that does not take us back."""
+        if not isinstance(event, ConnectionChanged):
+            return
+        if event.new == "reconnecting":
+            self._absent += 1
+        elif event.old == "reconnecting" and event.new == "connected":
+            self._absent -= 1
+        elif event.old == "reconnecting" and event.new == "idle":
+            self._given_up = event.reason
+            self.shutdown()
+
+    def _unready(self) -> str:
+        """Why no calls are taken, from anywhere; empty when they are."""
+        if self._app.draining:
+            return "draining"
+        ends = len(self._listeners) + (self._asgi is not None)
+        return "not connected" if self._absent and self._absent >= ends else ""
+
+    async def _ended(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        if self._given_up:
+            raise ConfigurationError(self._given_up)
+
     async def serve(self) -> None:
-        """Serve until cancelled, or until `shutdown` is called; then drain."""
+        """Serve until cancelled, or until `shutdown` is called; then drain.
+
+        Raises:
+            ConfigurationError: as `start`; or a broker was lost, and refuses to have us again.
+        """
         stopping = asyncio.Event()
         if not self._started:
             self._stopping = stopping
         async with self:
-            await stopping.wait()
+            await self._ended(stopping)
 
     def shutdown(self) -> None:
         """Make `serve` or `run` end. Call it on the server's loop."""
@@ -316,7 +348,7 @@ class Server(Router):
         arrives; there only `shutdown` ends it.
 
         Raises:
-            ConfigurationError: as `start`; or a loop runs here already.
+            ConfigurationError: as `serve`; or a loop runs here already.
         """
         if asyncio._get_running_loop() is not None:  # noqa: SLF001  (the public one raises)
             raise ConfigurationError(
@@ -347,7 +379,7 @@ class Server(Router):
             async with self:
                 starting = False
                 log.info("listening on %s", ", ".join(self.addresses))
-                await stopping.wait()
+                await self._ended(stopping)
                 log.info("draining, at most %s s", self.grace)
         except asyncio.CancelledError:
             if not (starting and stopping.is_set()):

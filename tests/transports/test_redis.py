@@ -503,6 +503,38 @@ async def test_a_frozen_redis_is_noticed_without_any_call(new_broker: NewBroker)
         assert noticed[0].reason == "Redis was silent for 3.0 s"
 
 
+async def test_a_server_that_redis_does_not_take_back_ends_with_that_error(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis, password="old")
+    server = server_of(broker.url, health="http://127.0.0.1:0")
+    serving = asyncio.ensure_future(server.serve())
+    async with client_of(broker.url) as client:
+        await eventually(lambda: server._health is not None and server._health.address[-2:] != ":0")
+        health = server._health.address.rpartition(":")[2]
+        assert (await client.ping(timeout=5)).reachable
+
+        async def ready() -> bytes:
+            reader, writer = await asyncio.open_connection("127.0.0.1", health)
+            writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+            answer = await reader.read()
+            writer.close()
+            return answer
+
+        assert b"200 OK" in await ready()
+        broker.kill()
+        await eventually(lambda: server._absent)
+        assert (await ready()).endswith(b"\r\n\r\nnot connected\n")
+        broker.restart()
+        await eventually(lambda: not server._absent)
+        assert b"200 OK" in await ready()
+        command(broker, "CONFIG", "SET", "requirepass", "new")
+        broker.password = "new"
+        command(broker, "CLIENT", "KILL", "TYPE", "pubsub")
+        with pytest.raises(ConfigurationError, match="WRONGPASS"):
+            await asyncio.wait_for(serving, 10)
+
+
 async def test_credentials_that_change_end_the_reconnecting_with_an_error(
     new_broker: NewBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
