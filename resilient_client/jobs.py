@@ -171,12 +171,12 @@ class Slots:
             if self.closed or self._app.queue:
                 self._app.released(self)
 
-    def cancel(self, id: Any) -> None:  # noqa: A002
+    def cancel(self, id: Any) -> list[Job]:  # noqa: A002
         """See `transports._base.Slots`."""
-        for job in self.jobs:
-            if job.message.id == id:
-                job.cancel()
-                return
+        left = [job for job in self.jobs if job.message.id == id]
+        for job in left:
+            job.cancel()
+        return left
 
     def go_on(self, limit: int) -> bool:
         """Start one that waits, if this connection may run one more. True when it did."""

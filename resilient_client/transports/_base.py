@@ -126,10 +126,12 @@ class Job(Protocol):
     """One message being handled.
 
     Attributes:
+        message: as it was accepted.
         cancelled: it was, other than by a cancellation of the task it ran in.
         expired: and that because its time was up.
     """
 
+    message: Message
     cancelled: bool
     expired: bool
 
@@ -150,8 +152,11 @@ class Slots(Protocol):
     def drop(self) -> None:
         """Whoever sent the events that wait has left before they were accepted: forget them."""
 
-    def cancel(self, id: Any) -> None:  # noqa: A002
-        """The caller of the request with this `Message.id` has left: cancel its handler."""
+    def cancel(self, id: Any) -> Sequence[Job]:  # noqa: A002
+        """The caller of the request with this `Message.id` has left: cancel what handles it.
+
+        Returns what that was: several where patterns overlap and each has its handler.
+        """
 
     def close(self) -> None:
         """The connection is gone: cancel its request handlers; event handlers run to their end."""

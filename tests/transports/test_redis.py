@@ -776,6 +776,29 @@ async def test_a_request_whose_time_is_up_is_not_run(redis_broker: Redis, unique
         assert ended == ["cancelled"]
 
 
+async def test_a_caller_that_leaves_stops_every_handler_that_its_pattern_has_found(
+    redis_broker: Redis, unique: str
+) -> None:
+    server = server_of(redis_broker.url)
+    began: list[str] = []
+    ended: list[str] = []
+
+    @server.message_pattern([f"{unique}.one", f"{unique}.*"])
+    async def slow(context: Context) -> None:
+        began.append(context.pattern)
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            ended.append(context.pattern)
+            raise
+
+    async with server, client_of(redis_broker.url) as client:
+        call = asyncio.ensure_future(client.send(f"{unique}.one", timeout=20))
+        await eventually(lambda: len(began) == 2)
+        call.cancel()
+        await eventually(lambda: len(ended) == 2)
+
+
 async def test_stopping_ends_the_subscriptions_before_the_handlers(
     redis_broker: Redis, unique: str
 ) -> None:

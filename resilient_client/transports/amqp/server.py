@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-    from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._base import App, Subscription, Target
     from resilient_client.transports._packets import Request
     from resilient_client.transports.amqp._connection import Channel
     from resilient_client.transports.amqp._wire import Delivery
@@ -144,7 +144,6 @@ class _Consumer:
         self._slots = self._app.slots(self._pause, self._resume)
         self._acks: _Acknowledgements
         self._channel: Channel
-        self._jobs: dict[bytes, tuple[Job, int]] = {}  # of callers of our make, with their tags
         self._greeted: dict[bytes, None] = {}
 
     async def prepare(self) -> None:
@@ -190,7 +189,6 @@ class _Consumer:
         for each in (self.consuming, self.replying):
             each.abort(reason)
         self._slots.close()
-        self._jobs.clear()
         self._listener.link.lost(self, reason)
 
     def _queue_gone(self) -> None:
@@ -236,10 +234,8 @@ class _Consumer:
 
     def _cancelled(self, message: Delivery) -> None:
         """A caller of ours has left."""
-        job, tag = self._jobs.pop(message.correlation_id, (None, 0))
-        if job is not None:
-            job.cancel()
-            self._acks.ack(tag)
+        for job in self._slots.cancel(b'"%b"' % message.correlation_id):
+            self._acks.ack(job.message.raw.tag)
 
     def _delivered(self, message: Delivery) -> None:
         tag = message.tag
@@ -270,7 +266,7 @@ class _Consumer:
             self._publish(message, packet(Reply(error=error), None, self._codec))
         self._acks.nack(message.tag, requeue=False)
 
-    def _accept(self, message: Delivery, request: Request, route: str, respond: Any) -> Job | None:
+    def _accept(self, message: Delivery, request: Request, route: str, respond: Any) -> None:
         subject = None
         routes = self._routes
         if routes is not None:
@@ -281,7 +277,7 @@ class _Consumer:
             route, request.data, message.headers, request.id,
             received=self._now(), subject=subject, raw=message,
         )  # fmt: skip
-        return self._app.accept(taken, respond, self._slots, "amqp")
+        self._app.accept(taken, respond, self._slots, "amqp")
 
     async def _settled(self, message: Delivery, reply: Reply) -> None:
         """An event's handlers have ended."""
@@ -306,9 +302,7 @@ class _Consumer:
         ours = message.app_id == wire.OURS and message.reply_to
         if ours and message.reply_to not in self._greeted:
             self._greet(message)
-        job = self._accept(message, request, route, respond)
-        if job is not None and ours:
-            self._jobs[message.correlation_id] = job, message.tag
+        self._accept(message, request, route, respond)
 
     def _greet(self, message: Delivery) -> None:
         """Tell a client of ours, once, where it may send cancels."""
@@ -327,7 +321,6 @@ class _Consumer:
                 write = partial(self._written, message)
                 await answer(reply, request.id, write, self._codec, rabbitmq=True)
         finally:
-            self._jobs.pop(message.correlation_id, None)
             self._acks.ack(message.tag)
 
     async def _written(self, message: Delivery, data: bytes) -> None:

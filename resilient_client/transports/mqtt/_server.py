@@ -32,7 +32,7 @@ from resilient_client.transports.mqtt._reasons import subscribe_error
 
 if TYPE_CHECKING:
     from resilient_client.message import Reply
-    from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._base import App, Subscription, Target
 
 log = logging.getLogger("resilient_client.mqtt")
 
@@ -126,7 +126,6 @@ class ServerListener:
         self._names: dict[str, set[str]] = {}  # route to the filters asked for
         self._numbers: dict[str, frozenset[int]] = {}  # and their numbers
         self._find = lru_cache(maxsize=1024)(self._look_up)
-        self._jobs: dict[bytes, Job] = {}
         self._cancellable = False  # the broker lets us hear cancel messages
 
     # --------------------------------------------------------------------------------- its patterns
@@ -229,20 +228,15 @@ class ServerListener:
             self._put(connection, reply_topic, b'{"id":%b,"metadata":%b}' % (id_json, _OURS))
 
         async def respond(reply: Reply) -> None:
-            try:
-                if reply.items is not None:
-                    await self._stream(reply, id_json, reply_topic)
-                    return
-                now = self._link.current
-                if now is None or now.congested:
-                    now = await self._connected()
-                self._put(now, reply_topic, packet(reply, id_json, self._app.codec), id_json)
-            finally:
-                self._jobs.pop(id_json, None)
+            if reply.items is not None:
+                await self._stream(reply, id_json, reply_topic)
+                return
+            now = self._link.current
+            if now is None or now.congested:
+                now = await self._connected()
+            self._put(now, reply_topic, packet(reply, id_json, self._app.codec), id_json)
 
-        job = self._app.accept(message, respond, self._slots, "mqtt")
-        if job is not None:
-            self._jobs[id_json] = job
+        self._app.accept(message, respond, self._slots, "mqtt")
 
     async def _connected(self) -> Connection:
         """A connection that can be written to: one that was lost comes back, as a rule."""
@@ -278,11 +272,10 @@ class ServerListener:
     def _cancel(self, connection: Connection, message: Message) -> None:
         connection.acknowledge(message)
         try:
-            job = self._jobs.pop(read_request(message.payload).data, None)
+            left = read_request(message.payload).data
         except ProtocolError:
             return
-        if job is not None:
-            job.cancel()
+        self._slots.cancel(left)
 
     # ------------------------------------------------------------------------------- its connection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER, fresh_id
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from resilient_client.message import Reply
-    from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._base import App, Subscription, Target
     from resilient_client.transports.nats._connection import Connection
 
 log = logging.getLogger("resilient_client.nats")
@@ -59,36 +60,21 @@ class _Subject:
         if headers is not None:
             own = read_headers(headers)
             metadata = {**metadata, **own} if metadata else own
+        respond = None
+        if reply and request.id is not None:
+            respond = partial(self._listener.respond, reply, request.id)
+            if PEER_HEADER in metadata:
+                self._listener.greet(reply)
         message = Message(
             self.route,
             request.data,
             metadata,
-            request.id if reply else None,
+            None if respond is None else reply,  # its id is unique to its inbox only
             received=self._now(),
             subject=subject.decode(errors="replace") if self._wild else None,
             raw=(subject, reply, data, headers),
         )
-        if message.id is not None:
-            self._request(message, reply)
-        else:
-            self.backlog.accept(message, None)
-
-    def _request(self, message: Message, reply: bytes) -> None:
-        listener, id_json = self._listener, message.id
-        ours = PEER_HEADER in message.headers
-        if ours:
-            listener.greet(reply)
-
-        async def respond(answered: Reply) -> None:
-            try:
-                await listener.respond(answered, id_json, reply)
-            finally:
-                if ours:
-                    listener.jobs.pop(reply, None)
-
-        job = self.backlog.accept(message, respond)
-        if ours and job is not None:
-            listener.jobs[reply] = job
+        self.backlog.accept(message, respond)
 
 
 class ServerListener:
@@ -121,7 +107,6 @@ class ServerListener:
         heartbeat: float = HEARTBEAT,
     ) -> None:
         self.address = str(target)
-        self.jobs: dict[bytes, Job] = {}  # of peers of our make, which may cancel them
         self._app = app
         self._connector = Connector(
             target,
@@ -251,11 +236,10 @@ class ServerListener:
         )
 
     def _cancel(self, _subject: bytes, _reply: bytes, data: bytes, _headers: Any) -> None:
-        job = self.jobs.pop(data, None)
-        if job is not None:
-            job.cancel()
+        for subject in self._subjects:
+            subject.backlog.slots.cancel(data)
 
-    async def respond(self, reply: Reply, id_json: bytes, to: bytes) -> None:
+    async def respond(self, to: bytes, id_json: bytes, reply: Reply) -> None:
         """Write a reply; one that the broker would not take becomes an error."""
         subject = to.decode(errors="replace")
 

@@ -28,9 +28,9 @@ from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, C
 from resilient_client.transports.redis._session import Door, Session, together
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from resilient_client.transports._base import App, Job, Subscription, Target
+    from resilient_client.transports._base import App, Subscription, Target
     from resilient_client.transports._link import Link
 
 log = logging.getLogger("resilient_client.redis")
@@ -117,7 +117,6 @@ class ServerListener:
             )
         self._routes: dict[bytes, str] = {}  # by channel or channel pattern
         self._globs: set[bytes] = set()
-        self._jobs: dict[bytes, Job] = {}  # by the JSON of the request's id
         self._stopping = True  # not started yet
         self._consumer: Consumer | None = None
 
@@ -209,7 +208,7 @@ class ServerListener:
         if id_json is not None and PEER_HEADER in request.metadata:
             greeting = b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
             self._publish(channel + b".reply", greeting)
-        job = self._backlog.accept(
+        self._backlog.accept(
             Message(
                 route,
                 request.data,
@@ -221,17 +220,14 @@ class ServerListener:
             ),
             respond,
         )
-        if job is not None and id_json is not None:
-            self._jobs[id_json] = job
 
     def _cancel(self, raw: bytes) -> None:
         """A client of our make has left one of its requests."""
         try:
-            job = self._jobs.pop(read_request(raw).data, None)
+            left = read_request(raw).data
         except ProtocolError:
             return
-        if job is not None:
-            job.cancel()
+        self._backlog.slots.cancel(left)
 
     def _too_large(self, route: str, size: int, respond: Any) -> None:
         text = f"the payload has {size} bytes, more than max_size={self._max_size}"
@@ -247,18 +243,13 @@ class ServerListener:
         if session is not None:
             session.commands.ask(on_reply or _published, "PUBLISH", channel, data)
 
-    async def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> None:
-        try:
-            session = self._link.current
-            if reply.items is None and session is not None and not session.commands.congested:
-                data = packet(reply, id_json, self._app.codec)
-                session.commands.ask(_published, "PUBLISH", channel, data)
-            else:
-                await answer(
-                    reply, id_json, _Writer(self._link, self._app, channel), self._app.codec
-                )
-        finally:
-            self._jobs.pop(id_json, None)
+    def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> Awaitable[None] | None:
+        session = self._link.current
+        if reply.items is None and session is not None and not session.commands.congested:
+            data = packet(reply, id_json, self._app.codec)
+            session.commands.ask(_published, "PUBLISH", channel, data)
+            return None
+        return answer(reply, id_json, _Writer(self._link, self._app, channel), self._app.codec)
 
     # -------------------------------------------------------------------------------- its life
 
@@ -288,7 +279,6 @@ class ServerListener:
         session = await self._link.aclose()
         if session is not None:
             await session.close()
-        self._jobs.clear()
 
 
 class _Writer:
