@@ -37,10 +37,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"(pybreaker|ssl|types|typing|typing_extensions|logging|datetime|enum)\..*"),
     ("py:class", r"(.*\.)?[A-Z]|T_co|_[A-Za-z]\w*|.*\._[A-Za-z]\w*"),
     # Aliases, which documentation shows by what they stand for.
-    (
-        "py:class",
-        r"(Event|Jitter|Kind|Observer|On|Status|Wait)|resilient_client\.(handlers\.Handler|message\.Items)",
-    ),
+    ("py:class", r"(Event|HeadersSource|Jitter|Kind|Observer|On|Patterns|Status|Wait)"),
+    ("py:class", r"resilient_client\.(handlers\.Handler|message\.Items)"),
     ("py:(class|exc|obj|data)", r"[a-z]+|optional|[A-Z]\w*(Error|Exception)"),
     (
         "py:class",

@@ -15,6 +15,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakSet
 
 from resilient_client import defaults
+from resilient_client.call_settings import (
+    NO_SETTINGS,
+    check_key,
+    checked_headers,
+    headers_source,
+    pattern_settings,
+)
 from resilient_client.clock import MonotonicClock, in_time
 from resilient_client.codecs import JsonCodec
 from resilient_client.context import (
@@ -43,7 +50,7 @@ from resilient_client.events import CallRejected
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
-from resilient_client.policies._checks import count, several
+from resilient_client.policies._checks import several
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports import client_transport
@@ -53,6 +60,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from resilient_client.call_settings import HeadersSource, Patterns
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Event, Observer, Status
@@ -72,8 +80,6 @@ _KEYWORDS = (
 _NO_THREAD = 0
 _clients: WeakSet[ClientProxy] = WeakSet()
 
-HeadersSource = "Mapping[str, str] | Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]"
-
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -92,16 +98,6 @@ class Health:
     status: Status
     circuits: Mapping[str, str]
     error: ResilientClientError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _PatternSettings:
-    timeout: float | None = None
-    idempotent: bool | None = None
-    attempts: int | None = None
-
-
-_NO_SETTINGS = _PatternSettings()
 
 
 class ClientProxy:
@@ -131,8 +127,8 @@ class ClientProxy:
         *,
         policies: Iterable[Policy] | None = None,
         name: str | None = None,
-        headers: Any = None,
-        patterns: Any = None,
+        headers: HeadersSource | None = None,
+        patterns: Patterns | None = None,
         codec: Codec | None = None,
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),
@@ -153,8 +149,8 @@ class ClientProxy:
         self._encode, self._decode = self._transports[0].encode, self._transports[0].decode
         self._idempotent = self._transports[0].idempotent
         self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
-        self._headers, self._ask_headers = _headers_source(headers)
-        self._patterns = _pattern_settings(patterns)
+        self._headers, self._ask_headers = headers_source(headers)
+        self._patterns = pattern_settings(patterns)
         self._policies = standard() if policies is None else several("policies", policies)
         self._timeout: float = defaults.TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
@@ -489,7 +485,7 @@ class ClientProxy:
         if get_ident() != self._thread or not self._loop_runs():
             self._own_loop()
         route = pattern if type(pattern) is str else route_of(pattern)
-        settings = self._patterns.get(route, _NO_SETTINGS) if self._patterns else _NO_SETTINGS
+        settings = self._patterns.get(route, NO_SETTINGS) if self._patterns else NO_SETTINGS
         if timeout is None:
             timeout = settings.timeout
             if timeout is None:
@@ -500,14 +496,14 @@ class ClientProxy:
         deadline = started + timeout
         own = self._headers.copy()
         if headers:
-            own.update(_checked(headers))
+            own.update(checked_headers(headers))
         context = current_context.get()
         if context is not None and context.deadline < deadline:
             deadline = started + (context.remaining or 0.0)
         if idempotent is None:
             idempotent = settings.idempotent
         if idempotency_key is not None:
-            _check_key(idempotency_key)
+            check_key(idempotency_key)
         call = Call(
             pattern,
             route,
@@ -558,9 +554,9 @@ class ClientProxy:
         if inspect.isawaitable(asked):
             late = DeadlineExceeded("the headers= callable took all the time there was")
             asked = await in_time(asked, call.deadline, self._clock, late)
-        call.headers |= _checked(asked)
+        call.headers |= checked_headers(asked)
         if given:
-            call.headers |= _checked(given)
+            call.headers |= checked_headers(given)
         if call.span is not None:
             call.span.correlate(call.headers[CORRELATION_HEADER])
         call.attempt = 1
@@ -753,79 +749,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _headers_source(headers: Any) -> tuple[dict[str, str], Callable[[], Any] | None]:
-    if headers is None:
-        return {}, None
-    if isinstance(headers, Mapping):
-        try:
-            return _checked(headers), None
-        except PayloadError as error:
-            raise ConfigurationError(error.args[0]) from None
-    if callable(headers):
-        return {}, headers
-    raise ConfigurationError("headers= is a mapping, or a callable that returns one")
-
-
-def _checked(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers with lower-case names. The value of a bad one is not shown: it may be secret."""
-    if not hasattr(headers, "items"):
-        raise PayloadError(f"headers are a mapping, not {type(headers).__name__}")
-    checked = {}
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise PayloadError(f"header {name!r} is not a string")
-        if not (_printable(value) and name.isascii() and name.isprintable() and name.strip()):
-            raise PayloadError(f"header {name!r} holds a character that no header can")
-        checked[name.lower()] = value
-    return checked
-
-
-def _printable(value: str) -> bool:
-    """Whether a header may hold it: what is not printable, a server of ours leaves out."""
-    return value.isprintable() or value.replace("\t", "").isprintable()
-
-
-def _check_key(key: str) -> None:
-    if not isinstance(key, str) or not key.isprintable() or not key.strip():
-        raise PayloadError("idempotency_key= is no text that a header can hold")
-
-
 def _observer(observer: Observer) -> Observer:
     if not callable(observer):
         raise ConfigurationError(f"observer {observer!r} is not a function of an event")
     return observer
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _pattern_settings(patterns: Any) -> dict[str, _PatternSettings]:
-    if not patterns:
-        return {}
-    pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
-    known = {"timeout", "idempotent", "attempts"}
-    settings = {}
-    try:
-        pairs = [(pattern, dict(given)) for pattern, given in pairs]
-    except (TypeError, ValueError):
-        raise ConfigurationError(
-            "patterns= maps patterns to their settings",
-            hint='write patterns={"sum": {"timeout": 2.0, "idempotent": True}}',
-        ) from None
-    for pattern, given in pairs:
-        unknown = set(given) - known
-        if unknown:
-            raise ConfigurationError(
-                f"pattern {pattern!r} has no setting {min(unknown)!r}",
-                hint=f"there are {', '.join(sorted(known))}",
-            )
-        own = _PatternSettings(**given)
-        if own.timeout is not None and not (_is_number(own.timeout) and own.timeout > 0):
-            raise ConfigurationError(f"pattern {pattern!r}: timeout must be seconds, above 0")
-        if own.attempts is not None:
-            count(f"pattern {pattern!r}: attempts", own.attempts)
-        if own.idempotent not in (None, True, False):
-            raise ConfigurationError(f"pattern {pattern!r}: idempotent must be true or false")
-        settings[route_of(pattern)] = own
-    return settings

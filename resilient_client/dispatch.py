@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 import logging
@@ -22,39 +21,29 @@ from resilient_client.context import (
     valid_correlation_id,
 )
 from resilient_client.errors import (
-    INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
     ConfigurationError,
     InvalidPayloadError,
     NoHandlerError,
-    Overloaded,
     PayloadError,
     RemoteError,
     Throttled,
-    wire_error,
 )
+from resilient_client.exception_handlers import ExceptionHandlers
+from resilient_client.items import HandlerItems, carried, run_through, threaded
 from resilient_client.jobs import Job, Slots, Watch, late
 from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.pipeline import compose
 from resilient_client.workers import WorkerThreads
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterator,
-        Awaitable,
-        Callable,
-        Coroutine,
-        Iterable,
-        Iterator,
-        Sequence,
-    )
-    from concurrent.futures import Executor
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Event, Observer
     from resilient_client.handlers import Handler
-    from resilient_client.message import Items, Message
+    from resilient_client.message import Message
     from resilient_client.pipeline import Policy
     from resilient_client.telemetry import Telemetry
     from resilient_client.telemetry._server import ServerTelemetry
@@ -89,7 +78,7 @@ class Dispatcher:
         self.observers: list[Observer] = []
         self._requests: dict[str, Handler] = {}
         self._events: dict[str, list[Handler]] = {}
-        self._exceptions: dict[type[BaseException], Callable[..., Any]] = {}
+        self.exceptions = ExceptionHandlers(self.codec)
         self._policies = list(policies or ())
         self._limit: float = inf
         self._guarded = self._guard() if self._policies else None
@@ -142,10 +131,6 @@ class Dispatcher:
                     " model, or leave the annotation out",
                 ) from error
             handler.decode = _decoder(handler, self.codec)
-
-    def register_exception(self, kind: type[BaseException], function: Callable[..., Any]) -> None:
-        """Add a translation of an exception into a `RemoteError`."""
-        self._exceptions[kind] = function
 
     def subscriptions(self) -> Sequence[Handler]:
         """See `transports._base.App`."""
@@ -355,7 +340,7 @@ class Dispatcher:
                 if writing is not None:
                     await writing
             else:
-                await _carried(reply, reply.items, _written(respond(reply)))
+                await carried(reply, reply.items, _written(respond(reply)))
         except asyncio.CancelledError:
             if not job.cancelled or not job.settle():
                 raise
@@ -416,7 +401,7 @@ class Dispatcher:
         """The reply of a handler that raised; what ends its task, or the process, is passed on."""
         if not job.failed_by(error):
             raise error
-        return Reply(error=await self.translate(error, handler, context))
+        return Reply(error=await self.exceptions.answer(error, handler, context))
 
     def _guard(self) -> Any:
         from resilient_client.policies import Timeout
@@ -446,11 +431,13 @@ class Dispatcher:
 
     def _reply(self, value: Any, job: Job, context: Context, handler: Handler) -> Reply:
         """What a handler returned, as a reply."""
+        codec = job.message.codec or self.codec
         if hasattr(value, "__aiter__"):
-            return Reply(items=_HandlerItems(self, value, job, context, handler))
+            items = HandlerItems(value, codec, self.exceptions, job, context, handler)
+            return Reply(items=items)
         if value is NO_VALUE or (value is None and handler.is_event):
             return Reply()
-        return Reply((job.message.codec or self.codec).encode(value))
+        return Reply(codec.encode(value))
 
     async def _in_thread(self, job: Job, handler: Handler, payload: Any, context: Context) -> Any:
         """A plain `def` runs to its end whatever happens to its caller, and keeps its slot."""
@@ -472,60 +459,8 @@ class Dispatcher:
                 work.add_done_callback(free)
             raise
         if hasattr(value, "__next__") and not hasattr(value, "__aiter__"):
-            return _threaded(value, self._executor)
+            return threaded(value, self._executor)
         return value
-
-    async def translate(
-        self, error: BaseException, handler: Handler, context: Context
-    ) -> RemoteError:
-        """What an exception travels as.
-
-        A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
-        anything else, as Nest would send it, with the truth in the log only. The same goes for an
-        error that has no JSON form, and for one that the function meant to translate it raised.
-        """
-        try:
-            answer = await self._deliberate(error, context)
-            if answer is not None:
-                self.codec.encode(wire_error(answer))
-                return answer
-        except Exception as fault:  # noqa: BLE001
-            error = fault
-        log.error(
-            "handler %s of %s failed (correlation id %s)",
-            handler.name,
-            handler.route,
-            context.correlation_id,
-            exc_info=error,
-        )
-        answer = RemoteError(INTERNAL_SERVER_ERROR)
-        answer.__cause__ = error  # for the span; nothing of it travels
-        return answer
-
-    async def _deliberate(self, error: BaseException, context: Context) -> RemoteError | None:
-        """The error that the handler, or a function registered for its exceptions, means to send.
-
-        Raises:
-            Exception: that function failed.
-        """
-        for kind in type(error).__mro__:
-            translate = self._exceptions.get(kind)
-            if translate is None:
-                continue
-            try:
-                result = translate(error, context) if _takes_two(translate) else translate(error)
-                if asyncio.iscoroutine(result):
-                    result = await result
-            except RemoteError as told:  # raised rather than returned
-                if told.endpoint is not None:
-                    raise
-                return told
-            return result if isinstance(result, RemoteError) else RemoteError(payload=result)
-        if isinstance(error, RemoteError) and error.endpoint is None:
-            return error
-        if isinstance(error, Overloaded) and error.endpoint is None:
-            return Throttled(SERVER_OVERLOADED, status=429)
-        return None
 
     # --------------------------------------------------------------------------------------- events
 
@@ -557,7 +492,7 @@ class Dispatcher:
         reply = await self._around(job, handler, context)
         if reply.items is not None:  # an event handler that yields: run it through
             try:
-                await _carried(reply, reply.items, _run_through(reply.items))
+                await carried(reply, reply.items, run_through(reply.items))
             except RemoteError as error:
                 return Reply(error=error)
             return reply
@@ -655,77 +590,6 @@ async def _written(writing: Awaitable[None] | None) -> None:
         await writing
 
 
-async def _carried(reply: Reply, items: Items, carry: Awaitable[None]) -> None:
-    """Await what consumes a reply's items; then end them, and tell the policies that they have."""
-    ended: BaseException | None = None
-    try:
-        await carry
-    except BaseException as error:
-        ended = error
-        raise
-    finally:
-        try:
-            await items.aclose()
-        finally:
-            reply.complete(ended, seen=True)
-
-
-async def _run_through(items: Items) -> None:
-    try:
-        while True:
-            await items.receive(inf)
-    except StopAsyncIteration:
-        return
-
-
-class _HandlerItems:
-    """What an async generator of the user's yields, encoded, its errors translated."""
-
-    __slots__ = ("_app", "_codec", "_context", "_handler", "_job", "_values")
-
-    def __init__(
-        self,
-        app: Dispatcher,
-        values: AsyncIterator[Any],
-        job: Job,
-        context: Context,
-        handler: Handler,
-    ) -> None:
-        self._app = app
-        self._values = aiter(values)
-        self._codec = job.message.codec or app.codec
-        self._job = job
-        self._context = context
-        self._handler = handler
-
-    async def receive(self, deadline: float) -> Any:
-        """See `message.Items.receive`; an error is a `RemoteError`."""
-        try:
-            return self._codec.encode(await anext(self._values))
-        except StopAsyncIteration:
-            raise
-        except BaseException as error:
-            if not self._job.failed_by(error):
-                raise
-            with contextlib.suppress(Exception):  # the first error is the one to be told
-                await self.aclose()
-            raise await self._app.translate(error, self._handler, self._context) from error
-
-    async def aclose(self) -> None:
-        """Stop the generator."""
-        close = getattr(self._values, "aclose", None)
-        if close is not None:
-            await close()
-
-
-async def _threaded(values: Iterator[Any], executor: Executor) -> AsyncIterator[Any]:
-    """A plain generator's values, each made in a worker thread."""
-    loop = asyncio.get_running_loop()
-    end = object()
-    while (value := await loop.run_in_executor(executor, next, values, end)) is not end:
-        yield value
-
-
 @functools.lru_cache(maxsize=256)
 def _seconds(text: str) -> float:
     """The caller's remaining time; nonsense counts as none given."""
@@ -740,11 +604,3 @@ def _called(function: Callable[..., Any], payload: Any, context: Context) -> Any
         return function(payload, context)
     except StopIteration as error:  # no future can hold one; a coroutine turns it into this too
         raise RuntimeError("the handler raised StopIteration") from error
-
-
-def _takes_two(function: Callable[..., Any]) -> bool:
-    code = getattr(function, "__code__", None)
-    return (
-        code is not None
-        and code.co_argcount - len(getattr(function, "__defaults__", None) or ()) >= 2
-    )

@@ -209,7 +209,7 @@ class Server(Router):
         """
 
         def decorate(function: F) -> F:
-            self._app.register_exception(kind, function)
+            self._app.exceptions.register(kind, function)
             return function
 
         return decorate

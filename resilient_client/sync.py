@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from resilient_client.call_settings import HeadersSource, Patterns
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Observer, Status
@@ -56,8 +57,8 @@ class SyncClientProxy:
         *,
         policies: Iterable[Policy] | None = None,
         name: str | None = None,
-        headers: Any = None,
-        patterns: Any = None,
+        headers: HeadersSource | None = None,
+        patterns: Patterns | None = None,
         codec: Codec | None = None,
         clock: Clock | None = None,
         observers: Iterable[Observer] = (),

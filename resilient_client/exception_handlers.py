@@ -1,0 +1,99 @@
+"""What an exception that a handler raises travels as."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.errors import (
+    INTERNAL_SERVER_ERROR,
+    SERVER_OVERLOADED,
+    Overloaded,
+    RemoteError,
+    Throttled,
+    wire_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilient_client.codecs import Codec
+    from resilient_client.context import Context
+    from resilient_client.handlers import Handler
+
+log = logging.getLogger("resilient_client.server")
+
+
+class ExceptionHandlers:
+    """The user's functions that translate exceptions, and what becomes of all others.
+
+    Args:
+        codec: what is sent must have a form in it.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._functions: dict[type[BaseException], Callable[..., Any]] = {}
+
+    def register(self, kind: type[BaseException], function: Callable[..., Any]) -> None:
+        """Add a translation of an exception into a `RemoteError`."""
+        self._functions[kind] = function
+
+    async def answer(self, error: BaseException, handler: Handler, context: Context) -> RemoteError:
+        """What an exception travels as.
+
+        A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
+        anything else, as Nest would send it, with the truth in the log only. The same goes for an
+        error that has no JSON form, and for one that the function meant to translate it raised.
+        """
+        try:
+            answer = await self._deliberate(error, context)
+            if answer is not None:
+                self._codec.encode(wire_error(answer))
+                return answer
+        except Exception as fault:  # noqa: BLE001
+            error = fault
+        log.error(
+            "handler %s of %s failed (correlation id %s)",
+            handler.name,
+            handler.route,
+            context.correlation_id,
+            exc_info=error,
+        )
+        answer = RemoteError(INTERNAL_SERVER_ERROR)
+        answer.__cause__ = error  # for the span; nothing of it travels
+        return answer
+
+    async def _deliberate(self, error: BaseException, context: Context) -> RemoteError | None:
+        """The error that the handler, or a function registered for its exceptions, means to send.
+
+        Raises:
+            Exception: that function failed.
+        """
+        for kind in type(error).__mro__:
+            translate = self._functions.get(kind)
+            if translate is None:
+                continue
+            try:
+                result = translate(error, context) if _takes_two(translate) else translate(error)
+                if asyncio.iscoroutine(result):
+                    result = await result
+            except RemoteError as told:  # raised rather than returned
+                if told.endpoint is not None:
+                    raise
+                return told
+            return result if isinstance(result, RemoteError) else RemoteError(payload=result)
+        if isinstance(error, RemoteError) and error.endpoint is None:
+            return error
+        if isinstance(error, Overloaded) and error.endpoint is None:
+            return Throttled(SERVER_OVERLOADED, status=429)
+        return None
+
+
+def _takes_two(function: Callable[..., Any]) -> bool:
+    code = getattr(function, "__code__", None)
+    return (
+        code is not None
+        and code.co_argcount - len(getattr(function, "__defaults__", None) or ()) >= 2
+    )
