@@ -70,6 +70,18 @@ def test_a_client_moves_to_another_event_loop(kafka_broker: Kafka, unique: str) 
     gc.collect()
 
 
+async def test_calls_that_work_leave_no_complaint_in_the_log(
+    kafka_broker: Kafka, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    patterns = [f"{unique}.{n}" for n in range(3)]  # each makes the client read one more topic
+    server.message_pattern(patterns)(lambda payload: payload)
+    async with server, client_of(kafka_broker.url) as client:
+        assert [await client.send(pattern, 1) for pattern in patterns] == [1, 1, 1]
+        await asyncio.sleep(0.2)  # aiokafka's reader is told a moment later
+    assert [each.getMessage() for each in caplog.records if each.levelname == "ERROR"] == []
+
+
 async def test_a_frozen_broker_is_noticed_and_nothing_waits_beyond_its_time(
     new_broker: Callable[..., Kafka], unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

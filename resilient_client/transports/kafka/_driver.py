@@ -42,8 +42,24 @@ class _NoSecrets(logging.Filter):
         return not any(type(each).__name__.startswith("Sasl") for each in said)
 
 
+class _Interrupted(Exception):  # noqa: N818  (no error: why a connection was closed here)
+    """A fetch was ended on purpose."""
+
+
+class _NoInterruptions(logging.Filter):
+    """Keeps out of the log what aiokafka takes for an error there: see `interrupt`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.args if isinstance(record.args, tuple) else ()
+        return not any(
+            isinstance(each, BaseException) and isinstance(each.__cause__, _Interrupted)
+            for each in said
+        )
+
+
 logging.getLogger("aiokafka").addHandler(logging.NullHandler())  # what it says reaches no terminal
 logging.getLogger("aiokafka.conn").addFilter(_NoSecrets())
+logging.getLogger("aiokafka.consumer.fetcher").addFilter(_NoInterruptions())
 
 
 def settings(
@@ -111,7 +127,7 @@ def interrupt(consumer: Any) -> None:
     """
     for connection in list(consumer._client._conns.values()):  # noqa: SLF001
         if connection._requests:  # noqa: SLF001
-            connection.close(reason=CloseReason.SHUTDOWN)
+            connection.close(reason=CloseReason.SHUTDOWN, exc=_Interrupted())
 
 
 async def learn(consumer: Any, topic: str) -> None:
