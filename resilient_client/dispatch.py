@@ -459,7 +459,7 @@ class Dispatcher:
                 work.add_done_callback(free)
             raise
         if hasattr(value, "__next__") and not hasattr(value, "__aiter__"):
-            return threaded(value, self._executor)
+            return threaded(value, self._executor, ambient)
         return value
 
     # --------------------------------------------------------------------------------------- events

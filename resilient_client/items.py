@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import functools
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -84,9 +86,28 @@ class HandlerItems:
             await close()
 
 
-async def threaded(values: Iterator[Any], executor: Executor) -> AsyncIterator[Any]:
-    """A plain generator's values, each made in a worker thread."""
-    loop = asyncio.get_running_loop()
+async def threaded(
+    values: Iterator[Any], executor: Executor, context: contextvars.Context
+) -> AsyncIterator[Any]:
+    """A plain generator's values, each made in a worker thread, in the handler's context.
+
+    Whoever leaves early has it closed there, as soon as it has made the value it was asked for.
+    """
     end = object()
-    while (value := await loop.run_in_executor(executor, next, values, end)) is not end:
-        yield value
+    following = functools.partial(next, values, end)
+    value: Any = None
+    while value is not end:
+        step = asyncio.wrap_future(executor.submit(context.run, following))
+        try:
+            value = await asyncio.shield(step)
+            if value is not end:
+                yield value
+        except (asyncio.CancelledError, GeneratorExit):
+            if (close := getattr(values, "close", None)) is not None:
+
+                def leave(step: asyncio.Future[Any]) -> None:
+                    if not step.cancelled() and step.exception() is None:  # else it has ended
+                        executor.submit(context.run, close)
+
+                step.add_done_callback(leave)
+            raise

@@ -22,6 +22,7 @@ from resilient_client import (
     InvalidPayloadError,
     NoHandlerError,
     RemoteError,
+    ReplyTimeout,
     Router,
     Server,
     Throttled,
@@ -472,6 +473,50 @@ async def test_calls_inside_a_handler_inherit_correlation_and_remaining_time() -
     assert fresh != "no good\u00e9"
     assert len(fresh) == 32
     assert current_context() is None
+
+
+async def test_a_plain_generator_runs_in_threads_with_the_callers_context_to_its_end() -> None:
+    server = Server("memory://plain-generator")
+    loop_thread, closed = threading.get_ident(), threading.Event()
+    entered, release = threading.Event(), threading.Event()
+    own: contextvars.ContextVar[int] = contextvars.ContextVar("own", default=0)
+
+    @server.message_pattern("values")
+    def values(n: int) -> Any:
+        try:
+            for _ in range(n):
+                own.set(own.get() + 1)  # a change of its own stays from one value to the next
+                context = current_context()
+                assert context is not None
+                yield [correlation_id.get(), context.pattern, own.get()]
+        finally:
+            if threading.get_ident() != loop_thread and correlation_id.get() == "one":
+                closed.set()
+
+    @server.message_pattern("slow")
+    def slow() -> Any:
+        try:
+            entered.set()
+            release.wait(5)
+            yield 1
+        finally:
+            closed.set()
+
+    headers = {"x-correlation-id": "one"}
+    async with server, ClientProxy("memory://plain-generator") as client:
+        told = [item async for item in client.stream("values", 2, headers=headers)]
+        assert told == [["one", "values", 1], ["one", "values", 2]]
+        closed.clear()
+        async with client.stream("values", 1000, headers=headers) as items:
+            assert await anext(items)
+        assert await asyncio.to_thread(closed.wait, 5), "left early"
+        closed.clear()
+        with pytest.raises(ReplyTimeout):
+            async for _ in client.stream("slow", idle_timeout=0.1):
+                pass
+        assert await asyncio.to_thread(entered.wait, 5)
+        release.set()
+        assert await asyncio.to_thread(closed.wait, 5), "left while it made a value"
 
 
 async def test_plain_functions_run_in_threads_with_the_callers_context() -> None:
