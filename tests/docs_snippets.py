@@ -4,19 +4,20 @@ Brokers are what a page's code finds at their usual ports; whoever runs it says 
 `PAGE.md 6379=40123`. See `brokers`.
 
 A page's Python blocks run in order, in one namespace, on one event loop; `await` works at the top
-level. Ports written in a page (`127.0.0.1:3001`) are replaced by free ones, the same ones all over
-the page. A comment just before a block says what else is to be done with it:
+level. Ports written in a page (`127.0.0.1:3001`, `port: 3001`) are replaced by free ones, the same
+ones all over the page. A comment just before a block says what else is to be done with it:
 
     <!-- snippet: file=clients.toml -->     write it to this file first (and run it if it is Python)
-    <!-- snippet: background -->            Python: run it as a process of its own until the page
-                                            ends; begun once the ports it names answer
+    <!-- snippet: background -->            Python, TypeScript: run it as a process of its own until
+                                            the page ends; begun once the ports it names answer
     <!-- snippet: raises=ConnectError -->   Python: it must end with this exception
     <!-- snippet: output -->                any: it is what the block before printed
     <!-- snippet: run -->                   console: run the lines after `$`, each must succeed
-    <!-- snippet: no-run WHY -->            not Python: leave it alone
+    <!-- snippet: no-run WHY -->            not Python or TypeScript: leave it alone
 
-TOML must parse. A console line after `$` must name a subcommand of ours, a target of the Makefile
-or an extra that exists, where it mentions one.
+TypeScript is a whole program with a name (`file=service.ts`): it is checked against NestJS 12's
+types, and run by Node. TOML must parse. A console line after `$` must name a subcommand of ours, a
+target of the Makefile or an extra that exists, where it mentions one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,13 @@ _DIRECTIVE = re.compile(r"<!-- snippet: (?P<words>.*?) -->\s*\Z")
 BROKER_PORTS = {
     "6379": "redis", "4222": "nats", "5672": "rabbitmq", "1883": "mosquitto", "9092": "kafka",
 }  # fmt: skip
-_PORT = re.compile(r"\b(127\.0\.0\.1|localhost):(\d{4,5})\b")
+_PORT = re.compile(r"\b(127\.0\.0\.1:|localhost:|port: )(\d{4,5})\b")
+INTEROP = ROOT / "tests" / "interop"
+_COMPILE = (
+    "node", str(INTEROP / "docs/node_modules/typescript/lib/tsc.js"),
+    "--target", "es2022", "--module", "nodenext", "--strict", "--skipLibCheck", "--types", "node",
+    "--experimentalDecorators", "--emitDecoratorMetadata",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,12 @@ def complaints(page: str) -> Iterator[str]:
         if unknown:
             yield f"{where}: no snippet can be {sorted(unknown)}"
         if "no-run" in snippet.options:
-            if snippet.language == "python":
-                yield f"{where}: Python runs"
+            if snippet.language in {"python", "typescript"}:
+                yield f"{where}: {snippet.language} runs"
             if not snippet.options["no-run"]:
                 yield f"{where}: no-run needs a reason"
+        elif snippet.language == "typescript" and "file" not in snippet.options:
+            yield f"{where}: a program has a name"
         elif snippet.language == "console":
             for command in commands(snippet):
                 yield from (f"{where}: {complaint}" for complaint in _complaints(command))
@@ -151,7 +160,7 @@ class _Ports:
         self._free = dict(known)
 
     def __call__(self, text: str) -> str:
-        return _PORT.sub(lambda match: f"{match[1]}:{self._port(match[2])}", text)
+        return _PORT.sub(lambda match: f"{match[1]}{self._port(match[2])}", text)
 
     def _port(self, written: str) -> int:
         if written not in self._free:
@@ -192,7 +201,15 @@ class Page:
             Path(name).write_text(text, "utf-8")
         match snippet.language:
             case "python" if "background" in snippet.options:
-                self._begin(text, snippet)
+                file = snippet.options.get("file") or f"line_{snippet.line}.py"
+                Path(file).write_text(text, "utf-8")
+                self._begin([sys.executable, file], text, snippet)
+            case "typescript":
+                command = ["node", self._compiled(Path(snippet.options["file"]))]
+                if "background" in snippet.options:
+                    self._begin(command, text, snippet)
+                else:
+                    self.printed = self._console(shlex.join(command))
             case "python":
                 self._python(text, snippet, runner)
             case "toml":
@@ -231,13 +248,25 @@ class Page:
         done = subprocess.run(
             command, shell=True, env=environment, stdout=subprocess.PIPE, timeout=60
         )
-        assert done.returncode == 0, f"{self.path}: {command}: exit code {done.returncode}"
+        assert done.returncode == 0, (
+            f"{self.path}: {command}: exit code {done.returncode}\n{done.stdout.decode()}"
+        )
         return done.stdout.decode()
 
-    def _begin(self, text: str, snippet: Snippet) -> None:
-        file = Path(snippet.options.get("file") or f"line_{snippet.line}.py")
-        file.write_text(text, "utf-8")
-        process = subprocess.Popen([sys.executable, str(file)])
+    def _compiled(self, program: Path) -> str:
+        if not Path("node_modules").exists():
+            Path("package.json").write_text('{"type": "module"}')
+            Path("node_modules/@types").mkdir(parents=True)
+            for packages in (INTEROP / "docs/node_modules", INTEROP / "nest12/node_modules"):
+                for package in (*packages.glob("*"), *packages.glob("@types/*")):
+                    link = Path("node_modules") / package.relative_to(packages)
+                    if not link.exists():
+                        link.symlink_to(package)
+        self._console(shlex.join([*_COMPILE, str(program)]))
+        return str(program.with_suffix(".js"))
+
+    def _begin(self, command: list[str], text: str, snippet: Snippet) -> None:
+        process = subprocess.Popen(command)
         self.background.append(process)
         limit = time.monotonic() + 60
         for match in _PORT.finditer(text):

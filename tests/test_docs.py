@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests import docs_snippets
+from tests.peers.brokers import require_peer
+from tests.peers.nest import typescript_missing
 
 ROOT = docs_snippets.ROOT
 PAGES = [
@@ -45,11 +47,17 @@ def test_the_blocks_of_a_page_are_in_order(page: Path) -> None:
     assert list(docs_snippets.complaints(page.read_text("utf-8"))) == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_name)
+def _marks(page: Path) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.interop] if "```typescript" in page.read_text("utf-8") else []
+
+
+@pytest.mark.parametrize("page", [pytest.param(p, marks=_marks(p)) for p in PAGES], ids=_name)
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     text = page.read_text("utf-8")
+    if _marks(page):
+        require_peer(typescript_missing())
     fixtures = {"mosquitto": "mqtt_broker"}
     places = [
         f"{usual}={request.getfixturevalue(fixtures.get(name, f'{name}_broker')).port}"
@@ -190,11 +198,13 @@ def test_marks_and_commands_are_checked() -> None:
     page = (
         "<!-- snippet: no-run too long -->\n```python\n```\n"
         "```pyhton\n```\n"
+        "```typescript\n```\n"
         '```console\n$ pip install "resilient-client[nope]"\n$ make nothing\n```\n'
     )
     assert list(docs_snippets.complaints(page)) == [
-        "line 2: Python runs",
+        "line 2: python runs",
         f"line 4: the language 'pyhton' is none of {sorted(docs_snippets.LANGUAGES)}",
-        "line 6: there is no extra nope",
-        "line 6: make has no target nothing",
+        "line 6: a program has a name",
+        "line 8: there is no extra nope",
+        "line 8: make has no target nothing",
     ]

@@ -18,7 +18,7 @@ from pathlib import Path
 from .brokers import BROKERS, missing
 from .gogrpc import go_missing, install_go
 from .kafka import VERSION, kafka_libraries, kafka_missing
-from .nest import VERSIONS, install, nest_missing
+from .nest import VERSIONS, install, nest_missing, typescript_missing
 from .process import PeerError
 
 PACKAGES = {  # what to look for -> Debian's package
@@ -119,7 +119,8 @@ def main() -> int:
             say(f"FAILED: {error}")
             failures.append(error)
     lacking = [f"{name}: {reason}" for name in BROKERS if (reason := missing(name))]
-    lacking += [reason for version in VERSIONS if (reason := nest_missing(version))]
+    nests = [*map(nest_missing, VERSIONS), typescript_missing()]
+    lacking += dict.fromkeys(reason for reason in nests if reason is not None)
     for reason in lacking:
         say(f"MISSING: {reason}; its tests will be {'failed' if in_ci() else 'skipped'}")
     return int(in_ci() and bool(lacking or failures))

@@ -26,37 +26,49 @@ STAMP = ".installed"
 OWN_PORT = ("tcp", "grpc", "http")  # the others meet at a broker
 
 
-def _wanted(version: int) -> str:
-    return hashlib.sha256((FOLDER / f"nest{version}" / "package.json").read_bytes()).hexdigest()
+def _wanted(packages: str) -> str:
+    return hashlib.sha256((FOLDER / packages / "package.json").read_bytes()).hexdigest()
+
+
+def _missing(packages: str) -> str | None:
+    if shutil.which("node") is None:
+        return "Node.js 20 or newer is not installed"
+    stamp = FOLDER / packages / "node_modules" / STAMP
+    if not stamp.exists() or stamp.read_text() != _wanted(packages):
+        return f"what npm installs in tests/interop/{packages} is not there"
+    return None
 
 
 def nest_missing(version: int = 12) -> str | None:
     """Why that NestJS cannot be started here, or None."""
-    if shutil.which("node") is None:
-        return "Node.js 20 or newer is not installed"
-    stamp = FOLDER / f"nest{version}" / "node_modules" / STAMP
-    if not stamp.exists() or stamp.read_text() != _wanted(version):
-        return f"NestJS {version} is not installed in tests/interop/nest{version}"
-    return None
+    return _missing(f"nest{version}")
+
+
+def typescript_missing() -> str | None:
+    """Why the TypeScript in the documentation cannot be run here, or None."""
+    return nest_missing() or _missing("docs")
 
 
 def install(versions: Sequence[int] = VERSIONS) -> None:
-    """Install by npm what is not there yet; the exact versions are in each package.json."""
+    """Install by npm what is not there yet; the exact versions are in each package.json.
+
+    Beside the versions of Nest, what the TypeScript in the documentation needs.
+    """
     npm = shutil.which("npm")
     if npm is None:
         raise PeerError("npm is not installed (it comes with Node.js 20 or newer)")
-    for version in versions:
-        if nest_missing(version) is None:
+    for packages in (*(f"nest{version}" for version in versions), "docs"):
+        if _missing(packages) is None:
             continue
-        folder = FOLDER / f"nest{version}"
-        print(f"installing NestJS {version} with npm", flush=True)
+        folder = FOLDER / packages
+        print(f"installing {packages} with npm", flush=True)
         command = [npm, "install", "--no-audit", "--no-fund", "--no-package-lock"]
         command += ["--ignore-scripts", "--loglevel=error", "--prefer-offline"]
         for last in (False, True):
             done = subprocess.run(command, cwd=folder, timeout=600, check=last)
             if done.returncode == 0:
                 break
-        (folder / "node_modules" / STAMP).write_text(_wanted(version))
+        (folder / "node_modules" / STAMP).write_text(_wanted(packages))
 
 
 def tls_options(*, certificate: bool = True) -> dict[str, str]:
