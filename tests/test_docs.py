@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -79,6 +80,42 @@ def test_an_example_runs(example: Path, tmp_path: Path, request: pytest.FixtureR
     broker = BROKERS.get(example.name)
     urls = [] if broker is None else [request.getfixturevalue(broker).url]
     _run([str(example), *urls], tmp_path)
+
+
+@pytest.mark.parametrize("module", ["", ".testing", ".transports"])
+def test_each_public_name_has_an_entry_in_the_reference(module: str) -> None:
+    home = f"resilient_client{module}"
+    pages = "\n".join(p.read_text("utf-8") for p in (ROOT / "docs" / "reference").glob("*.md"))
+    entries = set(re.findall(r"auto\w+:: [\w.]*?(\w+)$", pages, re.MULTILINE))
+    entries |= {
+        name.strip()
+        for members in re.findall(r":members: (.+)", pages)
+        for name in members.split(",")
+    }
+    names = {name for name in importlib.import_module(home).__all__ if name != "__version__"}
+    assert names - entries == set()
+
+
+def test_each_logger_is_in_the_table_of_loggers() -> None:
+    page = (ROOT / "docs" / "howto" / "correlation.md").read_text("utf-8")
+    names = {
+        name
+        for path in (ROOT / "resilient_client").rglob("*.py")
+        for name in re.findall(r'getLogger\("(resilient_client[\w.]*)"\)', path.read_text("utf-8"))
+    }
+    assert names - set(re.findall(r"`(resilient_client[\w.]*)`", page)) == set()
+
+
+@pytest.mark.parametrize(
+    ("page", "extra"),
+    [
+        ("redis", "redis"), ("nats", "nats"), ("rabbitmq", "amqp"), ("kafka", "kafka"),
+        ("grpc", "grpc"),
+    ],
+)  # fmt: skip
+def test_a_transports_page_says_what_to_install(page: str, extra: str) -> None:
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text("utf-8")
+    assert f'pip install "resilient-client[{extra}]"' in text
 
 
 def _proofs(page: str) -> dict[str, dict[str, list[str]]]:
