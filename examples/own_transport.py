@@ -25,12 +25,12 @@ from resilient_client.transports import (
     CANCEL_ROUTE,
     App,
     Environment,
-    Job,
     Link,
     LinkedTransport,
     PendingReplies,
     Target,
     answer,
+    cancel_packet,
     deliver,
     event_packet,
     read_request,
@@ -102,7 +102,7 @@ class UnixTransport(LinkedTransport[Connection]):
     def _leave(self, connection: Connection, key: str) -> None:
         """Nobody waits any more: the handler need not go on."""
         if not connection.writer.is_closing():
-            connection.write(event_packet(pattern_json(CANCEL_ROUTE), b'"%b"' % key.encode()))
+            connection.write(cancel_packet(key))
 
     async def publish(self, call: Call) -> Receipt:
         connection = await self._link.get(call.connect_deadline)
@@ -142,7 +142,6 @@ class UnixListener:
         may_read = asyncio.Event()
         may_read.set()
         slots = self._app.slots(may_read.clear, may_read.set)  # full: events wait, and so do we
-        jobs: dict[bytes, Job] = {}
 
         async def write(packet: bytes) -> None:
             writer.write(packet + b"\n")
@@ -150,7 +149,7 @@ class UnixListener:
 
         try:
             while line := await reader.readline():
-                self._take(line, slots, jobs, write)
+                self._take(line, slots, write)
                 await may_read.wait()
         except OSError:
             return  # the caller has gone: its handlers are cancelled below
@@ -158,19 +157,14 @@ class UnixListener:
             slots.close()
             writer.close()
 
-    def _take(self, line, slots, jobs, write) -> None:
+    def _take(self, line, slots, write) -> None:
         request = read_request(line)
         if request.route == CANCEL_ROUTE:
-            job = jobs.pop(request.data, None)
-            if job is not None:
-                job.cancel()
+            slots.cancel(request.data)
             return
 
         async def respond(reply: Reply) -> None:
-            try:
-                await answer(reply, request.id, write, self._app.codec)
-            finally:
-                jobs.pop(request.id, None)
+            await answer(reply, request.id, write, self._app.codec)
 
         message = Message(
             request.route or "",
@@ -179,9 +173,7 @@ class UnixListener:
             request.id,
             received=self._app.clock.now(),
         )
-        job = self._app.accept(message, respond if request.id else None, slots, "unix")
-        if job is not None and request.id:
-            jobs[request.id] = job
+        self._app.accept(message, respond if request.id else None, slots, "unix")
 
     async def stop(self) -> None:
         if self._server is not None:

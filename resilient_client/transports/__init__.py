@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         Transport,
     )
     from resilient_client.transports._link import Link, LinkedTransport
-    from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver
+    from resilient_client.transports._nest import CANCEL_ROUTE, answer, cancel_packet, deliver
     from resilient_client.transports._packets import (
         event_packet,
         read_request,
@@ -62,6 +62,7 @@ __all__ = [
     "Target",
     "Transport",
     "answer",
+    "cancel_packet",
     "deliver",
     "event_packet",
     "read_request",
@@ -83,7 +84,7 @@ _HOMES = {
         "Transport",
     ),
     "_link": ("Link", "LinkedTransport"),
-    "_nest": ("CANCEL_ROUTE", "answer", "deliver"),
+    "_nest": ("CANCEL_ROUTE", "answer", "cancel_packet", "deliver"),
     "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
     "_replies": ("ItemStream", "PendingReplies"),
 }

@@ -37,10 +37,20 @@ DIAL_TIMEOUT = 5.0
 """Seconds one dial may take, whoever waits for it."""
 
 
-def spawn(coroutine: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-    """A task of ours: in an empty context, so that it does not keep its first caller's span."""
+def spawn(
+    coroutine: Coroutine[Any, Any, Any], name: str, among: set[asyncio.Task[Any]] | None = None
+) -> asyncio.Task[Any]:
+    """A task of ours: in an empty context, so that it does not keep its first caller's span.
+
+    Args:
+        among: it is kept in this set until it ends.
+    """
     loop = asyncio.get_running_loop()
-    return Context().run(loop.create_task, coroutine, name=name)
+    task = Context().run(loop.create_task, coroutine, name=name)
+    if among is not None:
+        among.add(task)
+        task.add_done_callback(among.discard)
+    return task
 
 
 class Link(Generic[C]):

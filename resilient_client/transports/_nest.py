@@ -6,6 +6,7 @@ import logging
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from resilient_client.context import PEER_HEADER
 from resilient_client.errors import (
     NoHandlerError,
     PayloadError,
@@ -15,9 +16,11 @@ from resilient_client.errors import (
     wire_error,
 )
 from resilient_client.message import NO_VALUE
+from resilient_client.patterns import pattern_json
 from resilient_client.transports._packets import (
     end_packet,
     error_packet,
+    event_packet,
     no_handler_packet,
     value_packet,
 )
@@ -34,6 +37,18 @@ log = logging.getLogger("resilient_client.server")
 
 CANCEL_ROUTE = "resilient_client.cancel"
 """An event that tells a peer of ours, and no other, that the caller of this id has left."""
+_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
+_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
+
+
+def cancel_packet(key: bytes | str) -> bytes:
+    """The event of `CANCEL_ROUTE` for the request with this id."""
+    return event_packet(_CANCEL_JSON, b'"%b"' % (key.encode() if isinstance(key, str) else key))
+
+
+def greeting_packet(id_json: bytes) -> bytes:
+    """What shows a caller of ours, before its reply, that we are of its make: it may cancel."""
+    return b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
 
 
 def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:

@@ -25,7 +25,14 @@ from resilient_client.patterns import lookup_route, pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE, FrameReader, frame
 from resilient_client.transports._link import Link, LinkedTransport
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, deliver, packet
+from resilient_client.transports._nest import (
+    CANCEL_ROUTE,
+    answer,
+    cancel_packet,
+    deliver,
+    greeting_packet,
+    packet,
+)
 from resilient_client.transports._packets import (
     event_packet,
     read_request,
@@ -51,8 +58,6 @@ INCOMPLETE_TIMEOUT = 30.0
 """Seconds of silence in the middle of a frame before the connection is dropped, as in Nest."""
 MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
-_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
-_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
 
 class _Stream(Stream):
@@ -204,7 +209,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
     def _cancel(self, stream: _ClientStream, key: str) -> None:
         """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
         if stream.ours and not stream.closed:
-            stream.send(frame(event_packet(_CANCEL_JSON, b'"%b"' % key.encode())))
+            stream.send(frame(cancel_packet(key)))
 
     def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
         """See `Transport.publish`."""
@@ -278,7 +283,7 @@ class _ServerStream(_Stream):
         pattern = packet.pattern
         if not self._greeted and PEER_HEADER in packet.metadata:
             self._greeted = True
-            self.send(frame(b'{"id":%b,"metadata":%b}' % (packet.id, _OURS)))
+            self.send(frame(greeting_packet(packet.id)))
         request = _Request(
             "" if pattern is None else lookup_route(pattern) or "",
             packet.data,

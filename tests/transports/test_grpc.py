@@ -305,8 +305,9 @@ async def test_handlers_validate_what_arrives() -> None:
         assert isinstance(error, InvalidPayloadError), error
         # a caller that is not ours sees the code that says so
         async with aio.insecure_channel(server.addresses[0].removeprefix("grpc://")) as channel:
-            error = await error_of(channel.unary_unary("/interop.Math/Sum")(b"\n\x01\x01"))
-            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            with pytest.raises(aio.AioRpcError) as caught:
+                await channel.unary_unary("/interop.Math/Sum")(b"\n\x01\x01")
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 # ------------------------------------------------------------------------------ errors and times
@@ -867,7 +868,9 @@ async def test_rich_details_of_strangers_are_read_and_ours_are_theirs_to_read() 
     ]  # fmt: skip
     async with math_server() as server:
         async with aio.insecure_channel(server.addresses[0].removeprefix("grpc://")) as channel:
-            error = await error_of(channel.unary_unary("/interop.Math/Fail")(b"\x1a\x04rich"))
+            with pytest.raises(aio.AioRpcError) as caught:
+                await channel.unary_unary("/interop.Math/Fail")(b"\x1a\x04rich")
+            error = caught.value
     trailers = dict(error.trailing_metadata())
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
     info = error_details_pb2.ErrorInfo()

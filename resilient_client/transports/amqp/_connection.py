@@ -159,7 +159,7 @@ class Channel:
             if taken:
                 if self._parts:
                     self._parts.append(bytes(data))
-                    message.body = wire.joined(self._parts)
+                    message.body = b"".join(self._parts)
                     self._parts = []
                 else:
                     message.body = bytes(data)

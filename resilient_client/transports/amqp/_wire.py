@@ -19,7 +19,7 @@ from resilient_client.errors import PayloadError
 from resilient_client.transports._metadata import MAX_METADATA_KEYS, NO_METADATA, sanitised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 PROTOCOL_HEADER = b"AMQP\x00\x00\x09\x01"
 FRAME_MAX = 128 * 1024
@@ -367,8 +367,3 @@ def read_table(data: bytes, at: int, end: int) -> Mapping[str, str]:
         if text is not None:
             found[name.decode(errors="replace")] = text
     return sanitised(found)
-
-
-def joined(frames: Iterable[bytes]) -> bytes:
-    """Several frames for one write."""
-    return b"".join(frames)

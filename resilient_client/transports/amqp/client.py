@@ -22,7 +22,7 @@ from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE, Tally
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import Link, LinkedTransport
-from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._nest import cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.amqp import _wire as wire
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from resilient_client.transports.amqp._connection import Channel
     from resilient_client.transports.amqp._wire import Delivery
 
-_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
 _PEERS = 64  # servers whose address for cancels is kept
 
 
@@ -132,7 +131,7 @@ class _Session:
     def _tell(self, address: bytes, key: bytes) -> None:
         connection = self.connection
         if not connection.closed and not connection.congested:
-            packet = event_packet(_CANCEL_JSON, b'"%b"' % key)
+            packet = cancel_packet(key)
             properties = wire.reply_properties(key)
             content = wire.content_frames(1, properties, packet, connection.frame_max)
             connection.send(wire.publish_frame(1, "", address, mandatory=False) + content)

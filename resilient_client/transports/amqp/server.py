@@ -125,7 +125,7 @@ class _Acknowledgements:
         if low:
             # the last one must be outstanding, so not just any up to the floor
             frames.append(wire.ack_frame(self._number, max(low), multiple=len(low) > 1))
-        self._connection.send(wire.joined(frames))
+        self._connection.send(b"".join(frames))
 
 
 class _Consumer:

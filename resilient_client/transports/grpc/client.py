@@ -423,9 +423,7 @@ class ClientTransport(LinkedTransport[Connection]):
 
     def _close(self, connection: Connection) -> None:
         self._left.discard(connection)
-        task = spawn(connection.aclose(), "close a gRPC channel")
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        spawn(connection.aclose(), "close a gRPC channel", self._closing)
 
     def forget_loop(self) -> None:
         """See `Transport`."""

@@ -183,9 +183,7 @@ class Events:
 
     def spawn(self, coroutine: Any) -> None:
         """A task that ends with the server at the latest."""
-        task = spawn(coroutine, "an event")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(coroutine, "an event", self._tasks)
 
 
 def _name(record: Any) -> str:

@@ -25,7 +25,7 @@ from resilient_client.message import ACCEPTED, WRITTEN, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport
-from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.mqtt._codec import (
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 TOPICS = 1000
 """Topics that are remembered, their replies subscribed to; beyond that the oldest is given up."""
 _LONGEST_EXPIRY = 0xFFFFFFFF  # seconds
-_CANCEL_TOPIC, _CANCEL_JSON = text(CANCEL_ROUTE), pattern_json(CANCEL_ROUTE)
+_CANCEL_TOPIC = text(CANCEL_ROUTE)
 _EXPIRY = bytes((MESSAGE_EXPIRY,))
 _TOPIC_RULE = "a topic is one to 65535 bytes, without + and #, and does not begin with $share/"
 
@@ -320,8 +320,7 @@ class ClientTransport(LinkedTransport[Connection]):
         if not self._ours:
             self._left.append(key)
         elif connection is not None:
-            payload = event_packet(_CANCEL_JSON, b'"%b"' % key.encode())
-            connection.publish(_CANCEL_TOPIC, payload, b"" if self._new else None)
+            connection.publish(_CANCEL_TOPIC, cancel_packet(key), b"" if self._new else None)
 
     # ------------------------------------------------------------------------------------ its end
 

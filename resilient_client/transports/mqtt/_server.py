@@ -23,7 +23,7 @@ from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._metadata import sanitised
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, packet
 from resilient_client.transports._packets import error_packet, read_request, text_event
 from resilient_client.transports.mqtt._codec import Answer, Message, text
 from resilient_client.transports.mqtt._connection import Connection
@@ -40,7 +40,6 @@ REPLY_WAIT = 5.0
 """Seconds a reply waits for a connection that is being made anew."""
 _LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
-_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
 
 class _Found:
@@ -225,7 +224,7 @@ class ServerListener:
     ) -> None:
         id_json: bytes = message.id
         if ours and self._cancellable:
-            self._put(connection, reply_topic, b'{"id":%b,"metadata":%b}' % (id_json, _OURS))
+            self._put(connection, reply_topic, greeting_packet(id_json))
 
         async def respond(reply: Reply) -> None:
             if reply.items is not None:

@@ -24,11 +24,12 @@ from resilient_client.message import STORED, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport, spawn
-from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports.redis._connection import Refused, error_of
-from resilient_client.transports.redis._session import Door, Session
+from resilient_client.transports.redis._connection import Refused, error_of, ignore
+from resilient_client.transports.redis._connector import Connector
+from resilient_client.transports.redis._session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,6 @@ REPLY_CHANNELS = 256
 CANCELS_KEPT = 1000
 """Calls that were cancelled before a peer has shown itself to be of our make."""
 
-_CANCEL_JSON = pattern_json(CANCEL_ROUTE)
 _NOBODY = "nobody is subscribed to this pattern"
 
 
@@ -103,7 +103,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
         super().__init__(target, env, max_size)
-        self._door = Door(
+        self._connector = Connector(
             target,
             tls=tls,
             username=username,
@@ -127,7 +127,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             lambda _, reason: self._lost(session, reason),
             PendingReplies(self._clock, self._tally),
         )
-        await self._door.enter(session)
+        await self._connector.connect(session)
         if self._stream is not None:
             await self._look_at_disk(session)
         session.check()
@@ -192,7 +192,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         awaited = {f"{route}.reply" for route in session.replies.routes()}
         for channel in session.heard - awaited:
             session.heard.discard(channel)
-            session.messages.ask(_ignore, "UNSUBSCRIBE", channel)
+            session.messages.ask(ignore, "UNSUBSCRIBE", channel)
 
     # --------------------------------------------------------------------------------- messages
 
@@ -246,8 +246,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
     def _cancel(self, session: _ClientSession, key: str) -> None:
         """Tell peers of our make that nobody waits any more; on a channel that only they hear."""
         if session.ours:
-            packet = event_packet(_CANCEL_JSON, b'"%b"' % key.encode())
-            session.commands.ask(_ignore, "PUBLISH", CANCEL_ROUTE, packet)
+            session.commands.ask(ignore, "PUBLISH", CANCEL_ROUTE, cancel_packet(key))
         elif len(session.left) < CANCELS_KEPT:
             session.left.append(key)
 
@@ -297,10 +296,6 @@ def _error_in(reply: Any, doing: str) -> ResilientClientError:
     if isinstance(reply, ConnectionLost):
         return reply
     return ProtocolError(f"{doing}: Redis answered {type(reply).__name__}")
-
-
-def _ignore(reply: Any) -> None:
-    """Nothing hangs on the answer."""
 
 
 def _nothing() -> None:

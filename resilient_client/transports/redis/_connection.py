@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,12 @@ from resilient_client.errors import (
     ResilientClientError,
     Throttled,
 )
-from resilient_client.transports._stream import Stream, dial
+from resilient_client.transports._stream import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.transports._base import Target
 
-DEFAULT_PORT = 6379
 HEARTBEAT = 1.0
 """Seconds between two pings; Redis answers them on connections that only listen, too."""
 SILENT_BEATS = 3
@@ -135,7 +132,7 @@ class Connection(Stream):
             self.give_up(ConnectionLost(f"Redis was silent for {SILENT_BEATS * HEARTBEAT} s"))
             return
         self._beat = self.loop.call_later(HEARTBEAT, self._ping)
-        self.ask(_ignore, "PING")
+        self.ask(ignore, "PING")
 
     def give_up(self, error: Exception) -> None:
         """End it at once, for this reason."""
@@ -161,77 +158,8 @@ class Connection(Stream):
             on_lost(reason)
 
 
-def _ignore(reply: Any) -> None:
-    """Any answer to a ping is one."""
-
-
-async def connect(
-    make: Callable[[], Connection],
-    target: Target,
-    tls: ssl.SSLContext | None,
-    username: str | None,
-    password: str | None,
-    db: int,
-) -> Connection:
-    """A connection that is logged in and answers.
-
-    Raises:
-        ConnectError: Redis is not there, or not ready.
-        ConfigurationError: it will not have us: wrong credentials or database, say.
-    """
-    connection = await dial(make, target, DEFAULT_PORT, tls)
-    try:
-        replies = []
-        if password is not None or username is not None:
-            login = (username, password or "") if username else (password or "",)
-            replies.append(connection.call("AUTH", *login))
-        if db:
-            replies.append(connection.call("SELECT", db))
-        replies.append(connection.call("PING"))
-        for reply in replies:
-            try:
-                await reply
-            except Refused as error:
-                if error.code == "NOPERM":  # it may log in, and not ping
-                    continue
-                raise error_of(error, f"connecting to {target}") from None
-    except ConnectionLost as error:
-        cause = connection.ended_by
-        if tls is not None and not isinstance(cause, ssl.SSLError):
-            cause = await _look_again(target, tls)
-        raise _unwelcome(cause, target, error) from None
-    except BaseException:
-        connection.on_lost = None
-        connection.transport.abort()
-        raise
-    return connection
-
-
-async def _look_again(target: Target, tls: ssl.SSLContext) -> Exception | None:
-    """Why a new connection is closed: what was written at once may have hidden the alert."""
-    probe = await dial(lambda: Connection(None, _ignore), target, DEFAULT_PORT, tls)
-    try:
-        for _ in range(10):
-            if probe.closed:
-                break
-            await asyncio.sleep(0.02)
-    finally:
-        probe.transport.abort()
-    return probe.ended_by
-
-
-def _unwelcome(
-    cause: Exception | None, target: Target, error: ConnectionLost
-) -> ResilientClientError:
-    """Why Redis closed a new connection; with TLS 1.3 it looks at our certificate only then."""
-    if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
-        return ConfigurationError(
-            f"{target} does not accept our certificate: {cause.reason}",
-            hint="give tls= an ssl.SSLContext that has loaded one it knows",
-        )
-    if isinstance(cause, ProtocolError):
-        return ConnectError(f"{target}: {cause.args[0]}", hint=cause.hint)
-    return ConnectError(f"{target}: {error.args[0]}")
+def ignore(reply: Any) -> None:
+    """Nothing hangs on the answer."""
 
 
 _NOT_NOW = frozenset(

@@ -110,9 +110,7 @@ class Consumer:
             self._tell(_REMOVED.format(self._stream))
         self._begun = True
         for work, name in ((self._read, "read"), (self._mind, "mind")):
-            task = spawn(self._unless_lost(session, work), f"{name} {self._stream}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            spawn(self._unless_lost(session, work), f"{name} {self._stream}", self._tasks)
 
     async def _make_group(self, session: Session) -> bool:
         """Whether it was missing. It begins at the oldest event there is."""
@@ -373,9 +371,7 @@ class Consumer:
             raise error_of(error, command[0]) from None
 
     def _later(self, work: Any) -> None:
-        task = spawn(work, f"settle {self._stream}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        spawn(work, f"settle {self._stream}", self._tasks)
 
     def _tell(self, reason: str) -> None:
         log.warning("%s: %s", self._endpoint, reason)

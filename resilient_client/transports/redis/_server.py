@@ -20,12 +20,13 @@ from resilient_client.message import Message, Reply
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, packet
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, packet
 from resilient_client.transports._packets import read_request, text_event
 from resilient_client.transports.redis._client import STREAM_LENGTH
 from resilient_client.transports.redis._connection import Refused
+from resilient_client.transports.redis._connector import Connector
 from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, Consumer
-from resilient_client.transports.redis._session import Door, Session, together
+from resilient_client.transports.redis._session import Session, together
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -39,7 +40,6 @@ REPLY_WAIT = 5.0
 """Seconds a reply waits for a connection that is being made anew."""
 
 _CANCEL = CANCEL_ROUTE.encode()
-_OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 _SHARED_HINT = (
     "every subscriber of a Redis channel gets every message: share events with stream=, "
     "requests over nats:// or amqp://"
@@ -89,7 +89,7 @@ class ServerListener:
         self._app = app
         self._max_size = max_size
         self._wildcards = wildcards
-        self._door = Door(
+        self._connector = Connector(
             target,
             tls=tls,
             username=username,
@@ -140,7 +140,7 @@ class ServerListener:
 
     async def _dial(self) -> Session:
         session = Session(self._received, lambda _, reason: self._link.lost(session, reason))
-        await self._door.enter(session, reader=self._consumer is not None)
+        await self._connector.connect(session, reader=self._consumer is not None)
         try:
             if not self._stopping:
                 wanted = [
@@ -201,13 +201,12 @@ class ServerListener:
         if route is None:
             return
         id_json = request.id
-        respond = None if id_json is None else partial(self._respond, channel + b".reply", id_json)
+        reply_channel = channel + b".reply"
         if len(request.data) > self._max_size:
-            self._too_large(route, len(request.data), respond)
+            self._too_large(route, len(request.data), reply_channel, id_json)
             return
         if id_json is not None and PEER_HEADER in request.metadata:
-            greeting = b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
-            self._publish(channel + b".reply", greeting)
+            self._publish(reply_channel, greeting_packet(id_json))
         self._backlog.accept(
             Message(
                 route,
@@ -218,7 +217,7 @@ class ServerListener:
                 subject=channel.decode(errors="replace") if glob else None,
                 raw=message,
             ),
-            respond,
+            None if id_json is None else partial(self._respond, reply_channel, id_json),
         )
 
     def _cancel(self, raw: bytes) -> None:
@@ -229,19 +228,17 @@ class ServerListener:
             return
         self._backlog.slots.cancel(left)
 
-    def _too_large(self, route: str, size: int, respond: Any) -> None:
+    def _too_large(self, route: str, size: int, channel: bytes, id_json: bytes | None) -> None:
         text = f"the payload has {size} bytes, more than max_size={self._max_size}"
         log.warning("%s: %s", route, text)
-        if respond is not None:
-            id_reply = packet(
-                Reply(error=InvalidPayloadError(text)), respond.args[1], self._app.codec
-            )
-            self._publish(respond.args[0], id_reply)
+        if id_json is not None:
+            reply = Reply(error=InvalidPayloadError(text))
+            self._publish(channel, packet(reply, id_json, self._app.codec))
 
-    def _publish(self, channel: bytes, data: bytes, on_reply: Any = None) -> None:
+    def _publish(self, channel: bytes, data: bytes) -> None:
         session = self._link.current
         if session is not None:
-            session.commands.ask(on_reply or _published, "PUBLISH", channel, data)
+            session.commands.ask(_published, "PUBLISH", channel, data)
 
     def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> Awaitable[None] | None:
         session = self._link.current
