@@ -32,9 +32,9 @@ from resilient_client import (
 from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import check_transport
 from resilient_client.transports._base import Target
-from resilient_client.transports.amqp import _connection
+from resilient_client.transports.amqp import _connector
 from resilient_client.transports.amqp import _wire as wire
-from resilient_client.transports.amqp._connection import Login
+from resilient_client.transports.amqp._connector import Login
 from tests.calls import error_of, outcome
 from tests.peers.brokers import RabbitMQ, require_broker
 from tests.peers.certificates import certificates
@@ -86,7 +86,7 @@ def server_of(url: str, **options: Any) -> Server:
 async def channel_to(broker: RabbitMQ) -> AsyncIterator[Any]:
     """A channel of the test's own."""
     login = Login(Target(broker.url))
-    connection = await _connection.connect(login, 1 << 20, lambda *_: None)
+    connection = await _connector.connect(login, 1 << 20, lambda *_: None)
     try:
         yield await connection.channel()
     finally:

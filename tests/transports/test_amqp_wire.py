@@ -335,11 +335,12 @@ async def test_a_peer_that_says_nothing_or_leaves_costs_the_deadline_at_most() -
 
 async def test_frames_may_be_cut_anywhere() -> None:
     from resilient_client.transports._base import Target
-    from resilient_client.transports.amqp._connection import Connection, Login
+    from resilient_client.transports.amqp._connection import Connection
+    from resilient_client.transports.amqp._connector import Login
 
     connection = Connection(Login(Target("amqp://mq")), 1 << 20, lambda *_: None)
     got: list[Any] = []
-    from resilient_client.transports.amqp._connection import Channel
+    from resilient_client.transports.amqp._channel import Channel
 
     channel = connection._channels[1] = Channel(connection, 1)
     channel.on_delivery = got.append

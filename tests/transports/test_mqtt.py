@@ -767,7 +767,7 @@ async def test_what_is_larger_than_the_broker_takes_is_an_error_on_either_end(
 async def test_the_oldest_idle_topic_is_given_up(
     mqtt_broker: Mosquitto, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resilient_client.transports.mqtt._client.TOPICS", 3)
+    monkeypatch.setattr("resilient_client.transports.mqtt.client.TOPICS", 3)
     server = server_at(mqtt_broker)
 
     @server.message_pattern(f"{unique}/+")

@@ -30,7 +30,8 @@ from resilient_client import (
 from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
-from resilient_client.transports.redis import _client, _connection
+from resilient_client.transports.redis import _connection
+from resilient_client.transports.redis import client as redis_client
 from resilient_client.transports.redis._session import Session
 from tests.calls import error_of
 from tests.contract.rigs import Service
@@ -569,7 +570,7 @@ async def test_a_redis_with_too_many_clients_is_as_one_that_is_not_there(
 async def test_reply_channels_are_given_up_when_there_are_many(
     redis_broker: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_client, "REPLY_CHANNELS", 4)
+    monkeypatch.setattr(redis_client, "REPLY_CHANNELS", 4)
     server = server_of(redis_broker.url)
     for n in range(12):
         server.message_pattern(f"{unique}.{n}")(_same)

@@ -6,16 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError
-from resilient_client.transports._stream import client_tls
 from resilient_client.transports.amqp import _wire as wire
-from resilient_client.transports.amqp._connection import Login
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Iterable, Mapping
 
-    from resilient_client.transports._base import Target
-    from resilient_client.transports.amqp._connection import Channel
+    from resilient_client.transports.amqp._channel import Channel
 
 MAX_NAME = 255
 """Bytes of a queue's or an exchange's name, and of a routing key."""
@@ -98,25 +94,6 @@ class Topology:
                 await channel.call(
                     wire.QueueBind(queue=self.queue, exchange=self.exchange, routing_key=route)
                 )
-
-
-def login(
-    target: Target,
-    tls: bool | ssl.SSLContext,  # noqa: FBT001
-    auth: str,
-    heartbeat: int,
-) -> Login:
-    """Where to connect and as whom, from a transport's options.
-
-    Raises:
-        ConfigurationError: an option that cannot work.
-    """
-    if auth not in {"plain", "external"}:
-        raise ConfigurationError(f"auth={auth!r} is neither plain nor external")
-    if heartbeat < 0:
-        raise ConfigurationError(f"heartbeat={heartbeat} cannot be negative")
-    context = client_tls(tls, secure=target.scheme == "amqps")
-    return Login(target, context, external=auth == "external", heartbeat=heartbeat)
 
 
 def matches(pattern: list[str], words: list[str]) -> bool:

@@ -26,9 +26,9 @@ from resilient_client.transports._nest import cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.amqp import _wire as wire
-from resilient_client.transports.amqp._connection import HEARTBEAT, Connection, connect
+from resilient_client.transports.amqp._connector import HEARTBEAT, connect, login
 from resilient_client.transports.amqp._errors import unroutable
-from resilient_client.transports.amqp._topology import MAX_NAME, Topology, login
+from resilient_client.transports.amqp._topology import MAX_NAME, Topology
 
 if TYPE_CHECKING:
     import ssl
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from resilient_client.codecs import Codec
     from resilient_client.message import Call, Reply
     from resilient_client.transports._base import Environment, Target
-    from resilient_client.transports.amqp._connection import Channel
+    from resilient_client.transports.amqp._channel import Channel
+    from resilient_client.transports.amqp._connection import Connection
     from resilient_client.transports.amqp._wire import Delivery
 
 _PEERS = 64  # servers whose address for cancels is kept

@@ -29,8 +29,8 @@ from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import answer, packet
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.amqp import _wire as wire
-from resilient_client.transports.amqp._connection import HEARTBEAT, Connection, connect
-from resilient_client.transports.amqp._topology import MAX_NAME, Topology, login, matches
+from resilient_client.transports.amqp._connector import HEARTBEAT, connect, login
+from resilient_client.transports.amqp._topology import MAX_NAME, Topology, matches
 
 if TYPE_CHECKING:
     import ssl
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
     from resilient_client.transports._base import App, Subscription, Target
     from resilient_client.transports._packets import Request
-    from resilient_client.transports.amqp._connection import Channel
+    from resilient_client.transports.amqp._channel import Channel
+    from resilient_client.transports.amqp._connection import Connection
     from resilient_client.transports.amqp._wire import Delivery
 
 log = logging.getLogger("resilient_client.amqp")

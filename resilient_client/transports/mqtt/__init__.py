@@ -5,7 +5,7 @@ after its handler, knowing that nobody is subscribed, and failing at once what a
 leaves behind need the protocol's own events.
 """
 
-from resilient_client.transports.mqtt._client import ClientTransport
-from resilient_client.transports.mqtt._server import ServerListener
+from resilient_client.transports.mqtt.client import ClientTransport
+from resilient_client.transports.mqtt.server import ServerListener
 
 __all__ = ["ClientTransport", "ServerListener"]

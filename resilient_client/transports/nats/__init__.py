@@ -4,7 +4,7 @@ The subject is the pattern's route, the reply subject says where the answer goes
 travels in NATS headers. A server's `queue=` makes its replicas share the work.
 """
 
-from resilient_client.transports.nats._client import ClientTransport
-from resilient_client.transports.nats._server import ServerListener
+from resilient_client.transports.nats.client import ClientTransport
+from resilient_client.transports.nats.server import ServerListener
 
 __all__ = ["ClientTransport", "ServerListener"]

@@ -7,7 +7,7 @@ and gives every server every message; `stream=` is for events that must not get 
 
 from __future__ import annotations
 
-from resilient_client.transports.redis._client import ClientTransport
-from resilient_client.transports.redis._server import ServerListener
+from resilient_client.transports.redis.client import ClientTransport
+from resilient_client.transports.redis.server import ServerListener
 
 __all__ = ["ClientTransport", "ServerListener"]

@@ -22,11 +22,11 @@ from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, packet
 from resilient_client.transports._packets import read_request, text_event
-from resilient_client.transports.redis._client import STREAM_LENGTH
 from resilient_client.transports.redis._connection import Refused
 from resilient_client.transports.redis._connector import Connector
 from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, Consumer
 from resilient_client.transports.redis._session import Session, together
+from resilient_client.transports.redis.client import STREAM_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

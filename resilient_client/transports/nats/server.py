@@ -15,9 +15,9 @@ from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import CANCEL_ROUTE, answer
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
-from resilient_client.transports.nats._client import HEARTBEAT
 from resilient_client.transports.nats._connector import Connector
 from resilient_client.transports.nats._wire import checked_subject, read_headers
+from resilient_client.transports.nats.client import HEARTBEAT
 
 if TYPE_CHECKING:
     import ssl
