@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
+    DeadlineExceeded,
     Overloaded,
     RemoteError,
     Throttled,
     wire_error,
 )
+from resilient_client.jobs import late
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +48,9 @@ class ExceptionHandlers:
         A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
         anything else, as Nest would send it, with the truth in the log only. The same goes for an
         error that has no JSON form, and for one that the function meant to translate it raised.
+
+        A client in the handler whose inherited time ran out has only noticed first that the
+        request's has: the answer is the one that the request's deadline gives.
         """
         try:
             answer = await self._deliberate(error, context)
@@ -88,6 +93,10 @@ class ExceptionHandlers:
             return error
         if isinstance(error, Overloaded) and error.endpoint is None:
             return Throttled(SERVER_OVERLOADED, status=429)
+        if isinstance(error, DeadlineExceeded) and context.is_late:
+            answer = late()
+            answer.__cause__ = error
+            return answer
         return None
 
 

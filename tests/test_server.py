@@ -19,6 +19,7 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     Context,
+    DeadlineExceeded,
     InvalidPayloadError,
     NoHandlerError,
     RemoteError,
@@ -517,6 +518,26 @@ async def test_a_plain_generator_runs_in_threads_with_the_callers_context_to_its
         assert await asyncio.to_thread(entered.wait, 5)
         release.set()
         assert await asyncio.to_thread(closed.wait, 5), "left while it made a value"
+
+
+async def test_a_caller_whose_time_a_call_in_the_handler_used_up_is_told_just_that(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory()
+
+    @server.message_pattern("nested")
+    async def nested(early: float, context: Context) -> None:
+        assert context.remaining is not None
+        await asyncio.sleep(max(0.0, context.remaining - early))
+        raise DeadlineExceeded("of a client in here")  # which noticed a little before the server
+
+    async with pair(server) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.send("nested", 0.003, timeout=0.2)
+        assert "failed" not in caplog.text
+        with pytest.raises(RemoteError, match="Internal server error"):
+            await client.send("nested", 9.0, timeout=10.0)
+        assert "failed" in caplog.text
 
 
 async def test_plain_functions_run_in_threads_with_the_callers_context() -> None:
