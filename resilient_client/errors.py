@@ -330,6 +330,7 @@ class RemoteError(ResilientClientError):
 
     outcome = Outcome.SUCCESS  # a deliberate error is an answer
     sent = True
+    hint = "the peer's handler means it: .code, .status and .payload are all it said"
 
     def __init__(
         self,
@@ -360,6 +361,8 @@ class RemoteError(ResilientClientError):
         self._given = payload
         if status in _FAILURE_STATUSES or self.message == INTERNAL_SERVER_ERROR:
             self.outcome = Outcome.FAILURE
+            if hint is None:
+                self.hint = "the peer failed, by a fault of its own: its log says why"
 
     @property
     def payload(self) -> Any:
@@ -464,6 +467,7 @@ class PayloadError(ResilientClientError, ValueError):
     """
 
     outcome = Outcome.SUCCESS
+    hint = "the text says what does not fit; the types are those of the data, or of returns="
 
 
 class ConfigurationError(ResilientClientError, ValueError):
