@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from resilient_client import _json
 from resilient_client.errors import ConfigurationError
-from resilient_client.transports import client_options
+from resilient_client.transports._options import client_options, from_text, near_miss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,26 +197,14 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], text: str) -> Non
     known = sorted(known)
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            raise ConfigurationError(
-                text.format(key),
-                hint=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}",
-            )
-
-
-_simple: dict[str, type] = {"bool": bool, "int": int, "float": float}
+            raise ConfigurationError(text.format(key), hint=near_miss(str(key), known))
 
 
 def typed(value: Any, annotation: str, where: str) -> Any:
     """A text as the number or truth value that its place asks for: what `${NAME}` gives is text."""
     if not isinstance(value, str):
         return value
-    accepted = {part.strip() for part in annotation.split("|")}
-    for kind in sorted(_simple.keys() & accepted):
-        try:
-            return _json.convert(value, _simple[kind], strict=False)
-        except _json.ValidationError:
-            continue
-    if accepted & {"str", "Any"}:
-        return value
-    raise ConfigurationError(f"{where} must be {annotation}, not a text")
+    try:
+        return from_text(value, annotation)
+    except ValueError:
+        raise ConfigurationError(f"{where} must be {annotation}, not a text") from None

@@ -53,8 +53,8 @@ from resilient_client.pipeline import compose
 from resilient_client.policies._checks import several
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
-from resilient_client.transports import client_transport
 from resilient_client.transports._base import Environment
+from resilient_client.transports._options import client_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -16,9 +16,9 @@ from resilient_client.events import ConnectionChanged
 from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory
 from resilient_client.telemetry import settings_of
-from resilient_client.transports import refuse_unknown, server_listener
 from resilient_client.transports._base import Target
 from resilient_client.transports._link import spawn
+from resilient_client.transports._options import refuse_unknown, server_listener
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable

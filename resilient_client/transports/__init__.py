@@ -7,21 +7,10 @@ load when they are first used (PEP 562).
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from contextlib import suppress
 from importlib import import_module
-from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
-
-from resilient_client.errors import ConfigurationError
-from resilient_client.transports._base import Target
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
-    from types import ModuleType
-
     from resilient_client.transports._base import (
         DEFAULT_MAX_SIZE,
         App,
@@ -32,6 +21,7 @@ if TYPE_CHECKING:
         ServerListener,
         Slots,
         Subscription,
+        Target,
         Transport,
     )
     from resilient_client.transports._link import Link, LinkedTransport
@@ -81,6 +71,7 @@ _HOMES = {
         "ServerListener",
         "Slots",
         "Subscription",
+        "Target",
         "Transport",
     ),
     "_link": ("Link", "LinkedTransport"),
@@ -98,158 +89,3 @@ def __getattr__(name: str) -> object:
     value: object = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
-
-
-def known_schemes() -> list[str]:
-    """The schemes there is a module for; most also take a trailing s for TLS."""
-    return [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
-
-
-def client_transport(
-    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str] = ()
-) -> Transport:
-    """The client's end for this URL.
-
-    Args:
-        options: the transport's own.
-        keywords: what else could be meant by one that is unknown.
-
-    Raises:
-        ConfigurationError: unknown scheme or option, or the extra is not installed.
-    """
-    target, module = _resolve(url)
-    settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
-    refuse_unknown(unknown, [target])
-    transport: Transport = module.ClientTransport(target, env, **settings)
-    return transport
-
-
-def client_options(url: str) -> dict[str, str]:
-    """The options that a client of this URL knows, with the text of their types.
-
-    Raises:
-        ConfigurationError: unknown scheme, or the extra is not installed.
-    """
-    _, module = _resolve(url)
-    return _parameters(module.ClientTransport) | _parameters(module.ServerListener)
-
-
-def server_listener(
-    url: str, app: App, options: Mapping[str, Any]
-) -> tuple[ServerListener, dict[str, str]]:
-    """The server's end for this URL, and the options that mean nothing to it with a near miss."""
-    target, module = _resolve(url)
-    settings, unknown = _settings(target, module, module.ServerListener, options)
-    refuse_unknown({k: v for k, v in unknown.items() if k not in options}, [target])
-    return module.ServerListener(target, app, **settings), unknown
-
-
-def _resolve(url: str) -> tuple[Target, ModuleType]:
-    if not isinstance(url, str) or "://" not in url:
-        shown = (
-            "a text" if "@" in str(url) else repr(url)
-        )  # with an @ there may be a password in it
-        raise ConfigurationError(f"{shown} is not a URL", hint="write it like tcp://127.0.0.1:3001")
-    try:
-        target = Target(url)
-        target.port(0)
-    except ValueError:  # its text is what was taken for the host or port: perhaps a password
-        raise ConfigurationError(
-            f"this {url.partition('://')[0]}:// URL has no usable host and port",
-            hint="in user and password, / ? # [ ] and @ are written %2F %3F %23 %5B %5D and %40",
-        ) from None
-    schemes = known_schemes()
-    for name in (target.scheme, target.scheme.removesuffix("s")):
-        if name in schemes:
-            return target, _load(name)
-    raise ConfigurationError(
-        f"no transport speaks {target.scheme}://", hint=f"there are {', '.join(schemes)}"
-    )
-
-
-def _load(name: str) -> ModuleType:
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("resilient_client"):
-            raise
-        raise ConfigurationError(
-            f"{name}:// needs the library {error.name!r}, which is not installed",
-            hint=f'pip install "resilient-client[{name}]"',
-        ) from error
-
-
-def _parameters(cls: type) -> dict[str, str]:
-    """The options of one end: the keyword-only parameters of its constructor, with their types.
-
-    The types stay text (`from __future__ import annotations`): of a URL's options only the simple
-    ones can be written in a URL.
-    """
-    return {
-        name: str(parameter.annotation)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-
-
-def _settings(
-    target: Target,
-    module: ModuleType,
-    end: type,
-    options: Mapping[str, Any],
-    keywords: Collection[str] = (),
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The options for this end out of keywords and URL query; and the unknown ones.
-
-    Args:
-        keywords: what else could be meant by a keyword.
-    """
-    mine = _parameters(end)
-    both = _parameters(module.ClientTransport) | _parameters(module.ServerListener)
-    settings: dict[str, Any] = {}
-    unknown: dict[str, str] = {}
-    for name, text in parse_qsl(target.url.query, keep_blank_values=True):
-        if name not in both:
-            unknown[name] = _near(name, both)
-        elif name in mine:
-            settings[name] = _from_text(name, text, mine[name])
-    for name, value in options.items():
-        if name not in both:
-            unknown[name] = _near(name, both, keywords)
-        elif name in mine:
-            settings[name] = value
-    return settings, unknown
-
-
-_booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_simple: dict[str, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "bool": lambda text: _booleans[text.lower()],
-}
-
-
-def _from_text(name: str, text: str, annotation: str) -> Any:
-    accepted = {part.strip() for part in annotation.split("|")}
-    for kind, convert in _simple.items():
-        if kind in accepted:
-            with suppress(ValueError, KeyError):
-                return convert(text)
-    if accepted & {"str", "Any"}:
-        return text
-    raise ConfigurationError(
-        f"the URL's option {name}={text!r} is not {annotation}",
-        hint=None if accepted & _simple.keys() else f"give {name}= as a keyword argument",
-    )
-
-
-def _near(name: str, known: Mapping[str, Any], more: Collection[str] = ()) -> str:
-    close = difflib.get_close_matches(name, [*known, *more], n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(known))}"
-
-
-def refuse_unknown(unknown: Mapping[str, str], targets: list[Target]) -> None:
-    """Raise `ConfigurationError` for the first of these options, naming the near miss."""
-    for name, hint in unknown.items():
-        schemes = ", ".join(sorted({target.scheme for target in targets}))
-        raise ConfigurationError(f"{schemes}:// has no option {name!r}", hint=hint)

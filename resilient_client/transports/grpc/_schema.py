@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from resilient_client.errors import ConfigurationError
+from resilient_client.transports._options import near_miss
 from resilient_client.transports.grpc._library import DescriptorPool, descriptor, descriptor_pb2
 from resilient_client.transports.grpc._messages import Shape
 from resilient_client.transports.grpc._methods import SchemaMethod
@@ -117,11 +117,9 @@ class Schema:
         name = route.rpartition("/")[2]
         found = service.methods_by_name.get(name)
         if found is None:
-            names = list(service.methods_by_name)
-            close = difflib.get_close_matches(name, names, n=1)
             raise ConfigurationError(
                 f"the service {service.full_name} has no method {name!r}",
-                hint=f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}",
+                hint=near_miss(name, service.methods_by_name),
             )
         method = self._methods[route] = SchemaMethod(found, self._shapes)
         return method

@@ -1,0 +1,203 @@
+"""From a URL, and the options beside it, to a transport."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
+
+from resilient_client.errors import ConfigurationError
+from resilient_client.transports._base import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+    from types import ModuleType
+
+    from resilient_client.transports._base import App, Environment, ServerListener, Transport
+
+
+def known_schemes() -> list[str]:
+    """The schemes there is a module for; most also take a trailing s for TLS."""
+    return [
+        module.name
+        for module in iter_modules([str(Path(__file__).parent)])
+        if not module.name.startswith("_")
+    ]
+
+
+def client_transport(
+    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str] = ()
+) -> Transport:
+    """The client's end for this URL.
+
+    Args:
+        options: the transport's own.
+        keywords: what else could be meant by one that is unknown.
+
+    Raises:
+        ConfigurationError: unknown scheme or option, or the extra is not installed.
+    """
+    target, module = _resolve(url)
+    settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
+    refuse_unknown(unknown, [target])
+    transport: Transport = module.ClientTransport(target, env, **settings)
+    return transport
+
+
+def client_options(url: str) -> dict[str, str]:
+    """The options that a client of this URL knows, with the text of their types.
+
+    Raises:
+        ConfigurationError: unknown scheme, or the extra is not installed.
+    """
+    _, module = _resolve(url)
+    return _parameters(module.ClientTransport) | _parameters(module.ServerListener)
+
+
+def server_listener(
+    url: str, app: App, options: Mapping[str, Any]
+) -> tuple[ServerListener, dict[str, str]]:
+    """The server's end for this URL, and the options that mean nothing to it with a near miss."""
+    target, module = _resolve(url)
+    settings, unknown = _settings(target, module, module.ServerListener, options)
+    refuse_unknown({k: v for k, v in unknown.items() if k not in options}, [target])
+    return module.ServerListener(target, app, **settings), unknown
+
+
+def _resolve(url: str) -> tuple[Target, ModuleType]:
+    if not isinstance(url, str) or "://" not in url:
+        shown = (
+            "a text" if "@" in str(url) else repr(url)
+        )  # with an @ there may be a password in it
+        raise ConfigurationError(f"{shown} is not a URL", hint="write it like tcp://127.0.0.1:3001")
+    try:
+        target = Target(url)
+        target.port(0)
+    except ValueError:  # its text is what was taken for the host or port: perhaps a password
+        raise ConfigurationError(
+            f"this {url.partition('://')[0]}:// URL has no usable host and port",
+            hint="in user and password, / ? # [ ] and @ are written %2F %3F %23 %5B %5D and %40",
+        ) from None
+    schemes = known_schemes()
+    for name in (target.scheme, target.scheme.removesuffix("s")):
+        if name in schemes:
+            return target, _load(name)
+    raise ConfigurationError(
+        f"no transport speaks {target.scheme}://", hint=f"there are {', '.join(schemes)}"
+    )
+
+
+def _load(name: str) -> ModuleType:
+    try:
+        return import_module(f"{__package__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("resilient_client"):
+            raise
+        raise ConfigurationError(
+            f"{name}:// needs the library {error.name!r}, which is not installed",
+            hint=f'pip install "resilient-client[{name}]"',
+        ) from error
+
+
+def _parameters(cls: type) -> dict[str, str]:
+    """The options of one end: the keyword-only parameters of its constructor, with their types.
+
+    The types stay text (`from __future__ import annotations`): of a URL's options only the simple
+    ones can be written in a URL.
+    """
+    return {
+        name: str(parameter.annotation)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+
+
+def _settings(
+    target: Target,
+    module: ModuleType,
+    end: type,
+    options: Mapping[str, Any],
+    keywords: Collection[str] = (),
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The options for this end out of keywords and URL query; and the unknown ones.
+
+    Args:
+        keywords: what else could be meant by a keyword.
+    """
+    mine = _parameters(end)
+    both = _parameters(module.ClientTransport) | _parameters(module.ServerListener)
+    settings: dict[str, Any] = {}
+    unknown: dict[str, str] = {}
+    for name, text in parse_qsl(target.url.query, keep_blank_values=True):
+        if name not in both:
+            unknown[name] = near_miss(name, both)
+        elif name in mine:
+            settings[name] = _from_text(name, text, mine[name])
+    for name, value in options.items():
+        if name not in both:
+            unknown[name] = near_miss(name, both, keywords)
+        elif name in mine:
+            settings[name] = value
+    return settings, unknown
+
+
+def refuse_unknown(unknown: Mapping[str, str], targets: list[Target]) -> None:
+    """Raise `ConfigurationError` for the first of these options, naming the near miss."""
+    for name, hint in unknown.items():
+        schemes = ", ".join(sorted({target.scheme for target in targets}))
+        raise ConfigurationError(f"{schemes}:// has no option {name!r}", hint=hint)
+
+
+def near_miss(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+    """The hint for a name that is unknown.
+
+    Args:
+        more: what else could be meant, but is not listed.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, [*known, *more], n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+
+
+def _from_text(name: str, text: str, annotation: str) -> Any:
+    try:
+        return from_text(text, annotation)
+    except ValueError:
+        simple = not _simple.keys().isdisjoint(_parts(annotation))
+        raise ConfigurationError(
+            f"the URL's option {name}={text!r} is not {annotation}",
+            hint=None if simple else f"give {name}= as a keyword argument",
+        ) from None
+
+
+_booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_simple: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: _booleans[text.lower()],
+}
+
+
+def from_text(text: str, annotation: str) -> Any:
+    """What a text stands for where a value of such a type is wanted.
+
+    Raises:
+        ValueError: for none.
+    """
+    accepted = _parts(annotation)
+    for kind, convert in _simple.items():
+        if kind in accepted:
+            with suppress(ValueError, KeyError):
+                return convert(text)
+    if accepted.isdisjoint({"str", "Any"}):
+        raise ValueError(f"not {annotation}")
+    return text
+
+
+def _parts(annotation: str) -> set[str]:
+    return {part.strip() for part in annotation.split("|")}
