@@ -7,9 +7,12 @@ import sys
 
 def main() -> int:
     """Run the command line; the exit code."""
-    from resilient_client.cli import run
+    try:
+        from resilient_client.cli import run
 
-    return run(sys.argv[1:])
+        return run(sys.argv[1:])
+    except KeyboardInterrupt:  # while all this is being loaded
+        return 130
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from resilient_client import RemoteError, Server
+from resilient_client import ClientProxy, RemoteError, Server, TransportError
 from resilient_client.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(120)
 
 
-async def cli(*words: str, text: str | None = None, cwd: Path = ROOT) -> tuple[int, str, str]:
+async def cli(
+    *words: str, text: str | None = None, cwd: Path = ROOT, **environ: str
+) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -31,7 +33,7 @@ async def cli(*words: str, text: str | None = None, cwd: Path = ROOT) -> tuple[i
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
     )
     try:
         out, err = await asyncio.wait_for(
@@ -62,6 +64,10 @@ async def service() -> AsyncIterator[str]:
     async def fail() -> None:
         raise RemoteError("no", code="E_NO")
 
+    @server.message_pattern("echo")
+    async def echo(payload: Any) -> Any:
+        return payload
+
     @server.message_pattern("slow")
     async def slow() -> None:
         await asyncio.sleep(30)
@@ -74,6 +80,42 @@ async def test_call_prints_the_answer() -> None:
     async with service() as url:
         assert await cli("call", url, '{"cmd":"sum"}', "[1,2,3]") == (0, "6\n", "")
         assert await cli("call", url, "sum", "-", text="[4,5]") == (0, "9\n", "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+async def test_what_the_terminal_cannot_show_is_escaped_as_json_escapes(encoding: str) -> None:
+    async with service() as url:
+        for text in ("\xfc", "\ud800"):
+            code, out, err = await cli(
+                "call", url, "echo", json.dumps(text), PYTHONIOENCODING=encoding
+            )
+            assert (code, json.loads(out), err) == (0, text, "")
+
+
+async def test_closed_standard_streams_do_no_harm() -> None:
+    async with service() as url:
+        process = await asyncio.create_subprocess_shell(
+            f"'{sys.executable}' -m resilient_client call {url} echo 1 <&- >&- 2>&-", cwd=ROOT
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+
+async def test_listen_ends_when_nobody_reads_it_any_more() -> None:
+    process = await asyncio.create_subprocess_shell(
+        f"'{sys.executable}' -m resilient_client listen tcp://127.0.0.1:0 happened | head -n 1",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    assert process.stderr is not None
+    line = (await asyncio.wait_for(process.stderr.readline(), 60)).decode()
+    url = line.split("listening on ")[1].strip()
+    async with ClientProxy(url, policies=(), telemetry=False) as client, asyncio.timeout(30):
+        with pytest.raises(TransportError):
+            while True:
+                await client.emit("happened", 1)
+                await asyncio.sleep(0.05)
+        assert await process.communicate() == (b"1\n", b"")
 
 
 async def test_stream_prints_a_line_per_value_and_emit_its_receipt() -> None:
@@ -108,6 +150,13 @@ async def test_exit_codes_tell_what_kind_of_failure_it_was() -> None:
         (["call", "tcp://127.0.0.1:1", "sum", "--timeout", "-1"], "not above 0"),
         (["nonsense"], "invalid choice"),
         (["serve", "there.is.no:module"], "no module"),
+        (["serve", ":server"], "names no module"),
+        (["serve", ".shop:server"], "names no module"),
+        (["call", "tcp://[::1", "sum"], "IPv6"),
+        (["call", "tcp://127.0.0.1:1", "sum", "[" * 100_000], "not JSON"),
+        (["bench", "tcp://127.0.0.1:1", "sum", "-c", "0"], "above 0"),
+        (["listen", "tcp://127.0.0.1:0", "sum", "-n", "0"], "above 0"),
+        (["explain", "there/is/no.toml"], "cannot be read"),
     ],
 )
 def test_bad_usage_is_told_at_once(

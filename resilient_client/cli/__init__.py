@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client import __version__
 from resilient_client.cli._output import Output, exit_code
-from resilient_client.cli._words import data, header, option, pattern, positive
+from resilient_client.cli._words import count, data, header, option, pattern, positive
 from resilient_client.errors import ResilientClientError
 from resilient_client.loops import fast_loop_factory
 
@@ -28,6 +28,9 @@ INTERRUPTED = 130
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by whoever started this
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
     parser = _parser()
     try:
         given = parser.parse_args(arguments)
@@ -107,14 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument("--idle-timeout", type=positive, default=10.0, metavar="SECONDS")
     calls("ping", "Ask whether a service can be reached.", lambda g, o: _async(_calls.ping(g, o)))
     bench = calls("bench", "Measure a service under load.", lambda g, o: _async(_calls.bench(g, o)))
-    bench.add_argument("-c", "--concurrency", type=int, default=64, help="calls in flight")
+    bench.add_argument("-c", "--concurrency", type=count, default=64, help="calls in flight")
     bench.add_argument("-d", "--duration", type=positive, default=5.0, metavar="SECONDS")
     listen = command(
         "listen", "Print the events of a pattern.", lambda g, o: _async(_serve.listen(g, o))
     )
     listen.add_argument("url", metavar="URL")
     listen.add_argument("pattern", metavar="PATTERN", type=pattern)
-    listen.add_argument("-n", "--count", type=int, help="end after so many")
+    listen.add_argument("-n", "--count", type=count, help="end after so many")
     listen.add_argument(
         "-o", "--option", action="append", type=option, default=[], metavar="NAME=VALUE"
     )

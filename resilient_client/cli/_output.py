@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 from resilient_client.errors import (
@@ -45,13 +46,18 @@ class Output:
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self._pretty = not as_json and sys.stdout.isatty()
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     def value(self, value: Any) -> None:
         """An answer, or one value of it: JSON either way, indented on a terminal."""
-        text = json.dumps(
-            value, ensure_ascii=False, indent=2 if self._pretty else None, default=str
-        )
-        sys.stdout.write(text.encode(errors="replace").decode() + "\n")
+        indent = 2 if self._pretty else None
+        text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+        try:
+            text.encode(sys.stdout.encoding)
+        except UnicodeEncodeError:
+            text = json.dumps(value, indent=indent, default=str)
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def facts(self, text: str, **facts: Any) -> None:

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from resilient_client.cli._output import Output
 
 
+_HOW = "write MODULE:NAME, as in shop.main:server"
+
+
 def serve(given: Namespace, output: Output) -> int:
     """Run `module:server`."""
     module_name, _, attribute = given.server.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise ConfigurationError(f"{given.server!r} names no module", hint=_HOW)
     sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
@@ -38,9 +43,7 @@ def serve(given: Namespace, output: Output) -> int:
     if callable(server) and not isinstance(server, Server):
         server = server()
     if not isinstance(server, Server):
-        raise ConfigurationError(
-            f"{given.server!r} is not a Server", hint="write MODULE:NAME, as in shop.main:server"
-        )
+        raise ConfigurationError(f"{given.server!r} is not a Server", hint=_HOW)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     del output
@@ -50,19 +53,22 @@ def serve(given: Namespace, output: Output) -> int:
 
 async def listen(given: Namespace, output: Output) -> int:
     """Print the events of one pattern until interrupted, or until there were enough."""
+    unwritten: OSError | None = None
     server = Server(given.url, **dict(given.option))
     done = asyncio.Event()
     left = given.count
 
     @server.event_pattern(given.pattern)
     async def heard(payload: Any, context: Context) -> None:
-        nonlocal left
-        if output.as_json:
-            output.value(
-                {"pattern": context.pattern, "data": payload, "headers": dict(context.headers)}
-            )
-        else:
-            output.value(payload)
+        nonlocal left, unwritten
+        headers = dict(context.headers)
+        whole = {"pattern": context.pattern, "data": payload, "headers": headers}
+        try:
+            output.value(whole if output.as_json else payload)
+        except OSError as error:  # nobody reads it any more
+            unwritten = error
+            done.set()
+            return
         if left is not None:
             left -= 1
             if left <= 0:
@@ -75,6 +81,8 @@ async def listen(given: Namespace, output: Output) -> int:
     async with server:
         print(f"listening on {', '.join(server.addresses)}", file=sys.stderr, flush=True)
         await done.wait()
+    if unwritten is not None:
+        raise unwritten
     return 0
 
 
@@ -82,7 +90,10 @@ def explain(given: Namespace, output: Output) -> int:
     """What a file for `Clients.from_toml` comes to."""
     from resilient_client.clients import Clients
 
-    clients = Clients.from_toml(given.file)
+    try:
+        clients = Clients.from_toml(given.file)
+    except OSError as error:
+        raise ConfigurationError(f"{given.file} cannot be read: {error.strerror}") from None
     if output.as_json:
         for name in clients:
             output.value({"service": name, "pipeline": clients[name].explain().splitlines()})

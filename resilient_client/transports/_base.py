@@ -256,7 +256,13 @@ class Target:
     __slots__ = ("url",)
 
     def __init__(self, url: str) -> None:
-        self.url: SplitResult = urlsplit(url)
+        try:
+            self.url: SplitResult = urlsplit(url)
+        except ValueError:
+            raise ConfigurationError(
+                "the brackets of this URL hold no IPv6 address",
+                hint="write it like tcp://[::1]:3001",
+            ) from None
 
     @property
     def scheme(self) -> str:
