@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 from resilient_client.client import ClientProxy, Health
+from resilient_client.errors import ConfigurationError
 from resilient_client.loops import background_loop
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
     from resilient_client.events import Observer, Status
+    from resilient_client.loops import BackgroundLoop
     from resilient_client.message import Pattern, Receipt
     from resilient_client.pipeline import Policy
     from resilient_client.policies.circuit_breaker import CircuitBreaker
@@ -305,6 +307,7 @@ class SyncStream(Generic[T]):
         self._step: Callable[[Coroutine[Any, Any, Any]], Any] = client._wait_for_call  # noqa: SLF001
         self._values: deque[T] = deque()  # that have come, and what comes after them
         self._after: BaseException | None = None
+        self._home: BackgroundLoop | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -315,23 +318,37 @@ class SyncStream(Generic[T]):
             try:
                 if error is not None:
                     raise error
-                step, self._step = self._step, _wait_for
-                self._after = step(_some(self._stream, self._values))
+                self._after = self._open(_some(self._stream, self._values))
             except StopAsyncIteration:
                 raise StopIteration from None
             finally:
                 del error
         return self._values.popleft()
 
+    def _open(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Open it, or go on with it where it was opened."""
+        if self._is_elsewhere():
+            coroutine.close()
+            raise ConfigurationError(
+                "this stream was opened before the fork: it is the parent's",
+                hint="open a stream in the process that reads it",
+            )
+        step, self._step = self._step, _wait_for
+        self._home = background_loop()
+        return step(coroutine)
+
+    def _is_elsewhere(self) -> bool:
+        return self._home is not None and self._home is not background_loop()
+
     def close(self) -> None:
         """Leave: the peer is told to stop where the transport can. Idempotent."""
         self._values.clear()
         self._after = None
-        _wait_for(self._stream.aclose())
+        if not self._is_elsewhere():  # a forked child must not end what its parent reads
+            _wait_for(self._stream.aclose())
 
     def __enter__(self) -> Self:
-        step, self._step = self._step, _wait_for
-        step(self._stream.__aenter__())
+        self._open(self._stream.__aenter__())
         return self
 
     def __exit__(

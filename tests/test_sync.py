@@ -720,6 +720,23 @@ def test_a_fork_while_other_threads_call_does_not_hang_the_child() -> None:
 
 
 @needs_fork
+def test_a_forked_child_leaves_the_parents_streams_to_the_parent() -> None:
+    with serving() as served, tcp_client(served) as client:
+        with client.stream("count", 150, idle_timeout=2) as stream:
+            assert next(stream) == 0
+
+            def child() -> Any:
+                stream.close()  # as leaving the parent's `with` by an exception does
+                return client.send("sum", [2, 3])
+
+            assert in_child(child) == "5"
+            assert list(stream) == list(range(1, 150))
+        with client.stream("count", 150, idle_timeout=2) as stream:
+            assert "the parent's" in in_child(lambda: list(stream))
+            assert list(stream) == list(range(150))
+
+
+@needs_fork
 def test_a_memory_server_stays_with_the_parent() -> None:
     with serving("memory://stays") as served, tcp_client(served) as client:
         client.send("sum", [1])

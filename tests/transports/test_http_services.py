@@ -175,6 +175,16 @@ async def test_the_callers_headers_and_credentials_go_along(rest: Service):
         assert "p%40ss" not in repr(client)
         other = await client.send("GET /headers", headers={"authorization": "Bearer x"})
         assert other["authorization"] == "Bearer x"
+        own = {"user-agent": "mine", "accept-encoding": "gzip"}
+        told = await client.send("GET /headers", headers=own)
+        assert {name: told[name] for name in own} == own
+
+
+async def test_data_that_makes_no_url_is_the_datas_fault(rest: Service):
+    async with calling(rest.url) as client:
+        with pytest.raises(PayloadError, match="the URL has") as caught:
+            await client.send("GET /headers", {"filter": "x" * 100_000})
+        assert not caught.value.sent
 
 
 # -------------------------------------------------------------------------------------- broken

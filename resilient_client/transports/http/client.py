@@ -44,6 +44,8 @@ _accept = {
 }
 
 
+_MAX_TARGET = 32 * 1024
+"""Characters of a path and query: most servers take 8 to 16 thousand, httpx twice these."""
 _SCALARS = (int, float, bool)
 
 
@@ -119,6 +121,12 @@ class ClientTransport(BaseTransport):
     def encode(self, call: Call) -> None:
         """See `Transport.encode`."""
         request = call.body = prepare(call.route, call.data, self._codec)
+        if len(request.target) > _MAX_TARGET:
+            raise PayloadError(
+                f"the URL has {len(request.target)} characters, more than {_MAX_TARGET}",
+                sent=False,
+                hint="a POST takes its data in the body",
+            )
         if request.content is not None and len(request.content) > self._max_size:
             raise self._too_large(len(request.content))
 
@@ -143,7 +151,11 @@ class ClientTransport(BaseTransport):
 
     def _headers(self, call: Call, request: HttpRequest) -> list[tuple[bytes, bytes]]:
         metadata = call.metadata
-        headers = [_IDENTITY, _AGENT, *(header(name, value) for name, value in metadata.items())]
+        headers = [header(name, value) for name, value in metadata.items()]
+        if "accept-encoding" not in metadata:
+            headers.append(_IDENTITY)
+        if "user-agent" not in metadata:
+            headers.append(_AGENT)
         if "accept" not in metadata:
             headers.append(_accept[request.plain, call.kind == "stream"])
         if request.content is not None and "content-type" not in metadata:
