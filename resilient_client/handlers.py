@@ -6,7 +6,18 @@ import functools
 import inspect
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from resilient_client.context import Context
 from resilient_client.errors import ConfigurationError
@@ -79,7 +90,7 @@ def bind(
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         hint = hints.get(parameter.name, Any)
-        if hint is Context or (hint is Any and parameter.name == "context" and context is None):
+        if _is_context(hint) or (hint is Any and parameter.name == "context" and context is None):
             context = parameter
         elif payload is None:
             payload = parameter
@@ -101,6 +112,13 @@ def bind(
         name=name,
         extras=extras,
     )
+
+
+def _is_context(hint: Any) -> bool:
+    """Whether this is `Context`, perhaps with a note, or `None` for when nobody gives one."""
+    if get_origin(hint) in (Union, UnionType, Annotated):
+        return any(_is_context(each) for each in get_args(hint))
+    return hint is Context
 
 
 def _hints(target: Any, parameters: list[inspect.Parameter], name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ point: keys that both sides must sort alike are best kept lower-case ASCII.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from math import isfinite, isnan
@@ -31,6 +32,16 @@ _WEIGHTS = {character: weight for weight, character in enumerate(_ORDER)}
 _WEIGHTS |= {letter.upper(): weight for letter, weight in _WEIGHTS.items() if letter.isalpha()}
 # Combining accents, in its order too.
 _ACCENTS = "\u0301\u0300\u0306\u0302\u030c\u030a\u0308\u030b\u0303\u0307\u0327\u0328\u0304"
+
+
+rest_parts = re.compile(r"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/.*)", re.DOTALL).fullmatch
+"""The method and the path of a REST pattern; None of any other."""
+
+
+def prefixed(prefix: str, pattern: str) -> str:
+    """The pattern with a router's prefix: before the path of a REST pattern, else before all."""
+    rest = rest_parts(pattern)
+    return prefix + pattern if rest is None else f"{rest[1]} /{prefix.lstrip('/')}{rest[2]}"
 
 
 def _sort_key(key: str) -> tuple[list[int], list[int], list[bool]]:

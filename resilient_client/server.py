@@ -15,6 +15,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.events import ConnectionChanged
 from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory
+from resilient_client.patterns import prefixed
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Target
 from resilient_client.transports._link import spawn
@@ -38,7 +39,10 @@ log = logging.getLogger("resilient_client.server")
 
 
 class Router:
-    """Handlers to be included in a server, with a common prefix for their string patterns."""
+    """Handlers to be included in a server, with a common prefix for their string patterns.
+
+    Of a REST pattern it is the path that gets the prefix.
+    """
 
     def __init__(self, prefix: str = "") -> None:
         self.prefix = prefix
@@ -74,7 +78,7 @@ class Router:
         def decorate(function: F) -> F:
             for pattern in flat:
                 if self.prefix and isinstance(pattern, str):
-                    pattern = self.prefix + pattern  # noqa: PLW2901
+                    pattern = prefixed(self.prefix, pattern)  # noqa: PLW2901
                 self._add(pattern, function, extras, is_event=is_event)
             return function
 
@@ -207,6 +211,8 @@ class Server(Router):
 
         It returns a `RemoteError`, or the value to send as one.
         """
+        if not isinstance(kind, type) or not issubclass(kind, BaseException):
+            raise ConfigurationError(f"{kind!r} is no class of exceptions", hint="name one of them")
 
         def decorate(function: F) -> F:
             self._app.exceptions.register(kind, function)

@@ -152,7 +152,7 @@ async def test_exit_codes_tell_what_kind_of_failure_it_was() -> None:
         (["serve", "there.is.no:module"], "no module"),
         (["serve", ":server"], "names no module"),
         (["serve", ".shop:server"], "names no module"),
-        (["call", "tcp://[::1", "sum"], "IPv6"),
+        (["call", "tcp://[::1", "sum"], "usable host"),
         (["call", "tcp://127.0.0.1:1", "sum", "[" * 100_000], "not JSON"),
         (["bench", "tcp://127.0.0.1:1", "sum", "-c", "0"], "above 0"),
         (["listen", "tcp://127.0.0.1:0", "sum", "-n", "0"], "above 0"),

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import pytest
 
@@ -400,6 +400,42 @@ async def test_a_plain_function_around_a_coroutine_function_is_a_handler_too() -
 
     async with pair(server) as client:
         assert await client.send("double", 21) == 42
+
+
+async def test_a_context_that_may_be_missing_is_given_all_the_same() -> None:
+    server = memory()
+
+    @server.message_pattern("optional")
+    async def optional(number: int, about: Context | None = None) -> list[Any]:
+        return [number, about is not None and about.pattern]
+
+    @server.message_pattern("only")
+    async def only(context: Annotated[Context, "a note"]) -> str:
+        return context.pattern
+
+    async with pair(server) as client:
+        assert await client.send("optional", 1) == [1, "optional"]
+        assert await client.send("only", 1) == "only"
+
+
+async def test_a_router_adds_its_prefix_to_the_path_of_a_rest_pattern() -> None:
+    for prefix in ("/v1", "v1"):
+        router = Router(prefix)
+
+        @router.message_pattern("GET /users/{id}")
+        async def get(query: dict[str, str]) -> str:
+            return query["id"]
+
+        server = Server("http://127.0.0.1:0", telemetry=False, grace=0.2)
+        server.include(router)
+        async with pair(server) as client:
+            assert await client.send("GET /v1/users/{id}", {"id": 7}) == "7"
+
+
+def test_an_exception_handler_for_no_class_of_exceptions_is_refused() -> None:
+    for kind in ("KeyError", (KeyError, ValueError)):
+        with pytest.raises(ConfigurationError, match="no class of exceptions"):
+            memory().exception_handler(kind)  # type: ignore[arg-type]
 
 
 async def test_an_exception_handler_translates_subclasses_too() -> None:

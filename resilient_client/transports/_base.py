@@ -256,13 +256,7 @@ class Target:
     __slots__ = ("url",)
 
     def __init__(self, url: str) -> None:
-        try:
-            self.url: SplitResult = urlsplit(url)
-        except ValueError:
-            raise ConfigurationError(
-                "the brackets of this URL hold no IPv6 address",
-                hint="write it like tcp://[::1]:3001",
-            ) from None
+        self.url: SplitResult = urlsplit(url)
 
     @property
     def scheme(self) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from resilient_client.errors import ConfigurationError, PayloadError
+from resilient_client.patterns import rest_parts
 
 if TYPE_CHECKING:
     from resilient_client.codecs import Codec
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 # RFC 9110 section 9.2.2: PUT, DELETE and the safe methods.
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _IN_QUERY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_REST = re.compile(r"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/.*)", re.DOTALL).fullmatch
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 # RFC 3986 section 3.3: what a segment may hold beside the unreserved characters.
 _SEGMENT = ":@!$&'()*+,;="
@@ -61,7 +61,7 @@ def rest_template(route: str) -> Template | None:
     Raises:
         ConfigurationError: braces that hold no name, or the same name twice.
     """
-    match = _REST(route)
+    match = rest_parts(route)
     if match is None:
         return None
     path, _, query = match[2].partition("?")
