@@ -112,7 +112,7 @@ class Link(Generic[C]):
             self._hurry.set()
         self.dials += 1
         self._dialling = task = spawn(self._dialled(), f"dial {self._endpoint}")
-        task.add_done_callback(_look_at)
+        task.add_done_callback(look_at)
         return task
 
     async def _until(self, task: asyncio.Task[C], deadline: float) -> None:
@@ -285,8 +285,8 @@ class LinkedTransport(BaseTransport, Generic[C]):
         self._link.forget_loop()
 
 
-def _look_at(task: asyncio.Task[Any]) -> None:
-    """Everybody who waited for this dial may have left: its error is then nobody's."""
+def look_at(task: asyncio.Task[Any]) -> None:
+    """Everybody who waited for this task may have left: its error is then nobody's."""
     if not task.cancelled():
         task.exception()
 

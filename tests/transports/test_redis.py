@@ -777,6 +777,17 @@ async def test_a_request_whose_time_is_up_is_not_run(redis_broker: Redis, unique
         assert ended == ["cancelled"]
 
 
+async def test_calls_that_begin_while_their_reply_channel_is_being_confirmed_are_made(
+    redis_broker: Redis, unique: str
+) -> None:
+    async with echo_server(redis_broker.url, unique), client_of(redis_broker.url) as client:
+        calls: list[asyncio.Future[Any]] = []
+        while not any(call.done() for call in calls):  # one in each turn of the loop
+            calls.append(asyncio.ensure_future(client.send(f"{unique}.echo", len(calls))))
+            await asyncio.sleep(0)
+        assert await asyncio.gather(*calls) == list(range(len(calls)))
+
+
 async def test_a_caller_that_leaves_stops_every_handler_that_its_pattern_has_found(
     redis_broker: Redis, unique: str
 ) -> None:

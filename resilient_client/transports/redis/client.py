@@ -23,7 +23,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import STORED, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import Link, LinkedTransport, spawn
+from resilient_client.transports._link import Link, LinkedTransport, look_at, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -171,19 +171,20 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         task = session.asked.get(channel)
         if task is None:
             self._give_up_idle(session)
-            task = spawn(session.subscribe("SUBSCRIBE", channel), f"subscribe {channel}")
+            task = spawn(self._subscribe(session, channel), f"subscribe {channel}")
+            task.add_done_callback(look_at)
             session.asked[channel] = task
-
-            def confirmed(done: asyncio.Task[None]) -> None:
-                del session.asked[channel]
-                if not done.cancelled() and done.exception() is None:
-                    session.heard.add(channel)
-
-            task.add_done_callback(confirmed)
         try:
             await asyncio.shield(task)
         except ResilientClientError as error:  # several get it: each its own
             raise type(error)(*error.args, sent=error.sent, hint=error.hint) from None
+
+    async def _subscribe(self, session: _ClientSession, channel: str) -> None:
+        try:
+            await session.subscribe("SUBSCRIBE", channel)
+            session.heard.add(channel)
+        finally:  # not later: who finds this task ended would wait for it over and over
+            del session.asked[channel]
 
     def _give_up_idle(self, session: _ClientSession) -> None:
         """Keep the number of reply channels within bounds."""
