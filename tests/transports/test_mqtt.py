@@ -22,6 +22,7 @@ from resilient_client import (
     PayloadError,
     RemoteError,
     Server,
+    SyncClientProxy,
 )
 from resilient_client.testing import check_transport
 from resilient_client.transports.mqtt._codec import publish, text
@@ -29,6 +30,8 @@ from tests.calls import error_of
 from tests.peers.brokers import Mosquitto
 from tests.peers.certificates import certificates
 from tests.peers.nest import NestClient, NestServer
+from tests.server_thread import serving
+from tests.test_sync import in_child, needs_fork
 from tests.transports.mqtt_peers import Peer, scripted_client
 from tests.waiting import eventually
 
@@ -48,6 +51,24 @@ async def test_mqtt_passes_the_conformance_suite(
     # only a broker of version 5 says, of a message at QoS 1, that nobody is subscribed
     skip = [] if (version, qos) == ("5", 1) else ["no_handler"]
     assert len(await check_transport(url, url, skip=skip)) >= 14
+
+
+@needs_fork
+def test_a_forked_client_is_another_to_the_broker(mqtt_broker: Mosquitto) -> None:
+    news: list[Any] = []
+    options: dict[str, Any] = {"policies": (), "telemetry": False, "observers": [news.append]}
+    with serving(mqtt_broker.url), SyncClientProxy(mqtt_broker.url, **options) as client:
+        assert client.send("sum", [1]) == 1
+        del news[:]
+
+        def child() -> Any:
+            answers = [client.send("sum", [n], timeout=5) for n in range(20)]
+            client.close()
+            return answers
+
+        assert in_child(child) == repr(list(range(20)))
+        assert client.send("sum", [2]) == 2
+        assert news == []  # its session was not taken over
 
 
 def server_at(broker: Mosquitto, **options: Any) -> Server:

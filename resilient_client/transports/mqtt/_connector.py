@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from os import urandom
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ class Connector:
         self._tls = client_tls(tls, secure=target.scheme == "mqtts")
         self._login = Login(
             version=_version(version),
-            client_id=f"rc{urandom(10).hex()}" if client_id is None else client_id,
+            client_id=_new_id() if client_id is None else client_id,
             username=target.username,
             password=target.password,
             keepalive=keepalive,
@@ -73,6 +74,11 @@ class Connector:
         self._named = client_id is not None
         self._taken_over = -_TAKEOVERS_WITHIN
         self._two_of_us = False
+
+    def renew(self) -> None:
+        """Be another client from now on, if we have no name: a forked child must not be both."""
+        if not self._named:
+            self._login = replace(self._login, client_id=_new_id())
 
     async def connect(self) -> Connection:
         """A connection that its owner has made ready.
@@ -131,6 +137,10 @@ class Connector:
         elif self._named and connection.brief:
             connection.reason += f": does another client call itself {self._login.client_id!r}?"
         self._owner.ended(connection)
+
+
+def _new_id() -> str:
+    return f"rc{urandom(10).hex()}"
 
 
 def checked_qos(qos: int) -> int:

@@ -119,13 +119,17 @@ class ClientTransport(LinkedTransport[Connection]):
             self.endpoint, self._connector.connect, clock=env.clock, notify=env.notify
         )
         self._new = self._connector.version == 5
-        self._prefix = urandom(8).hex()
-        self._mark = self._prefix.encode()
         self._ids = count()
+        self._prefix_ids()
         self._topics: dict[str, _Topic] = {}
         self._replies = PendingReplies(env.clock, self._tally)
         self._ours = False  # a peer of our make hears cancel messages
         self._left: deque[str] = deque(maxlen=INFLIGHT)  # cancelled before that was known
+
+    def _prefix_ids(self) -> None:
+        """Reply topics are shared with other clients, and with other processes of this one."""
+        self._prefix = urandom(8).hex()
+        self._mark = self._prefix.encode()
 
     # ------------------------------------------------------------------------------ the connection
 
@@ -327,7 +331,10 @@ class ClientTransport(LinkedTransport[Connection]):
     def forget_loop(self) -> None:
         """See `Transport`."""
         super().forget_loop()
+        self._connector.renew()
+        self._prefix_ids()
         self._topics.clear()
+        self._left.clear()
         self._replies = PendingReplies(self._clock, self._tally)
 
     async def aclose(self) -> None:
