@@ -40,6 +40,7 @@ from tests.peers.nats import Nats
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
 from tests.peers.script import scripted_peer, silence
+from tests.test_client_loops import connections_left_open
 from tests.transports.slow_reader import ended_told_and_back
 from tests.waiting import eventually
 
@@ -395,6 +396,18 @@ async def test_a_broker_that_says_why_it_drops_a_slow_consumer_is_quoted() -> No
 
 
 # ---- connections ----
+
+
+def test_a_loop_that_ends_with_an_open_connection_leaves_no_task_behind(
+    nats_broker: Nats, caplog: pytest.LogCaptureFixture
+) -> None:
+    with connections_left_open():
+        client = client_of(nats_broker)
+        for _ in range(2):
+            asyncio.run(client.emit("nobody", 1))
+        asyncio.run(client.aclose())
+        del client
+    assert "destroyed" not in caplog.text
 
 
 async def test_addresses_of_ipv6_are_dialled(new_broker: Any) -> None:

@@ -170,5 +170,10 @@ class Library(Client):
 
     def on_reader_end(self, callback: Callable[[], object]) -> None:
         """The reader ends with the connection, and on bytes that it does not understand."""
+
+        def over(reader: asyncio.Task[None]) -> None:
+            if not reader.cancelling():  # by a loop that ends, or by the library, which closes
+                callback()
+
         assert self._reading_task is not None  # noqa: S101
-        self._reading_task.add_done_callback(lambda _: callback())
+        self._reading_task.add_done_callback(over)
