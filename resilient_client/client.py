@@ -45,6 +45,7 @@ from resilient_client.errors import (
     RejectedError,
     RemoteError,
     ResilientClientError,
+    conclude,
 )
 from resilient_client.events import CallRejected
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
@@ -562,16 +563,14 @@ class ClientProxy:
         call.attempt = 1
 
     def _conclude(self, error: BaseException, call: Call) -> None:
-        """The call has failed: give the error what it needs to tell the whole story when read."""
-        if isinstance(error, ResilientClientError) and error._call is None:  # noqa: SLF001
-            error._call = call  # noqa: SLF001
-            error._endpoint = call.endpoint  # noqa: SLF001
-            error._started = call.attempt_started  # noqa: SLF001
-            error._ended = self._now()  # noqa: SLF001
-            if call.sent and not error.sent:
-                error.sent = True
-            if self._observer is not None and isinstance(error, RejectedError):
-                self._tell(CallRejected(call.route, error))
+        """The call has failed."""
+        if (
+            isinstance(error, ResilientClientError)
+            and conclude(error, call, self._now())
+            and self._observer is not None
+            and isinstance(error, RejectedError)
+        ):
+            self._tell(CallRejected(call.route, error))
         if call.span is not None:
             call.span.end(error)
 

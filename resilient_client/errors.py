@@ -214,6 +214,27 @@ def _name(error: BaseException) -> str:
     return cls.__name__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__name__}"
 
 
+def text_of(error: BaseException) -> str:
+    """An error's own text, without what one of ours tells of its call."""
+    return error._text() if isinstance(error, ResilientClientError) else str(error)
+
+
+def conclude(error: ResilientClientError, call: Call, now: float) -> bool:
+    """The call has ended with this error: what it needs to tell the whole story when it is read.
+
+    False when it has ended another already.
+    """
+    if error._call is not None:
+        return False
+    error._call = call
+    error._endpoint = call.endpoint
+    error._started = call.attempt_started
+    error._ended = now
+    if call.sent and not error.sent:
+        error.sent = True
+    return True
+
+
 def _attempt(
     call: Call,
     number: int,
@@ -222,7 +243,6 @@ def _attempt(
     ended: float,
     error: BaseException,
 ) -> Attempt:
-    ours = isinstance(error, ResilientClientError)
     return Attempt(
         number=number,
         endpoint=endpoint,
@@ -231,7 +251,7 @@ def _attempt(
         sent=error._own_sent() if isinstance(error, ResilientClientError) else True,
         outcome=outcome_of(error),
         error=type(error).__name__,
-        cause=redact(error._text() if ours else str(error)),  # type: ignore[attr-defined]
+        cause=redact(text_of(error)),
     )
 
 

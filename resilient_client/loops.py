@@ -10,9 +10,11 @@ import threading
 
 # loaded here, because what uvloop needs of it can no longer be loaded once the process is ending
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from resilient_client.errors import ConfigurationError
+from resilient_client.workers import piece_of_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -76,15 +78,7 @@ class _DaemonThreads(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        future: Future[T] = Future()
-
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except BaseException as error:  # noqa: BLE001  (whoever awaits it gets it)
-                    future.set_exception(error)
-
+        future, work = piece_of_work(partial(fn, *args, **kwargs))
         try:
             threading.Thread(target=work, name="resilient_client work", daemon=True).start()
         except RuntimeError:  # Python 3.12 starts none once the process is ending

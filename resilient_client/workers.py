@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Executor, Future
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+
+def piece_of_work(function: Callable[[], T]) -> tuple[Future[T], Callable[[], None]]:
+    """The future of what a function returns, and what a thread is to do for that."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001  (whoever awaits it gets it)
+            future.set_exception(error)
+
+    return future, work
 
 
 class WorkerThreads(Executor):
@@ -29,16 +45,7 @@ class WorkerThreads(Executor):
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """See `Executor.submit`. To be called from one thread only."""
-        future: Future[T] = Future()
-
-        def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                future.set_result(fn(*args, **kwargs))
-            except BaseException as error:  # noqa: BLE001  (whoever awaits it gets it)
-                future.set_exception(error)
-
+        future, work = piece_of_work(partial(fn, *args, **kwargs))
         self._work.put(work)
         if not self._idle.acquire(blocking=False) and self._threads < self._limit:
             self._threads += 1

@@ -10,6 +10,7 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
     redact,
+    text_of,
 )
 from resilient_client.telemetry._semconv import OTHER
 
@@ -70,7 +71,7 @@ def error_type(error: BaseException) -> str:
 def description(error: BaseException) -> str | None:
     """A text for the span's status: our own words only, never a peer's or a payload's."""
     if isinstance(error, ResilientClientError) and type(error).__name__ in _TEXTS_OF_OURS:
-        return redact(error._text()) or None  # noqa: SLF001
+        return redact(text_of(error)) or None
     return None
 
 

@@ -7,7 +7,7 @@ import threading
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_client.errors import Outcome, ResilientClientError, outcome_of, redact
+from resilient_client.errors import Outcome, outcome_of, redact, text_of
 from resilient_client.policies._circuit.leases import Admission
 from resilient_client.policies._circuit.rules import OPEN_FOR_JITTER, Rules
 from resilient_client.policies._circuit.states import (
@@ -303,7 +303,7 @@ class Circuit:
 
 def _cause(error: BaseException) -> str:
     try:
-        text = error._text() if isinstance(error, ResilientClientError) else str(error)  # noqa: SLF001
+        text = text_of(error)
     except Exception as broken:  # noqa: BLE001 - another library's text is no reason to fail
         text = f"(no text: {type(broken).__name__})"
     return f"{type(error).__name__}: {redact(text)}"[:_CAUSE_LENGTH]

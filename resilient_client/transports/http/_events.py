@@ -37,6 +37,14 @@ def error_event(body: bytes) -> bytes:
     return b"event: error\n" + value_event(body)
 
 
+def _too_long(limit: int) -> PayloadError:
+    return PayloadError(
+        f"the stream holds a value of more than max_size={limit} bytes",
+        sent=True,
+        hint="raise max_size= on this client",
+    )
+
+
 class LineReader:
     """Chunks in, lines out, none longer than `limit`."""
 
@@ -65,21 +73,14 @@ class LineReader:
             self._keep(lines.pop())
         for line in lines:
             if len(line) > self._limit + 2:
-                raise self._too_long()
+                raise _too_long(self._limit)
         return [line.rstrip(b"\r\n") for line in lines]
 
     def _keep(self, text: bytes) -> None:
         self._size += len(text)
         if self._size > self._limit + 1:
-            raise self._too_long()
+            raise _too_long(self._limit)
         self._rest.append(text)
-
-    def _too_long(self) -> PayloadError:
-        return PayloadError(
-            f"the stream holds a value of more than max_size={self._limit} bytes",
-            sent=True,
-            hint="raise max_size= on this client",
-        )
 
 
 class EventReader:
@@ -114,11 +115,7 @@ class EventReader:
             if name == b"data":
                 self._size += len(value) + 1
                 if self._size > self._limit + 1:
-                    raise PayloadError(
-                        f"the stream holds a value of more than max_size={self._limit} bytes",
-                        sent=True,
-                        hint="raise max_size= on this client",
-                    )
+                    raise _too_long(self._limit)
                 self._data.append(value)
             elif name == b"event":
                 self._type = value[:64].decode("utf-8", "replace")
