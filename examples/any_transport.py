@@ -1,8 +1,8 @@
 """One program on every transport: `python examples/any_transport.py [URL]`.
 
 memory://shop, tcp://127.0.0.1:0, http://127.0.0.1:0, grpc://127.0.0.1:0, and with a broker
-redis://, nats://, amqp://, mqtt://, kafka://. Nothing but the URL changes, and the options that a
-transport cannot do without.
+redis://, nats://, amqp://, mqtt://, kafka://; an error names the extra that one needs. Nothing but
+the URL changes, and the options that a transport cannot do without.
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""FastAPI: a client that lives as long as the application, and handlers mounted under /rpc."""
+"""FastAPI: a client that lives as long as the application, and handlers mounted under /rpc.
+
+It needs FastAPI: `pip install fastapi`.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

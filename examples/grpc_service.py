@@ -1,4 +1,7 @@
-"""gRPC without generated code: the .proto is read when the program starts; both ends in one."""
+"""gRPC without generated code: the .proto is read when the program starts; both ends in one.
+
+It needs the extra: `pip install "resilient-client[grpc]"`.
+"""
 
 import asyncio
 import tempfile

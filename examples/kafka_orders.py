@@ -1,6 +1,7 @@
 """Kafka: order per key, batches, and dead letters: `python examples/kafka_orders.py URL`.
 
-It needs a broker: `kafka://127.0.0.1:9092`.
+It needs a broker, such as `kafka://127.0.0.1:9092`, and the extra:
+`pip install "resilient-client[kafka]"`.
 """
 
 import asyncio

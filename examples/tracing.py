@@ -1,4 +1,4 @@
-"""A trace over two services, printed as a tree; needs opentelemetry-sdk."""
+"""A trace over two services, printed as a tree; needs `pip install opentelemetry-sdk`."""
 
 import asyncio
 import logging
