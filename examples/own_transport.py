@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+from collections.abc import Awaitable, Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,7 +20,6 @@ from resilient_client import (
     Reply,
     Server,
 )
-from resilient_client.patterns import pattern_json
 from resilient_client.testing import check_transport
 from resilient_client.transports import (
     CANCEL_ROUTE,
@@ -28,11 +28,13 @@ from resilient_client.transports import (
     Link,
     LinkedTransport,
     PendingReplies,
+    Slots,
     Target,
     answer,
     cancel_packet,
     deliver,
     event_packet,
+    pattern_json,
     read_request,
     read_response,
     request_packet,
@@ -157,7 +159,7 @@ class UnixListener:
             slots.close()
             writer.close()
 
-    def _take(self, line, slots, write) -> None:
+    def _take(self, line: bytes, slots: Slots, write: Callable[[bytes], Awaitable[None]]) -> None:
         request = read_request(line)
         if request.route == CANCEL_ROUTE:
             slots.cancel(request.data)

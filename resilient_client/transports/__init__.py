@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resilient_client.patterns import pattern_json
     from resilient_client.transports._base import (
         DEFAULT_MAX_SIZE,
         App,
@@ -55,6 +56,7 @@ __all__ = [
     "cancel_packet",
     "deliver",
     "event_packet",
+    "pattern_json",
     "read_request",
     "read_response",
     "request_packet",
@@ -78,6 +80,7 @@ _HOMES = {
     "_nest": ("CANCEL_ROUTE", "answer", "cancel_packet", "deliver"),
     "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
     "_replies": ("ItemStream", "PendingReplies"),
+    ".patterns": ("pattern_json",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -86,6 +89,6 @@ def __getattr__(name: str) -> object:
     home = _home_of.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{home}"), name)
+    value: object = getattr(import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value

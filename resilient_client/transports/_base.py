@@ -57,14 +57,15 @@ class Transport(Protocol):
     One that is made for a second event loop once the first has closed (or was left behind in a
     forking parent) has `forget_loop()`: it becomes as new without touching its connections, for no
     callback of that loop will run again, and a parent's socket is the parent's.
-
-    Attributes:
-        endpoint: the URL of the peer, credentials redacted.
-        status: the state of the connection.
     """
 
-    endpoint: str
-    status: Status
+    @property
+    def endpoint(self) -> str:
+        """The URL of the peer, credentials redacted."""
+
+    @property
+    def status(self) -> Status:
+        """The state of the connection."""
 
     def encode(self, call: Call) -> None:
         """Put the payload into `call.body`, once however many attempts follow.

@@ -18,9 +18,11 @@ from resilient_client import (
     Server,
     SyncClientProxy,
     Timeout,
+    Transport,
     standard,
 )
 from resilient_client.clock import Clock
+from resilient_client.transports import LinkedTransport
 
 
 async def a_client(client: ClientProxy) -> None:
@@ -117,6 +119,22 @@ async def guarded() -> None:
 def what_a_peer_said(error: RemoteError) -> None:
     assert_type(error.code, str | int | None)
     assert_type(error.status, int | None)
+
+
+class MyTransport(LinkedTransport[Any]):
+    """A transport needs no base class either; these blocks are of use."""
+
+    async def request(self, call: Call) -> Reply:
+        raise NotImplementedError
+
+    async def publish(self, call: Call) -> Receipt:
+        raise NotImplementedError
+
+    async def aclose(self) -> None: ...
+
+
+def over_it(mine: MyTransport) -> Transport:
+    return mine
 
 
 stack: list[Policy] = [*standard(), Mine(), Timeout(1.0), Retry(2), CircuitBreaker()]
