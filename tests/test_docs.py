@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -104,6 +105,32 @@ def test_each_logger_is_in_the_table_of_loggers() -> None:
         for name in re.findall(r'getLogger\("(resilient_client[\w.]*)"\)', path.read_text("utf-8"))
     }
     assert names - set(re.findall(r"`(resilient_client[\w.]*)`", page)) == set()
+
+
+def _options(scheme: str, end: str) -> set[str]:
+    ends = importlib.import_module(f"resilient_client.transports.{scheme}")
+    parameters = inspect.signature(getattr(ends, end)).parameters.values()
+    return {each.name for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize(
+    "scheme", ["memory", "tcp", "http", "redis", "amqp", "mqtt", "nats", "kafka", "grpc"]
+)
+def test_the_table_of_a_transports_options_is_what_it_takes(scheme: str) -> None:
+    page = (ROOT / "docs" / "reference" / "transports.md").read_text("utf-8")
+    table = page.partition(f"## {scheme}://")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[^|]+) \| (client|server|both) \|", table, re.MULTILINE)
+    for end, cls in (("client", "ClientTransport"), ("server", "ServerListener")):
+        told = {
+            name
+            for names, whose in rows
+            if whose in {end, "both"}
+            for name in re.findall(r"`(\w+)`", names)
+        }
+        taken = _options(scheme, cls)
+        if scheme == "redis":
+            taken.discard("queue")  # it is there to be refused, with a hint
+        assert told == taken, end
 
 
 @pytest.mark.parametrize(
