@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ _NEVER = 2**31 - 1  # milliseconds, as the C library counts
 _OVERHEAD = 64 * 1024  # bytes that the envelope of a plain pattern may add to a payload
 _METADATA = 64 * 1024  # bytes of metadata taken in
 _PENDING = 10_000
+# Seconds until all are told that a channel was closed. It takes a moment, but where a peer does not
+# read, or somebody still holds a call.
+_TOLD = 0.2
 _PROBE = "/grpc.health.v1.Health/Check"
 _COMPRESSIONS = {
     "gzip": grpc.Compression.Gzip,
@@ -161,6 +164,7 @@ class Connection:
     closed.
 
     Attributes:
+        closed: whether it has been closed here.
         retired: whether it has been left.
     """
 
@@ -168,10 +172,11 @@ class Connection:
         "_callables",
         "_calls",
         "_close",
-        "_closed",
+        "_left",
         "_unaries",
         "_under_way",
         "channel",
+        "closed",
         "retired",
         "watcher",
     )
@@ -184,25 +189,30 @@ class Connection:
         self._under_way: set[Any] = set()
         self._calls = 0
         self._close = close
-        self._closed = self.retired = False
+        self._left: asyncio.Future[None] | None = None  # whether those under way have, at the end
+        self.closed = self.retired = False
 
     @property
     def connected(self) -> bool:
         """Whether it still is."""
-        return not self._closed and self.channel.get_state() is READY
+        return not self.closed and self.channel.get_state() is READY
 
     async def aclose(self) -> None:
-        """Close it; calls under way are cancelled. A watch must not outlive the channel."""
-        self._closed = True
-        watcher, self.watcher = self.watcher, None
-        if watcher is not None and not watcher.done() and watcher is not asyncio.current_task():
-            watcher.cancel()
-            await asyncio.wait({watcher})
-        for call in tuple(self._under_way):
-            call.cancel("the client was closed")
-        await self.channel.close()
+        """Close it; calls under way are cancelled."""
+        self.closed = self.retired = True
+        told: list[asyncio.Future[Any]] = [] if self.watcher is None else [self.watcher]
+        self.watcher = None
+        if self._under_way:
+            self._left = asyncio.get_running_loop().create_future()
+            told.append(self._left)
+        self._cancel()
+        await close(self.channel, told)
         self._unaries.clear()
         self._callables.clear()  # a cycle would keep the library's thread and sockets
+
+    def _cancel(self) -> None:
+        for call in tuple(self._under_way):
+            call.cancel("the client was closed")
 
     def callable(self, path: str, requests: bool, responses: bool) -> Any:  # noqa: FBT001
         """What makes calls of a method, on bytes."""
@@ -244,12 +254,28 @@ class Connection:
 
     def leave(self) -> None:
         """Close it, being retired, when nothing is under way."""
-        if not self._calls and not self._under_way:
+        if self._left is not None:
+            if not self._under_way and not self._left.done():
+                self._left.set_result(None)
+        elif not self._calls and not self._under_way and not self.closed:
             self._close(self)
 
 
+async def close(channel: aio.Channel, told: Collection[asyncio.Future[Any]]) -> None:
+    """Close a channel, and wait until the library has told that to all who wait for it.
+
+    Whoever is cancelled instead is told later: if the loop has closed by then, the library reports
+    that to another loop of the process, as an error.
+    """
+    await channel.close()
+    if told:
+        _, late = await asyncio.wait(told, timeout=_TOLD)
+        for each in late:
+            each.cancel()
+
+
 async def connected(channel: aio.Channel) -> None:
-    """Return when the channel has a connection.
+    """Return when the channel has a connection; it is closed when this is cancelled.
 
     Raises:
         ConnectError: the attempt failed.
@@ -259,7 +285,12 @@ async def connected(channel: aio.Channel) -> None:
     while state is not READY:
         if state is _FAILED:
             raise await _why(channel)
-        await channel.wait_for_state_change(state)
+        change = spawn(channel.wait_for_state_change(state), "watch a gRPC channel")
+        try:
+            await asyncio.shield(change)
+        except asyncio.CancelledError:
+            await close(channel, [change])
+            raise
         state = channel.get_state(try_to_connect=True)
 
 
@@ -278,6 +309,7 @@ def watch(connection: Connection, lost: Callable[[Connection], None]) -> None:
 
     async def wait() -> None:
         await connection.channel.wait_for_state_change(READY)
-        lost(connection)
+        if not connection.closed:
+            lost(connection)
 
     connection.watcher = spawn(wait(), "watch a gRPC channel")
