@@ -846,6 +846,98 @@ async def test_a_proto_may_include_others(tmp_path: Path) -> None:
             assert await client.send("S/Same", data) == data
 
 
+KINDS = """
+edition = "2023";
+package kinds;
+import "google/protobuf/struct.proto";
+
+message All {
+  google.protobuf.Struct one = 1;
+  repeated google.protobuf.Struct several = 2;
+  map<string, google.protobuf.Struct> named = 3;
+  google.protobuf.Value any = 4;
+  map<bool, string> told = 5;
+}
+message Strict { string needed = 1 [features.field_presence = LEGACY_REQUIRED]; }
+service Kinds {
+  rpc Same(All) returns (All);
+  rpc Only(google.protobuf.Value) returns (google.protobuf.Value);
+  rpc Check(Strict) returns (Strict);
+}
+"""
+
+
+async def test_a_struct_arrives_as_it_was_sent_wherever_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "kinds.proto").write_text(KINDS)
+    server = Server(LOCAL, telemetry=False, proto=tmp_path / "kinds.proto")
+
+    @server.message_pattern(["Kinds/Same", "Kinds/Only"])
+    async def same(payload: Any) -> Any:
+        return payload
+
+    inner = {"fields": {"flag": {"boolValue": True}, "none": {"nullValue": "NULL_VALUE"}}}
+    struct = {
+        "fields": {
+            "text": {"stringValue": "a"},
+            "list": {"listValue": {"values": [{"numberValue": 1.5}, {"structValue": inner}]}},
+            "inner": {"structValue": inner},
+        }
+    }
+    data = {
+        "one": struct,
+        "several": [struct, {"fields": {}}],
+        "named": {"a": struct},
+        "any": {"structValue": struct},
+        "told": {True: "yes", False: "no"},
+    }
+    async with server, client_of(server, proto=tmp_path / "kinds.proto") as client:
+        assert await client.send("Kinds/Same", data) == data
+        assert await client.send("Kinds/Only", data["any"]) == data["any"]
+        told = await client.send("Kinds/Same", {"told": {"true": "yes", "false": "no"}})
+        assert told["told"] == data["told"]
+        for wrong, where in (
+            ({"told": {"perhaps": ""}}, "$.told: 'perhaps'"),
+            ({"one": {"text": {"stringValue": "a"}}}, "$.one"),
+            ({"several": [{"fields": {"a": {"numberValue": "1"}}}]}, "$.several[0].fields"),
+        ):
+            error = await error_of(client.send("Kinds/Same", wrong))
+            assert isinstance(error, PayloadError), error
+            assert where in str(error)
+
+
+async def test_a_required_field_that_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "kinds.proto").write_text(KINDS)
+    server = Server(LOCAL, telemetry=False, proto=tmp_path / "kinds.proto")
+    server.message_pattern("Kinds/Check")(lambda payload: None)
+    async with server, client_of(server, proto=tmp_path / "kinds.proto") as client:
+        error = await error_of(client.send("Kinds/Check", {}))
+        assert isinstance(error, PayloadError), error
+        assert "needed" in str(error)
+        assert not error.sent
+
+
+async def test_metadata_over_the_limit_is_told_and_its_call_not_repeated() -> None:
+    calls = 0
+    server = math_server()
+
+    @server.message_pattern("large trailers")
+    async def large(size: int, context: Context) -> None:
+        nonlocal calls
+        calls += 1
+        context.raw.set_trailing_metadata((("x-large", "x" * size),))
+
+    async with server, ClientProxy(server.addresses[0], telemetry=False) as client:
+        for attempt in (
+            client.send("large trailers", 0, headers={"x-large": "x" * 200_000}),
+            client.send("large trailers", 200_000),
+        ):
+            error = await error_of(attempt)
+            assert isinstance(error, PayloadError), error
+            assert "headers" in str(error)
+            assert len(error.attempts) == 1
+        assert calls == 1
+
+
 async def test_without_proto_and_without_reflection_the_error_says_what_to_do() -> None:
     async with math_server(reflection=False) as server, client_of(server) as client:
         error = await error_of(client.send("Math/Sum", {}))

@@ -99,6 +99,7 @@ def test_every_code_has_its_meaning() -> None:
         ("UNKNOWN", "Received http2 header with status: 404", True, ProtocolError, True),
         ("UNIMPLEMENTED", "Received http2 header with status: 404", True, ProtocolError, True),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (2 vs. 1)", True, PayloadError, 1),
+        ("RESOURCE_EXHAUSTED", "gRPC message exceeds maximum size 1: 2", True, PayloadError, 1),
     ],
 )
 def test_what_no_application_said(

@@ -11,6 +11,7 @@ from google.protobuf import json_format as json_format
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor_pool import DescriptorPool as DescriptorPool
 from google.protobuf.message import DecodeError as DecodeError
+from google.protobuf.message import EncodeError as EncodeError
 from google.protobuf.message import Message as ProtobufMessage
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2 as error_details_pb2
@@ -36,6 +37,7 @@ __all__ = [
     "AnyMessage",
     "DecodeError",
     "DescriptorPool",
+    "EncodeError",
     "GetMessageClass",
     "HealthServicer",
     "ProtobufMessage",

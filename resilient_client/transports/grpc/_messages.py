@@ -16,6 +16,7 @@ from resilient_client import _json
 from resilient_client.errors import PayloadError
 from resilient_client.transports.grpc._library import (
     DecodeError,
+    EncodeError,
     GetMessageClass,
     ProtobufMessage,
     descriptor,
@@ -23,7 +24,7 @@ from resilient_client.transports.grpc._library import (
 
 Field = descriptor.FieldDescriptor
 _word = re.compile(r"_([a-z])(?=[a-z]|$)")
-_REFUSED = (TypeError, ValueError, OverflowError, RecursionError)
+_REFUSED = (TypeError, ValueError, OverflowError, RecursionError, EncodeError)
 
 
 def camel_case(name: str) -> str:
@@ -123,8 +124,16 @@ class Shape:
         try:
             raw = self._class(**fields).SerializeToString()
         except _REFUSED as error:
-            raise self._misfit(fields, error) from error
+            raise self._misfit(fields, "$", error) from error
         return raw
+
+    def message(self, value: Any, path: str) -> Any:
+        """A mapping as a message."""
+        fields = self.fields(value, path)
+        try:
+            return self._class(**fields)
+        except _REFUSED as error:
+            raise self._misfit(fields, path, error) from error
 
     def fields(self, value: Any, path: str) -> dict[str, Any]:
         """A mapping's members as the arguments of the message's class."""
@@ -154,7 +163,7 @@ class Shape:
             hint=f"it has {', '.join(self._members.values()) or 'none'}",
         )
 
-    def _misfit(self, fields: dict[str, Any], error: BaseException) -> PayloadError:
+    def _misfit(self, fields: dict[str, Any], path: str, error: BaseException) -> PayloadError:
         """Which field the library refused."""
         where = ""
         for name, item in fields.items():
@@ -166,7 +175,7 @@ class Shape:
         reason = _json.short(error)
         if isinstance(error, TypeError) and "bad argument" in reason:
             reason = "a value of another type than the field's"
-        return PayloadError(f"${where}: not a {self.name}: {reason}")
+        return PayloadError(f"{path}{where}: not a {self.name}: {reason}")
 
 
 def shape_of(type: descriptor.Descriptor, shapes: dict[str, Shape]) -> Shape:  # noqa: A002
@@ -220,16 +229,16 @@ def _single(
 def _map_conversion(
     entry: descriptor.Descriptor, shapes: dict[str, Shape]
 ) -> tuple[Writer | None, Reader | None]:
-    key_is_text = entry.fields_by_name["key"].type == Field.TYPE_STRING
+    kind = entry.fields_by_name["key"].type
+    key_of = {Field.TYPE_STRING: None, Field.TYPE_BOOL: _boolean}.get(kind, _integer)
     write, read = _single(entry.fields_by_name["value"], shapes)
-    integers = not key_is_text and entry.fields_by_name["key"].type != Field.TYPE_BOOL
 
     def write_map(value: Any, path: str) -> dict[Any, Any]:
         if not isinstance(value, Mapping):
             raise PayloadError(f"{path}: a map is a mapping, not a {type(value).__name__}")
         items = dict(value)
-        if integers:  # JSON's member names are text
-            items = {_integer(key, path): item for key, item in items.items()}
+        if key_of is not None:  # JSON's member names are text
+            items = {key_of(key, path): item for key, item in items.items()}
         if write is None:
             return items
         return {key: write(item, f"{path}[{key!r}]") for key, item in items.items()}
@@ -249,6 +258,14 @@ def _integer(key: Any, path: str) -> Any:
         raise PayloadError(f"{path}: {key!r} is no integer key") from None
 
 
+def _boolean(key: Any, path: str) -> Any:
+    if not isinstance(key, str):
+        return key
+    if key not in {"true", "false"}:
+        raise PayloadError(f"{path}: {key!r} is no boolean key")
+    return key == "true"
+
+
 def _list(value: Any, path: str) -> Iterable[Any]:
     if type(value) is list:
         return value
@@ -264,10 +281,13 @@ def _each(write: Writer) -> Writer:
 
 
 def _nested(shape: Shape) -> Writer:
+    # the library would take the members of a mapping for the names in the Struct
+    write = shape.message if shape.name == "google.protobuf.Struct" else shape.fields
+
     def write_nested(value: Any, path: str) -> Any:
         if type(value) is not dict and isinstance(value, ProtobufMessage):
             return shape.parse(value.SerializeToString())
-        return shape.fields(value, path)
+        return write(value, path)
 
     return write_nested
 

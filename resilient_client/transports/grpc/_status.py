@@ -67,6 +67,11 @@ _LOST = re.compile(
     r"|failed to connect|Connection timed out|tcp handshaker shutdown|transport is closing"
     r"|Too many pings|goaway)"
 )
+# What libraries say about messages and metadata over their limits, of either side.
+_TOO_LARGE = re.compile(
+    r"larger than max|metadata size exceeds|message exceeds (the )?maximum"
+    r"|decompresses to a size larger than"
+)
 _NOT_CONNECTED = "failed to connect to all addresses"
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|Hostname Verification|Peer name .* is not in")
 
@@ -208,8 +213,9 @@ def _answered(
         lost = _unanswered(number, text, connected)
         if lost is not None:
             return lost
-    if "larger than max" in text and number == _RESOURCE_EXHAUSTED:
-        return PayloadError(f"too large: {text}", sent=True, hint="raise max_size= on both ends")
+    if number == _RESOURCE_EXHAUSTED and _TOO_LARGE.search(text) is not None:
+        hint = "raise max_size= on both ends" if "metadata" not in text else "send shorter headers"
+        return PayloadError(f"too large: {text}", sent=True, hint=hint)
     said = _said(number, text, found, pool)
     if number == _DEADLINE_EXCEEDED:
         return DeadlineExceeded("the call's time ran out at the peer", sent=True)
