@@ -198,9 +198,47 @@ async def test_a_message_above_the_brokers_limit_is_a_payload_error(
         error = await error_of(client.emit(f"{unique}.big", "x" * 2_000_000))
         assert isinstance(error, PayloadError), error
         assert "max.message.bytes" in error.hint
+        assert not error.sent
         error = await error_of(client.send(f"{unique}.big", 2_000_000))
         assert isinstance(error, RemoteError)
         assert await client.send(f"{unique}.big", 1000) == "x" * 1000
+
+
+async def test_bytes_are_the_value_itself_both_ways(kafka_broker: Kafka, unique: str) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+
+    @server.message_pattern(f"{unique}.turned")
+    async def turned(payload: bytes) -> bytes:
+        return payload[::-1]
+
+    async with server, client_of(kafka_broker.url) as client:
+        assert await client.send(f"{unique}.turned", b"\xff\x00", returns=bytes) == b"\x00\xff"
+        assert await client.send(f"{unique}.turned", b"\xff\x00") == b"\x00\xff"
+        records = await records_of(kafka_broker, f"{unique}.turned", 2)
+    assert [record.value for record in records] == [b"\xff\x00"] * 2
+
+
+async def test_what_a_transaction_wrote_counts_when_it_is_committed(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.event_pattern(f"{unique}.event")(heard.append)
+    producer = AIOKafkaProducer(
+        bootstrap_servers=kafka_broker.bootstrap, transactional_id=unique, enable_idempotence=True
+    )
+    async with server:
+        await producer.start()
+        for value in (b"1", b"2", b"3"):
+            await producer.begin_transaction()
+            await producer.send_and_wait(f"{unique}.event", value, key=b"one")
+            if value == b"2":
+                await producer.abort_transaction()
+            else:
+                await producer.commit_transaction()
+        await producer.stop()
+        await eventually(lambda: 3 in heard)
+    assert heard == [1, 3]
 
 
 async def test_a_message_above_the_limit_fails_alone(kafka_broker: Kafka, unique: str) -> None:
@@ -442,6 +480,34 @@ async def test_what_fails_every_time_is_set_aside_and_the_rest_goes_on(
     assert sum(isinstance(each, Degraded) for each in told) == 2
 
 
+async def test_what_is_as_large_as_may_be_is_set_aside_without_what_is_said_about_it(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    told: list[Any] = []
+    server = Server(
+        kafka_broker.url,
+        telemetry=False,
+        group=unique,
+        max_deliver=1,
+        observers=[told.append],
+    )
+
+    @server.event_pattern(f"{unique}.poison")
+    async def poison(text: str) -> None:
+        raise KeyError("never")
+
+    large = b"x" * (1_048_588 - 80)  # the broker's limit is for a batch
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap, max_request_size=2**21)
+    async with server:
+        await producer.start()
+        await producer.send_and_wait(f"{unique}.poison", large)
+        await producer.stop()
+        [dead] = await records_of(kafka_broker, f"{unique}.poison.dead", 1)
+    assert (dead.value, dead.headers) == (large, ())
+    reasons = [each.reason for each in told if isinstance(each, Degraded)]
+    assert ["could not be set aside" in each for each in reasons] == [True, False]
+
+
 async def test_without_a_dead_letter_topic_it_is_dropped_and_told(
     kafka_broker: Kafka, unique: str
 ) -> None:
@@ -608,6 +674,26 @@ async def test_a_broker_that_is_not_trusted_or_speaks_otherwise_is_a_clear_error
             error = await error_of(client.send(f"{unique}.echo", 1, timeout=5))
             assert isinstance(error, ConfigurationError | ConnectError), error
             await client.aclose()
+        in_tls = f"kafkas://{kafka_broker.host}:{kafka_broker.port}"
+        with_user = f"kafka://{kafka_broker.host}:{kafka_broker.sasl_port}"
+        for wrong, hint in ((url, "tls="), (in_tls, "tls="), (with_user, "a user")):
+            client = ClientProxy(wrong, policies=(), telemetry=False)
+            error = await error_of(client.send(f"{unique}.echo", 1, timeout=5))
+            assert isinstance(error, ConnectError), error
+            assert hint in error.hint
+            await client.aclose()
+
+
+async def test_wrong_credentials_are_told_whichever_server_is_there(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    servers = f"{kafka_broker.host}:{kafka_broker.sasl_port}"
+    url = "kafka://alice:wrong@127.0.0.1:1"
+    client = ClientProxy(url, policies=(), telemetry=False, servers=servers)
+    error = await error_of(client.emit(f"{unique}.event", 1))
+    await client.aclose()
+    assert isinstance(error, ConfigurationError), error
+    assert "password" in error.hint
 
 
 @pytest.mark.timeout(180)

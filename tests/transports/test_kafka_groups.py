@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from resilient_client import ClientProxy, Context, Receipt, Server
+from resilient_client.transports.kafka import _driver
 from tests.contract.rigs import Service
 from tests.peers.kafka import Kafka
 from tests.waiting import eventually
@@ -284,6 +285,51 @@ async def expire(broker: Kafka, topic: str) -> None:
 async def retain(admin: AIOKafkaAdminClient, topic: str, milliseconds: int) -> None:
     config = {"retention.ms": str(milliseconds)}
     await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, config)])
+
+
+async def test_new_partitions_and_a_topic_made_anew_are_read_from_their_beginning(
+    kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver, "METADATA_AGE", 1.0)
+    topic = f"{unique}.event"
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1)
+    server.event_pattern(topic)(heard.append)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap)
+    await admin.start()
+    try:
+        async with server:
+            async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+                for number in range(5):
+                    await client.emit(topic, number)
+                await eventually(lambda: len(heard) == 5)
+
+            await admin.create_partitions({topic: NewPartitions(3)})
+            await written(kafka_broker, topic, range(5, 11), partitions=3)
+            await eventually(lambda: sorted(heard) == list(range(11)))
+
+            await asyncio.sleep(0.5)  # all is committed
+            await admin.delete_topics([topic])
+            await eventually(lambda: topic not in kafka_broker.topics())
+            await asyncio.sleep(2.0)  # the group knows
+            await admin.create_topics([NewTopic(topic, 1, 1)])  # or the broker was first
+            await written(kafka_broker, topic, range(11, 14), partitions=1)
+            await eventually(lambda: sorted(heard) == list(range(14)))
+    finally:
+        await admin.close()
+
+
+async def written(broker: Kafka, topic: str, numbers: range, *, partitions: int) -> None:
+    """Numbers in a topic, in turn over so many partitions, as soon as it has them."""
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap, metadata_max_age_ms=100)
+    await producer.start()
+    try:
+        while len(await producer.partitions_for(topic)) < partitions:
+            await asyncio.sleep(0.1)
+        for number in numbers:
+            await producer.send_and_wait(topic, b"%d" % number, partition=number % partitions)
+    finally:
+        await producer.stop()
 
 
 async def test_a_killed_broker_loses_no_event_and_repeats_none(

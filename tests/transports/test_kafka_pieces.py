@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import ssl
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import errors as kafka
@@ -22,6 +22,7 @@ from resilient_client.codecs import JsonCodec
 from resilient_client.transports.kafka import _errors
 from resilient_client.transports.kafka._headers import headers_of, metadata_of
 from resilient_client.transports.kafka._lane import Lane
+from resilient_client.transports.kafka._partitions import Partitions
 from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
 
 CODEC = KafkaCodec(JsonCodec())
@@ -46,7 +47,9 @@ URL = "kafka://127.0.0.1:9"
         (float("nan"), None),
         ([1, None], b"[1,null]"),
         ({"key": "k", "value": 1}, b'{"key":"k","value":1}'),
-        (b"hi", b"aGk="),
+        (b"hi", b"hi"),
+        (bytearray(b"\0\xff"), b"\0\xff"),
+        ([b"hi"], b'["aGk="]'),
     ],
 )
 def test_values_stand_in_a_record_as_nest_writes_them(value: Any, body: bytes | None) -> None:
@@ -78,7 +81,10 @@ def test_values_stand_in_a_record_as_nest_writes_them(value: Any, body: bytes | 
         (b"\xff\xfe", Any, "\ufffd\ufffd"),
         (b"\0avro", Any, b"\0avro"),
         (b"\0avro", bytes, b"\0avro"),
-        (b"aGk=", bytes, b"hi"),
+        (b"[1]\xff", bytes, b"[1]\xff"),
+        (b"hi", bytes | None, b"hi"),
+        (None, bytes | None, None),
+        (b'["aGk="]', list[bytes], [b"hi"]),
     ],
 )
 def test_values_are_read_as_nests_parser_reads_them(body: Any, hint: Any, value: Any) -> None:
@@ -231,6 +237,37 @@ GROUPS = [_errors.REFUSED, _errors.TOO_LARGE, _errors.FOREIGN, _errors.NOT_STORE
           _errors.SLOW_DOWN, _errors.UNKNOWN]  # fmt: skip
 
 
+class _Place(NamedTuple):
+    topic: str
+    partition: int
+
+
+async def test_a_log_that_begins_anew_under_a_reader_is_read_from_where_it_begins() -> None:
+    started: list[int] = []
+
+    def lane_of(_: str) -> Lane:
+        return Lane(lambda _, records: started.append(records[0].offset))
+
+    class Member:
+        async def committed(self, _: _Place) -> int:
+            return 7
+
+        def partitions_for_topic(self, _: str) -> set[int]:
+            return {0}
+
+        def seek(self, _: _Place, offset: int) -> None:
+            pass
+
+    place = _Place("t", 0)
+    partitions = Partitions(lane_of, "g", session=6.0, request_timeout=5.0, from_beginning=False)
+    partitions.consumer = Member()
+    await partitions.on_partitions_assigned([place])
+    partitions.read(place, [Record(7), Record(8)])
+    partitions.read(place, [Record(0), Record(1)])  # as aiokafka goes on when 9 does not exist
+    partitions.read(place, [Record(2)])
+    assert started == [7, 8, 0, 1, 2]
+
+
 def test_every_error_of_aiokafka_is_mapped() -> None:
     there = {
         value
@@ -288,6 +325,10 @@ def test_settings_that_cannot_work_are_refused_at_once() -> None:
     for options in ({"concurrency": 0}, {"max_deliver": 0}, {"dead_letter": "a b"}):
         with pytest.raises(ConfigurationError):
             Server(URL, **options)
+    for options in ({"partitions": 0}, {"replication": 0}, {"request_timeout": 0}):
+        for end in (Server, ClientProxy):
+            with pytest.raises(ConfigurationError, match=f"{next(iter(options))}=0"):
+                end(URL, **options)
     with pytest.raises(ConfigurationError, match="no mechanism"):
         ClientProxy("kafka://me:secret@127.0.0.1:9?sasl=MD5")
     client = ClientProxy(

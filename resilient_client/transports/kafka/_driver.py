@@ -29,8 +29,12 @@ REQUEST_TIMEOUT = 10.0
 """Seconds until a broker that does not answer a request counts as gone."""
 RETRY_WAIT = 0.05
 """Seconds between aiokafka's own tries: of metadata, coordinator, leader."""
+METADATA_AGE = 10.0
+"""Seconds after which it is looked whether topics have new partitions, or are there again."""
 CLOSE_TIMEOUT = 2.0
 """Seconds that leaving the group in order may take."""
+COMMITTED = "read_committed"
+"""What a transaction of others has written counts when it is committed, as in kafkajs."""
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -76,6 +80,8 @@ def settings(
     Raises:
         ConfigurationError: the security settings do not go together.
     """
+    if request_timeout <= 0:
+        raise ConfigurationError(f"request_timeout={request_timeout} must be above 0")
     context = client_tls(tls, secure=target.scheme == "kafkas")
     more = servers.split(",") if isinstance(servers, str) else servers
     made: dict[str, Any] = {
@@ -86,6 +92,7 @@ def settings(
         "client_id": client_id or DEFAULT_CLIENT_ID,
         "request_timeout_ms": int(request_timeout * 1000),
         "retry_backoff_ms": int(RETRY_WAIT * 1000),
+        "metadata_max_age_ms": int(METADATA_AGE * 1000),
         "security_protocol": "SSL" if context else "PLAINTEXT",
         "ssl_context": context,
     }
@@ -145,11 +152,18 @@ async def why_unreachable(
         if isinstance(error, AIOKAFKA_ERRORS):
             return ours(error, endpoint, sent=False)
         return ConnectError(f"{endpoint}: {type(error).__name__}: {error}")
-    host, _, port = made["bootstrap_servers"][0].rpartition(":")
-    rest = {name: made[name] for name in made if name not in {"bootstrap_servers",
-                                                             "retry_backoff_ms"}}  # fmt: skip
+    others = {"bootstrap_servers", "retry_backoff_ms", "metadata_max_age_ms"}
+    rest = {name: made[name] for name in made if name not in others}
+    reasons = [await _tried(server, rest, endpoint) for server in made["bootstrap_servers"]]
+    fatal = [reason for reason in reasons if isinstance(reason, ConfigurationError)]
+    return (fatal or reasons)[0]
+
+
+async def _tried(server: str, made: dict[str, Any], endpoint: str) -> ResilientClientError:
+    """Why one of the servers will not do."""
+    host, _, port = server.rpartition(":")
     try:
-        connection = await create_conn(host.strip("[]"), int(port), **rest)
+        connection = await create_conn(host.strip("[]"), int(port), **made)
     except ssl.SSLCertVerificationError as reason:
         return not_connected(endpoint, reason)
     except ssl.SSLError as reason:
@@ -160,24 +174,33 @@ async def why_unreachable(
     except TimeoutError:
         return ConnectError(f"no answer from {endpoint}")
     except OSError as reason:
+        if isinstance(reason, ConnectionResetError) and made["ssl_context"] is not None:
+            return ConnectError(
+                f"{endpoint} hung up when it was spoken to in TLS",
+                hint="check tls=, and whether this port of the broker speaks TLS",
+            )
         return not_connected(endpoint, reason)
     except ValueError as reason:  # SCRAM: the broker does not know the password either
         return ConfigurationError(f"{endpoint}: {reason}", hint="check who answers there")
     except errors.KafkaError as reason:
-        return _ended_early(made, endpoint, reason) or ours(reason, endpoint, sent=False)
+        return _ended_early(endpoint, reason) or ours(reason, endpoint, sent=False)
     connection.close()
-    return ConnectError(f"{endpoint}: the broker is not ready")
+    hint = None if "sasl_mechanism" in made else "does this port want a user and a password?"
+    return ConnectError(f"{endpoint}: the broker is not ready", hint=hint)
 
 
-def _ended_early(
-    made: dict[str, Any], endpoint: str, error: errors.KafkaError
-) -> ResilientClientError | None:
+def _ended_early(endpoint: str, error: errors.KafkaError) -> ResilientClientError | None:
     """A port that hangs up on the first words may want TLS, or a certificate of ours."""
     cause = error.__cause__
     if isinstance(cause, ssl.SSLError):
         return ConfigurationError(
             f"{endpoint} refuses this client's certificate: {cause.reason or cause}",
             hint="give tls= an ssl.SSLContext with a client certificate that the broker trusts",
+        )
+    if isinstance(error, errors.KafkaConnectionError):
+        return ConnectError(
+            f"{endpoint} hung up at the first words",
+            hint="does this port want TLS (tls=), or a user and a password?",
         )
     return None
 

@@ -9,7 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import ATTEMPT_HEADER
-from resilient_client.errors import InvalidPayloadError, RemoteError, ResilientClientError
+from resilient_client.errors import (
+    InvalidPayloadError,
+    PayloadError,
+    RemoteError,
+    ResilientClientError,
+)
 from resilient_client.events import Degraded
 from resilient_client.message import Message, Reply
 from resilient_client.transports._link import FIRST_WAIT, spawn
@@ -153,17 +158,25 @@ class Events:
     async def _lay_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
         """Into the dead-letter topic, however long that takes; or drop it."""
         wait = FIRST_WAIT
+        bare = False
         while self._dead_letter:
             try:
-                await self._set_aside(record, attempt, error)
+                await self._set_aside(record, attempt, error, bare=bare)
                 return
+            except PayloadError as failure:
+                self._tell(f"event {_name(record)} could not be set aside: {failure.args[0]}")
+                if bare:
+                    break
+                bare = True  # it may be what is said about it that makes it too large
             except (ResilientClientError, TimeoutError) as failure:
                 self._tell(f"an event could not be set aside: {failure}")
                 await asyncio.sleep(wait)
                 wait = min(30.0, wait * 2)
         self._tell(f"event {_name(record)} failed {attempt} times and is dropped")
 
-    async def _set_aside(self, record: Any, attempt: int, error: RemoteError) -> None:
+    async def _set_aside(
+        self, record: Any, attempt: int, error: RemoteError, *, bare: bool
+    ) -> None:
         topic = self._dead_letter.replace("{topic}", record.topic)
         about = {
             "topic": record.topic,
@@ -173,7 +186,8 @@ class Events:
             "error": (str(error.__cause__ or error.message))[:1000],
         }
         headers = [*record.headers]
-        headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
+        if not bare:
+            headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
         await self._answers.store(topic, record.value, headers, record.key)
         self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
 

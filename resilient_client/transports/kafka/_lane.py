@@ -33,6 +33,8 @@ class Lane:
         self.prefix: int | None = None
         """The offset up to which everything is finished: what to commit."""
         self.committed: int | None = None
+        self.next = 0
+        """The offset behind what was added last: nothing before it is read again but by `begin`."""
         self.running = 0
         self._start = start
         self._limit = 1 if batch else concurrency
@@ -53,10 +55,12 @@ class Lane:
                 self._states.pop(self._order.popleft(), None)
             self.prefix = offset
             self._advance()
+        self.next = self.prefix
         return self.prefix
 
     def add(self, records: Sequence[Any]) -> None:
         """Records as they were read, in order."""
+        self.next = records[-1].offset + 1
         for record in records:
             offset = record.offset
             if self.prefix is not None and offset < self.prefix:

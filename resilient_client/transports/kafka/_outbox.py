@@ -35,8 +35,8 @@ class Batch:
         tokens: of those who are told by the outbox's `told`.
     """
 
-    __slots__ = ("_calls", "_deadline", "_futures", "_outbox", "append", "error", "taken", "tokens",
-                 "wait_drain")  # fmt: skip
+    __slots__ = ("_before", "_calls", "_deadline", "_futures", "_outbox", "append", "error",
+                 "taken", "tokens", "wait_drain")  # fmt: skip
 
     def __init__(self, outbox: Outbox, builder: Any, batch: Any) -> None:
         self.append = builder.append
@@ -47,14 +47,23 @@ class Batch:
         self._outbox = outbox
         self._futures: list[asyncio.Future[Receipt]] = []
         self._calls: list[Call | None] = []
+        self._before: list[bool] = []  # whether each call had been sent already
         self._deadline = inf
 
     def wait(self, call: Call | None = None) -> asyncio.Future[Receipt]:
-        """A future for the last record that was appended: it ends by the call's deadline."""
+        """A future for the last record that was appended: it ends by the call's deadline.
+
+        An error that says that nothing was stored takes `call.sent` back.
+        """
         future = self._outbox.new_future()
         self._futures.append(future)
         self._calls.append(call)
-        if call is not None and call.attempt_deadline < self._deadline:
+        if call is None:
+            self._before.append(False)
+            return future
+        self._before.append(call.sent)
+        call.sent = True
+        if call.attempt_deadline < self._deadline:
             self._deadline = call.attempt_deadline
             self._outbox.deadlines.add(self, self._deadline)
         return future
@@ -76,7 +85,7 @@ class Batch:
         Thousands at once would be as many handles at once: the garbage collector then goes through
         all that is in flight, in every round.
         """
-        self._calls = []
+        self._calls, self._before = [], []
         futures, self._futures = self._futures[:_WAKE], self._futures[_WAKE:]
         if self._futures:
             asyncio.get_running_loop().call_soon(self.stored)
@@ -84,11 +93,14 @@ class Batch:
             if not future.done():
                 future.set_result(STORED)
 
-    def fail(self, make: Callable[[], Exception]) -> None:
+    def fail(self, make: Callable[[], ResilientClientError]) -> None:
         """It has not: each gets an error of its own."""
-        for future in self._futures:
+        for future, call, before in zip(self._futures, self._calls, self._before, strict=True):
             if not future.done():
-                future.set_exception(make())
+                error = make()
+                if call is not None and not error.sent:
+                    call.sent = before
+                future.set_exception(error)
 
 
 class Outbox:

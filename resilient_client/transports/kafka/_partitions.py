@@ -75,6 +75,11 @@ class Partitions:
         lane = self._lanes.get(place)
         if lane is None or place not in self._owned:
             return  # it was taken away in this very moment
+        first = records[0].offset
+        if first < lane.next:  # what this lane knows is about records that are no more
+            log.warning("%s: %s was made anew, or cut: read from %d", self._group, place, first)
+            lane = self._lanes[place] = self._lane(place.topic)
+            lane.begin(first)
         lane.add(records)
         if lane.waiting > MAX_WAITING:
             self.consumer.pause(place)
@@ -133,6 +138,9 @@ class Partitions:
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         """Go on from what is committed; without that from the end, or the beginning."""
         places = list(assigned)
+        for topic in self._first:
+            if not self.consumer.partitions_for_topic(topic):  # it was removed: all will be new
+                self._first[topic] = 0
         try:
             async with asyncio.timeout(self._request_timeout):
                 await self._begin_reading(places)
@@ -147,6 +155,10 @@ class Partitions:
     async def _begin_reading(self, places: list[Any]) -> None:
         consumer = self.consumer
         committed = await asyncio.gather(*(consumer.committed(place) for place in places))
+        for index, place in enumerate(places):
+            lane = self._lanes.get(place)
+            if committed[index] is None and lane is not None and lane.committed is None:
+                committed[index] = lane.prefix  # what is known here could not be committed yet
         begins = await asyncio.gather(
             *(
                 self._begin_of(place)
@@ -167,9 +179,10 @@ class Partitions:
     async def _begin_of(self, place: Any) -> int:
         """Where a group begins that has committed nothing here.
 
-        A partition that was added while the group was there is read from its beginning.
+        A partition that was added while the group was there is read from its beginning, and so is
+        one of a topic that was made anew.
         """
-        added = place.partition >= self._first.get(place.topic, 0)
+        added = place in self._lanes or place.partition >= self._first.get(place.topic, 0)
         consumer = self.consumer
         find = consumer.end_offsets
         if added or self._from_beginning:

@@ -45,6 +45,18 @@ def check_topic(name: str, *, reply: bool = True) -> None:
         )
 
 
+def declared(*, declare: bool, partitions: int | None, replication: int | None) -> dict[str, Any]:
+    """The arguments of `Topics` that are options of both ends.
+
+    Raises:
+        ConfigurationError: a number that makes no sense.
+    """
+    for name, number in (("partitions", partitions), ("replication", replication)):
+        if number is not None and number < 1:
+            raise ConfigurationError(f"{name}={number} must be at least 1")
+    return {"declare": declare, "partitions": partitions, "replication": replication}
+
+
 class Topics:
     """Makes sure that topics are there before anything is read from or written to them.
 

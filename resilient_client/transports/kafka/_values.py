@@ -21,10 +21,11 @@ _scalar = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false").
 class KafkaCodec:
     """A codec's values as they stand in a record: only objects and arrays are JSON.
 
-    A text is its UTF-8, numbers and booleans are their text, null is no value at all. What comes
-    back is parsed where it starts with a brace or bracket, kept as text where that fails, and kept
-    as bytes where it starts with a zero byte. A number or boolean is told from a text that looks
-    like one by the type that is asked for; asked for anything, it is the number.
+    A text is its UTF-8, bytes are themselves, numbers and booleans are their text, null is no value
+    at all. What comes back is parsed where it starts with a brace or bracket, kept as text where
+    that fails, and kept as bytes where it starts with a zero byte, or bytes are asked for. A number
+    or boolean is told from a text that looks like one by the type that is asked for; asked for
+    anything, it is the number.
     """
 
     __slots__ = ("_codec",)
@@ -42,6 +43,8 @@ class KafkaCodec:
             return _utf8(value)
         if value is None:
             return None
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
         body = self._codec.encode(value)
         if body[:1] == b'"':  # what becomes a text, such as a date
             return _utf8(self._codec.decode(body, str))
@@ -55,6 +58,8 @@ class KafkaCodec:
         """
         if body is None:
             return None if type is Any else self._codec.convert(None, type)
+        if type is bytes or type == bytes | None:
+            return body
         if body[:1] in _JSON:
             try:
                 return self._codec.decode(body, type)
@@ -63,7 +68,7 @@ class KafkaCodec:
                 if type is Any or type is str:
                     return text
                 raise
-        if body[:1] == _BINARY and (type is Any or type is bytes):
+        if body[:1] == _BINARY and type is Any:
             return body
         text = body.decode(errors="replace")
         if type is str:

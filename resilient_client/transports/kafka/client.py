@@ -23,6 +23,7 @@ from resilient_client.transports.kafka._aiokafka import (
     TopicPartition,
 )
 from resilient_client.transports.kafka._driver import (
+    COMMITTED,
     REQUEST_TIMEOUT,
     discard,
     forget,
@@ -45,7 +46,7 @@ from resilient_client.transports.kafka._headers import (
     metadata_of,
 )
 from resilient_client.transports.kafka._outbox import Batch, Outbox
-from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
+from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic, declared
 from resilient_client.transports.kafka._values import KafkaCodec
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ class ClientTransport(LinkedTransport[_Connection]):
             sasl=sasl,
             request_timeout=request_timeout,
         )
-        self._topics = {"declare": declare, "partitions": partitions, "replication": replication}
+        self._topics = declared(declare=declare, partitions=partitions, replication=replication)
         self._ending: set[_Connection] = set()
         self._link = Link[_Connection](
             self.endpoint, self._dial, clock=env.clock, notify=env.notify
@@ -322,7 +323,9 @@ class ClientTransport(LinkedTransport[_Connection]):
             max_batch_size=BATCH_SIZE,
             max_request_size=self._max_size + _OVERHEAD,
         )
-        consumer = AIOKafkaConsumer(**self._made, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(
+            **self._made, enable_auto_commit=False, isolation_level=COMMITTED
+        )
         try:
             await producer.start()
             await consumer.start()
@@ -334,7 +337,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         return _Connection(
             producer,
             consumer,
-            Topics(producer.client, self.endpoint, **self._topics),  # type: ignore[arg-type]
+            Topics(producer.client, self.endpoint, **self._topics),
             PendingReplies(self._clock, self._tally),
             self.endpoint,
             self._clock,
@@ -399,7 +402,6 @@ class ClientTransport(LinkedTransport[_Connection]):
             headers, key = headers_of(call.metadata)
             batch = connection.outbox.put(call.route, call.body, headers, key, None, TOGETHER)
             if batch is not None:
-                call.sent = True
                 return batch.wait(call)
         return self._publish(call)
 
@@ -411,7 +413,6 @@ class ClientTransport(LinkedTransport[_Connection]):
             await connection.prepare(call, reply=False, left=left)
         headers, key = headers_of(call.metadata)
         batch = await self._hand_over(connection, call, headers, key)
-        call.sent = True
         return await batch.wait(call)
 
     async def _hand_over(

@@ -26,6 +26,7 @@ from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, AIOKaf
 from resilient_client.transports.kafka._answers import Answers, Request, request_of
 from resilient_client.transports.kafka._cancels import Cancels
 from resilient_client.transports.kafka._driver import (
+    COMMITTED,
     REQUEST_TIMEOUT,
     discard,
     flush,
@@ -40,7 +41,7 @@ from resilient_client.transports.kafka._events import Events
 from resilient_client.transports.kafka._lane import Lane
 from resilient_client.transports.kafka._outbox import Outbox
 from resilient_client.transports.kafka._partitions import Partitions
-from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic
+from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic, declared
 from resilient_client.transports.kafka._values import KafkaCodec
 from resilient_client.transports.kafka.client import BATCH_SIZE
 
@@ -124,11 +125,7 @@ class ServerListener:
             sasl=sasl,
             request_timeout=request_timeout,
         )
-        self._declare = {
-            "declare": declare,
-            "partitions": partitions,
-            "replication": replication,
-        }
+        self._declare = declared(declare=declare, partitions=partitions, replication=replication)
         self._max_size = max_size
         self._request_timeout = request_timeout
         self._concurrency = concurrency
@@ -240,7 +237,7 @@ class ServerListener:
         self._answers.outbox = Outbox(
             producer, self.address, self._app.clock, self._answered, self._give_out
         )
-        self._topics = Topics(producer.client, self.address, **self._declare)  # type: ignore[arg-type]
+        self._topics = Topics(producer.client, self.address, **self._declare)
         self._answers.topics = self._topics
         routes = {each.route for each in self._app.subscriptions()}
         replies = {
@@ -253,6 +250,7 @@ class ServerListener:
             **self._made,
             group_id=self._group,
             enable_auto_commit=False,
+            isolation_level=COMMITTED,
             # where a new group begins is said by _partitions; this is for a place that retention
             # has passed: go on with what is left
             auto_offset_reset="earliest",
