@@ -56,6 +56,8 @@ class Stream(Generic[T]):
             self._finished = True
             raise
         self._items = self._reply.items
+        if self._finished:  # another task has closed it meanwhile
+            await self.aclose()
 
     async def __anext__(self) -> T:
         if self._finished:
@@ -65,6 +67,8 @@ class Stream(Generic[T]):
         self._stepping = True  # until the value is there: with an error, the stream has ended
         if self._reply is None:
             await self._open()
+            if self._finished:
+                raise StopAsyncIteration
         call, reply, items = self._call, self._reply, self._items
         assert call is not None and reply is not None  # noqa: S101, PT018
         if items is None:
@@ -88,6 +92,8 @@ class Stream(Generic[T]):
             reply.complete(error, seen=call.received > 0)
             await items.aclose()
             if isinstance(error, ResilientClientError):
+                if self._items is None:  # whatever it says, it comes of the `aclose` meanwhile
+                    raise StopAsyncIteration from None
                 self._conclude(error, call)
             raise
         call.received += 1
@@ -112,7 +118,10 @@ class Stream(Generic[T]):
         return self._finished or getattr(self._items, "at_hand", False)
 
     async def aclose(self) -> None:
-        """Leave: the peer is told to stop where the transport can. Idempotent."""
+        """Leave: the peer is told to stop where the transport can. Idempotent.
+
+        For another task that waits for the next value, the stream is at its end.
+        """
         self._finished = True
         if self._items is not None:
             items, self._items = self._items, None

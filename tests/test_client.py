@@ -14,6 +14,7 @@ import pytest
 from pybreaker import CircuitMemoryStorage
 
 from resilient_client import (
+    Bulkhead,
     Call,
     CircuitBreaker,
     CircuitOpenError,
@@ -509,6 +510,52 @@ async def test_a_policys_plain_reply_is_the_one_value_of_a_stream() -> None:
     with pytest.raises(PayloadError) as caught:
         await anext(client.stream("x", returns=int))
     assert caught.value.pattern == "x"
+
+
+@pytest.mark.parametrize("scheme", ["memory", "tcp", "http"])
+async def test_closing_a_stream_ends_it_for_a_task_that_waits_for_it(scheme: str) -> None:
+    server = memory() if scheme == "memory" else Server(f"{scheme}://127.0.0.1:0", telemetry=False)
+
+    @server.message_pattern("numbers")
+    async def numbers() -> Any:
+        yield 1
+        await asyncio.sleep(30)
+
+    async with server, quiet(server.addresses[0]) as client:
+        items = client.stream("numbers", idle_timeout=math.inf)
+        assert await anext(items) == 1
+        rest = asyncio.ensure_future(anext(items, "the end"))
+        await asyncio.sleep(0.01)
+        await items.aclose()
+        async with asyncio.timeout(5):
+            assert await rest == "the end"
+
+
+async def test_closing_a_stream_while_it_opens_leaves_nothing_behind() -> None:
+    server = memory()
+    go_on, ended = asyncio.Event(), asyncio.Event()
+
+    @server.message_pattern("numbers")
+    async def numbers() -> Any:
+        try:
+            await go_on.wait()
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            ended.set()
+
+    async with server, quiet(server.addresses[0], policies=[Bulkhead(1)]) as client:
+        items = client.stream("numbers")
+        first = asyncio.ensure_future(anext(items, "the end"))
+        await asyncio.sleep(0.01)
+        await items.aclose()
+        go_on.set()
+        async with asyncio.timeout(5):
+            assert await first == "the end"
+            await ended.wait()
+        with pytest.raises(NoHandlerError):  # and not Overloaded
+            await client.send("nothing")
 
 
 async def test_a_stream_is_for_one_task_at_a_time() -> None:

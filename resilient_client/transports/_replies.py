@@ -296,3 +296,4 @@ class ItemStream:
         self._leave()
         self._ended = True
         self._buffer.clear()
+        self._wake()
