@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.clock import Deadlines
 from resilient_client.errors import ConnectionLost
 from resilient_client.message import STORED
-from resilient_client.transports.kafka._aiokafka import TopicPartition, errors, murmur2
+from resilient_client.transports.kafka._aiokafka import (
+    AIOKafkaProducer,
+    TopicPartition,
+    errors,
+    murmur2,
+)
 from resilient_client.transports.kafka._driver import take_back
 from resilient_client.transports.kafka._errors import REFUSED, TOO_LARGE, ours
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from resilient_client.clock import Clock
     from resilient_client.errors import ResilientClientError
@@ -23,8 +28,23 @@ if TYPE_CHECKING:
     from resilient_client.transports.kafka._headers import Headers
 
 
+BATCH_SIZE = 256 * 1024
+"""Bytes that may wait for one partition: what is sent together while a request is under way."""
+_OVERHEAD = 64 * 1024  # bytes: headers, and what a record costs around its value
 _REFUSED = (*TOO_LARGE, *REFUSED)
 _WAKE = 128  # callers, in one turn of the loop
+
+
+def new_producer(made: Mapping[str, Any], max_size: int) -> AIOKafkaProducer:
+    """A producer of acknowledged records, each stored once, with these settings beside."""
+    return AIOKafkaProducer(
+        **made,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=0,
+        max_batch_size=BATCH_SIZE,
+        max_request_size=max_size + _OVERHEAD,
+    )
 
 
 class Batch:

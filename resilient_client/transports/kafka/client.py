@@ -17,11 +17,7 @@ from resilient_client.transports._link import Link, LinkedTransport, spawn
 from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports.kafka._aiokafka import (
-    AIOKafkaConsumer,
-    AIOKafkaProducer,
-    TopicPartition,
-)
+from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, TopicPartition
 from resilient_client.transports.kafka._driver import (
     COMMITTED,
     REQUEST_TIMEOUT,
@@ -45,7 +41,7 @@ from resilient_client.transports.kafka._headers import (
     headers_of,
     metadata_of,
 )
-from resilient_client.transports.kafka._outbox import Batch, Outbox
+from resilient_client.transports.kafka._outbox import Batch, Outbox, new_producer
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic, declared
 from resilient_client.transports.kafka._values import KafkaCodec
 
@@ -58,8 +54,6 @@ if TYPE_CHECKING:
 
 PREPARE_TIMEOUT = 5.0
 """Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
-BATCH_SIZE = 256 * 1024
-"""Bytes that may wait for one partition: what is sent together while a request is under way."""
 TOGETHER = 16
 """Events in a row for one partition; requests take turns, that all replicas have some."""
 MAX_FAREWELLS = 1000
@@ -70,7 +64,6 @@ _WAKE = 16
 """Replies in a turn of the loop: the callers' next requests then leave while the other replies are
 still being handed over. All in one turn would make client, broker and server wait for each other in
 turns: a third to two fifths less at 64 and 256 in flight."""
-_OVERHEAD = 64 * 1024  # headers, and what a record costs around its value
 
 
 def _written(call: Call, tokens: list[bytes], id: bytes) -> None:  # noqa: A002
@@ -315,14 +308,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         return self._values.decode(body, type)
 
     async def _dial(self) -> _Connection:
-        producer = AIOKafkaProducer(
-            **self._made,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=BATCH_SIZE,
-            max_request_size=self._max_size + _OVERHEAD,
-        )
+        producer = new_producer(self._made, self._max_size)
         consumer = AIOKafkaConsumer(
             **self._made, enable_auto_commit=False, isolation_level=COMMITTED
         )

@@ -22,7 +22,7 @@ from resilient_client.events import ConnectionChanged
 from resilient_client.message import Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
-from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, AIOKafkaProducer, errors
+from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, errors
 from resilient_client.transports.kafka._answers import Answers, Request, request_of
 from resilient_client.transports.kafka._cancels import Cancels
 from resilient_client.transports.kafka._driver import (
@@ -39,11 +39,10 @@ from resilient_client.transports.kafka._driver import (
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 from resilient_client.transports.kafka._events import Events
 from resilient_client.transports.kafka._lane import Lane
-from resilient_client.transports.kafka._outbox import Outbox
+from resilient_client.transports.kafka._outbox import Outbox, new_producer
 from resilient_client.transports.kafka._partitions import Partitions
 from resilient_client.transports.kafka._topics import REPLY_SUFFIX, Topics, check_topic, declared
 from resilient_client.transports.kafka._values import KafkaCodec
-from resilient_client.transports.kafka.client import BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -150,7 +149,7 @@ class ServerListener:
             dead_letter=dead_letter,
         )
         self._consumer: Any = None
-        self._topics: Any = None
+        self._topics: Topics  # of the producer there is
         self._requests: dict[bytes, Request] = {}
         self._cancels = Cancels(self._made, self._requests, self._over, request_timeout)
         self._partitions = Partitions(
@@ -216,14 +215,7 @@ class ServerListener:
 
     async def _build(self) -> None:
         """Producer, topics, membership."""
-        producer = AIOKafkaProducer(
-            **self._made,
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=0,
-            max_batch_size=BATCH_SIZE,
-            max_request_size=self._max_size + 64 * 1024,
-        )
+        producer = new_producer(self._made, self._max_size)
         self._producer = producer
         self._worn_out = False
         try:
