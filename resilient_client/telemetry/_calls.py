@@ -69,6 +69,8 @@ class CallRecord:
         """A stream has come to its end; see `Reply.on_complete`."""
         left = error is not None and not isinstance(error, Exception)
         span = self.span
+        if span is None and self.open is not None:  # its only request stands for the call
+            span = self.open.span
         if span is not None and span.is_recording():
             span.set_attribute(names.STREAM_MESSAGES, self._call.received)
             if left:

@@ -228,7 +228,22 @@ async def test_a_streams_status_is_the_one_that_was_sent_before_its_first_value(
     served = attributes(recorded.named("POST /count", "SERVER"))
     assert served["http.response.status_code"] == 200
     assert served.get("error.type") == failure
-    assert attributes(recorded.named("POST /api/count"))["http.response.status_code"] == 200
+    asked = attributes(recorded.named("POST /api/count"))
+    assert asked["http.response.status_code"] == 200
+    assert asked["resilient_client.stream.message_count"] == n
+
+
+async def test_a_stream_that_is_left_says_so_on_its_only_request(recorded: Recorded) -> None:
+    server = serve(recorded)
+    async with (
+        server,
+        ClientProxy(server.addresses[0], policies=(), telemetry=recorded.settings) as caller,
+    ):
+        async with caller.stream("count", 9) as items:
+            await anext(items)
+    asked = attributes(recorded.named("POST /api/count"))
+    assert asked["resilient_client.stream.message_count"] == 1
+    assert asked["resilient_client.stream.abandoned"] is True
 
 
 async def test_an_event_whose_handler_fails_was_accepted_and_has_failed(
