@@ -167,13 +167,22 @@ class ServerTelemetry(Recorder):
             self.instruments.cell("resilient_server.rejections", labels).value += 1
         if reason != "no_handler":
             return
-        is_event = message.id is None
+        is_event, is_http = message.id is None, system == "http"
+        if is_http and get_current_span().get_span_context().is_valid:
+            return  # the application around us tells of its requests
         parent, links = self._parent(message.headers, link=is_event)
         span, _ = self.begin_span(
-            system,
+            message.raw["method"] if is_http else system,
             parent,
             SpanKind.CONSUMER if is_event else SpanKind.SERVER,
             {
+                names.HTTP_REQUEST_METHOD: message.raw["method"],
+                names.URL_SCHEME: message.raw.get("scheme", "http"),
+                names.URL_PATH: message.raw["path"][:1024],
+                names.HTTP_RESPONSE_STATUS_CODE: 404,
+            }
+            if is_http
+            else {
                 names.RPC_SYSTEM_NAME: system,
                 names.RPC_METHOD: names.OTHER,
                 names.RPC_METHOD_ORIGINAL: message.route[:256],
@@ -184,7 +193,8 @@ class ServerTelemetry(Recorder):
         if span is None:
             return
         try:
-            span.set_status(Status(StatusCode.ERROR))
+            if not is_http:  # there a 404 is the caller's mistake
+                span.set_status(Status(StatusCode.ERROR))
             span.end()
         except Exception as failure:  # noqa: BLE001  (of the application's processors)
             self.failed(failure)

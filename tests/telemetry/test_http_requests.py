@@ -12,6 +12,7 @@ from opentelemetry.trace import StatusCode
 from resilient_client import (
     ClientProxy,
     ConnectionLost,
+    NoHandlerError,
     RemoteError,
     ResilientClientError,
     Retry,
@@ -244,6 +245,28 @@ async def test_a_stream_that_is_left_says_so_on_its_only_request(recorded: Recor
     asked = attributes(recorded.named("POST /api/count"))
     assert asked["resilient_client.stream.message_count"] == 1
     assert asked["resilient_client.stream.abandoned"] is True
+
+
+async def test_a_path_that_nobody_handles_is_counted_and_names_no_route(recorded: Recorded) -> None:
+    server = serve(recorded)
+    async with (
+        server,
+        ClientProxy(server.addresses[0], policies=(), telemetry=recorded.settings) as caller,
+    ):
+        with pytest.raises(NoHandlerError):
+            await caller.send("nobody/there", [1])
+    asked, served = recorded.named("POST /api/nobody/there"), recorded.named("POST", "SERVER")
+    assert served.parent is not None
+    assert served.parent.span_id == asked.context.span_id
+    assert served.status.status_code is StatusCode.UNSET
+    assert attributes(served) == {
+        "http.request.method": "POST",
+        "http.response.status_code": 404,
+        "url.path": "/api/nobody/there",
+        "url.scheme": "http",
+    }
+    reason = {"resilient_client__reason": "no_handler"}
+    assert recorded.value("resilient_server.rejections", **reason) == 1
 
 
 async def test_an_event_whose_handler_fails_was_accepted_and_has_failed(

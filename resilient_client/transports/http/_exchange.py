@@ -107,6 +107,8 @@ class Exchange:
         segments = path_segments(scope, base)
         found = [] if segments is None else router.find(method, segments, event=event)
         if not isinstance(found, Found) and not (event and segments is not None and not found):
+            if method == "POST" and segments is not None and not found:
+                return await self._unheard("/".join(segments), headers, received)
             raise nowhere(method, found)
         body = await self._body(headers, max_size)
         if not isinstance(found, Found):  # an event that nobody hears
@@ -155,6 +157,15 @@ class Exchange:
         if size and not is_json(headers.get("content-type", "application/json")):
             raise refused(415, "The body is JSON, and its content-type says so")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _unheard(self, route: str, headers: dict[str, str], received: float) -> None:
+        """A pattern that nobody handles: the app says so, and counts it. The body is not read."""
+        message = Message(route, b"null", headers, True, received=received, raw=self._scope)
+        slots = self._app.slots(self._pause, self._resume)
+        try:
+            await self._app.serve(message, self._answer, slots, "http")
+        finally:
+            slots.close()
 
     async def _hand_over(self, message: Message, slots: Slots) -> None:
         """An event: accepted once it runs."""
