@@ -90,6 +90,13 @@ def test_every_code_has_its_meaning() -> None:
     ("code", "text", "connected", "kind", "sent"),
     [
         ("UNAVAILABLE", "failed to connect to all addresses; x", False, ConnectError, False),
+        (
+            "UNAVAILABLE",
+            "failed to connect to all addresses; Failed parsing HTTP/2",
+            False,
+            ProtocolError,
+            False,
+        ),
         ("UNAVAILABLE", "failed to connect to all addresses; x", True, ConnectionLost, True),
         ("UNAVAILABLE", "Stream removed (Socket closed)", True, ConnectionLost, True),
         ("UNAVAILABLE", "anything", False, ConnectionLost, True),

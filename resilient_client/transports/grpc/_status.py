@@ -198,7 +198,21 @@ def not_connected(text: str) -> ResilientClientError:
             f"the server's certificate is not trusted: {text[:500]}",
             hint="give its authority as ca=, or the name in it as server_name=",
         )
-    return ConnectError(text)
+    if "Failed to create security handshaker" in text:
+        return ConfigurationError(
+            "the certificates given to this client cannot be used",
+            hint="ca=, cert= and key= are PEM, and the key is the certificate's",
+        )
+    if "WRONG_VERSION_NUMBER" in text:
+        return ConfigurationError(
+            f"the server does not speak TLS: {text[:500]}", hint="write grpc://, or check the port"
+        )
+    if "Failed parsing HTTP/2" in text:
+        return ProtocolError(f"the peer does not speak gRPC: {text[:500]}", sent=False)
+    hint = None
+    if "Socket closed" in text:
+        hint = "does this port want TLS (grpcs://), or a client's certificate (cert= and key=)?"
+    return ConnectError(text, hint=hint)
 
 
 def _answered(

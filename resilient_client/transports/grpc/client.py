@@ -117,6 +117,8 @@ class ClientTransport(LinkedTransport[Connection]):
             each is not None for each in (ca, cert, key, server_name, credentials)
         ):
             raise ConfigurationError("certificates mean nothing to grpc://", hint="write grpcs://")
+        if (cert is None) != (key is None):  # grpcio would end the process
+            raise ConfigurationError("a client's certificate needs both cert= and key=")
         self._credentials = credentials
         if secure and credentials is None:
             self._credentials = grpc.ssl_channel_credentials(
