@@ -153,7 +153,10 @@ class ServerListener:
             else:
                 port = server.add_secure_port(where, self._credentials)
         except RuntimeError as error:
-            raise self._target.cannot_be_bound(error) from error
+            refused = self._target.cannot_be_bound(error)
+            if self._credentials is not None:
+                refused.hint = "is the port free, and are cert= and key= PEM that go together?"
+            raise refused from error
         await server.start()
         self._server, self._stopping = server, None
         self.address = self._target.bound(port)
