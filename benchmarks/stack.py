@@ -13,7 +13,7 @@ from typing import Any
 
 from resilient_client import CircuitOpenError, ClientProxy
 from resilient_client.message import Call, Receipt, Reply
-from resilient_client.transports._base import BaseTransport, Environment, Target
+from resilient_client.transports import BaseTransport, Environment, Target
 
 ROUNDS = 15
 CALLS = 3000

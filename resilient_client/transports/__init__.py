@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import (
         DEFAULT_MAX_SIZE,
         App,
-        BaseTransport,
         Environment,
         Job,
         Respond,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         request_packet,
     )
     from resilient_client.transports._replies import ItemStream, PendingReplies
+    from resilient_client.transports._transport import BaseTransport
 
 __all__ = [
     "CANCEL_ROUTE",
@@ -66,7 +66,6 @@ _HOMES = {
     "_base": (
         "DEFAULT_MAX_SIZE",
         "App",
-        "BaseTransport",
         "Environment",
         "Job",
         "Respond",
@@ -79,6 +78,7 @@ _HOMES = {
     "_link": ("Link", "LinkedTransport"),
     "_nest": ("CANCEL_ROUTE", "answer", "cancel_packet", "deliver"),
     "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
+    "_transport": ("BaseTransport",),
     "_replies": ("ItemStream", "PendingReplies"),
     ".patterns": ("pattern_json",),
 }

@@ -16,7 +16,7 @@ from resilient_client.errors import (
     redact,
 )
 from resilient_client.events import ConnectionChanged
-from resilient_client.transports._base import BaseTransport
+from resilient_client.transports._transport import BaseTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.clock import DeadlineTimer, call_later
 from resilient_client.errors import Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
-from resilient_client.transports._base import Tally
+from resilient_client.transports._transport import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable

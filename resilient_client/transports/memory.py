@@ -23,8 +23,9 @@ from resilient_client.errors import (
     wire_error,
 )
 from resilient_client.message import NO_VALUE, Message, Receipt, Reply
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports._transport import BaseTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

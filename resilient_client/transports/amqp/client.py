@@ -19,12 +19,13 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, Tally
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports._transport import Tally
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._connector import HEARTBEAT, connect, login
 from resilient_client.transports.amqp._errors import unroutable

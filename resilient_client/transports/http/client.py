@@ -14,8 +14,9 @@ from resilient_client.errors import (
     client_closed,
 )
 from resilient_client.message import NO_VALUE, Receipt, Reply
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._stream import client_tls
+from resilient_client.transports._transport import BaseTransport
 from resilient_client.transports.http._answers import Text, error_of, is_ours, unpacked, value_of
 from resilient_client.transports.http._foreign import ForeignClient
 from resilient_client.transports.http._items import HttpItems, stream_reader

@@ -20,11 +20,12 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import STORED, WRITTEN
 from resilient_client.patterns import pattern_json
-from resilient_client.transports._base import DEFAULT_MAX_SIZE, BaseTransport
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
+from resilient_client.transports._transport import BaseTransport
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._connector import Connector
 from resilient_client.transports.nats._wire import checked_subject, read_headers, status
