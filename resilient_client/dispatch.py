@@ -155,9 +155,11 @@ class Dispatcher:
 
     # ------------------------------------------------------------------------------------- the caps
 
-    def slots(self, pause: Callable[[], None], resume: Callable[[], None]) -> Slots:
+    def slots(
+        self, pause: Callable[[], None], resume: Callable[[], None], *, farewell: bool = False
+    ) -> Slots:
         """See `transports._base.App`."""
-        slots = Slots(self, pause, resume)
+        slots = Slots(self, pause, resume, farewell=farewell)
         self._slots.add(slots)
         return slots
 
@@ -344,6 +346,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             if not job.cancelled or not job.settle():
                 raise
+            await _last_word(job, respond)
         except ConnectionError:
             log.debug("the sender of %s has gone", handler.route)
         except Exception:
@@ -537,7 +540,7 @@ class Dispatcher:
             slots.drop()
         for slots in tuple(self._slots):
             for job in tuple(slots.jobs):
-                job.abort()
+                job.stop()
 
 
 def _decode(body: Any, handler: Handler, codec: Codec) -> Any:
@@ -582,6 +585,16 @@ def _start(
 
 def _unheard(_reply: Reply) -> None:
     """Nobody wants to know what became of an event."""
+
+
+async def _last_word(job: Job, respond: Respond) -> None:
+    """Tell the caller of a request, if it was the server's end that has cut it short."""
+    if not job.stopped:
+        return
+    try:
+        await _written(respond(Reply(error=job.unanswered())))
+    except Exception as error:  # noqa: BLE001  (the broker has gone before us, most likely)
+        log.debug("the caller of %s could not be told: %s", job.handler.route, error)
 
 
 async def _written(writing: Awaitable[None] | None) -> None:

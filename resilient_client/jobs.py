@@ -33,6 +33,7 @@ class Job(Record):
         deadline: when it is cancelled, `inf` once it has been, or has an answer.
         task: what its handler runs in: a task of its own, or (`is_guest`) its caller's.
         held: it was cancelled, but a plain function of its runs on in a thread.
+        stopped: the server's end has cancelled it, and its caller must be told.
     """
 
     slots: Slots
@@ -47,6 +48,7 @@ class Job(Record):
     cancelled: bool = False
     expired: bool = False
     held: bool = False
+    stopped: bool = False
     is_guest: bool = False
     _before: int = 0
     _requests: int = 0
@@ -66,6 +68,11 @@ class Job(Record):
             self.task.cancel()
             if not self.started:  # its coroutine will never run, and so never release
                 self.slots.release(self)
+
+    def stop(self) -> None:
+        """The server ends: cancel whatever it is."""
+        self.stopped = self.slots.farewell and not self.is_event
+        self.abort()
 
     def expire(self) -> None:
         """Its time is up."""
@@ -131,12 +138,19 @@ class Job(Record):
 class Slots:
     """What runs for one connection, and what waits until it may."""
 
-    __slots__ = ("_app", "_loop", "_paused", "closed", "jobs", "pause", "resume", "waiting")
+    __slots__ = ("_app", "_loop", "_paused", "closed", "farewell", "jobs", "pause", "resume",
+                 "waiting")  # fmt: skip
 
     def __init__(
-        self, app: Dispatcher, pause: Callable[[], None], resume: Callable[[], None]
+        self,
+        app: Dispatcher,
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+        *,
+        farewell: bool = False,
     ) -> None:
         self._app = app
+        self.farewell = farewell
         self._loop: asyncio.AbstractEventLoop | None = None
         self.pause = pause
         self.resume = resume

@@ -32,7 +32,7 @@ class Backlog:
     """
 
     def __init__(self, app: App, transport: str, endpoint: str) -> None:
-        self.slots = app.slots(self._pause, self._resume)
+        self.slots = app.slots(self._pause, self._resume, farewell=True)
         self.dropped = 0
         self._app = app
         self._transport = transport

@@ -173,10 +173,16 @@ class App(Protocol):
     def receivers(self, route: str) -> int:
         """How many handlers hear an event of this route: without event handlers, the request's."""
 
-    def slots(self, pause: Callable[[], None], resume: Callable[[], None]) -> Slots:
+    def slots(
+        self, pause: Callable[[], None], resume: Callable[[], None], *, farewell: bool = False
+    ) -> Slots:
         """A cap for one connection or consumer.
 
-        `pause` is called when nothing more should be read from it, `resume` when reading may go on.
+        Args:
+            pause: called when nothing more should be read from it.
+            resume: called when reading may go on.
+            farewell: answer the requests that the server's end cuts short, because nothing else
+                tells their callers: no connection that closes, no broker that hands them to others.
         """
 
     def accept(

@@ -1,13 +1,14 @@
-"""A server that was closed may be started again, on every transport, and is as good as new."""
+"""A server that ends tells those who wait; started again, it is as good as new."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from resilient_client import ClientProxy, Server
+from resilient_client import ClientProxy, RemoteError, Server
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -19,6 +20,43 @@ BROKERS = {
     "mqtt": "mqtt_broker",
     "kafka": "kafka_broker",
 }
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats", "amqp", "mqtt"])
+async def test_the_callers_of_what_a_servers_end_cuts_short_are_told_over_a_broker(
+    scheme: str, request: pytest.FixtureRequest, unique: str
+) -> None:
+    url = request.getfixturevalue(BROKERS[scheme]).url
+    options = {"queue": unique, "ack": False} if scheme == "amqp" else {}
+    server = Server(url, telemetry=False, grace=0.1, **options)
+    begun: asyncio.Queue[str] = asyncio.Queue()
+
+    @server.message_pattern(f"{unique}.slow")
+    async def slow() -> None:
+        begun.put_nowait("slow")
+        await asyncio.sleep(30)
+
+    @server.message_pattern(f"{unique}.items")
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        begun.put_nowait("items")
+        await asyncio.sleep(30)
+
+    async with ClientProxy(url, policies=(), telemetry=False, **options) as client:
+        async with server:
+
+            async def second() -> None:
+                stream = client.stream(f"{unique}.items")
+                assert await anext(stream) == 1
+                await anext(stream)
+
+            calls = [asyncio.ensure_future(client.send(f"{unique}.slow", timeout=20)),
+                     asyncio.ensure_future(second())]  # fmt: skip
+            assert {await begun.get(), await begun.get()} == {"slow", "items"}
+        for call in calls:
+            with pytest.raises(RemoteError, match="The server was stopped") as caught:
+                await asyncio.wait_for(call, 5)
+            assert (caught.value.status, caught.value.sent) == (503, True)
 
 
 @pytest.mark.parametrize("scheme", [*DIRECT, *BROKERS])

@@ -142,7 +142,7 @@ class _Consumer:
         self._ack = listener.ack
         self._requeue = listener.requeue
         self._routes = listener.routes
-        self._slots = self._app.slots(self._pause, self._resume)
+        self._slots = self._app.slots(self._pause, self._resume, farewell=not self._ack)
         self._acks: _Acknowledgements
         self._channel: Channel
         self._greeted: dict[bytes, None] = {}

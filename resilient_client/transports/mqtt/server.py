@@ -116,7 +116,7 @@ class ServerListener:
         )
         self._link = ServerLink[Connection](self.address, self._connector.connect, app=app, log=log)
         self._new = self._connector.version == 5
-        self._slots = app.slots(self._pause, self._resume)
+        self._slots = app.slots(self._pause, self._resume, farewell=True)
         self._paused = self._stopping = self._been_here = False
         self._silent_until = 0.0
         self._filters: dict[str, int] = {}
