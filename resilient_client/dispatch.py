@@ -51,6 +51,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.server")
 
+_LINGER = 0.05
+"""Seconds to go on refusing after the last answer of a drain: who has it may ask on at once, and
+is to hear "not now", which is safe to repeat, rather than lose the connection in the middle."""
+
 
 class Dispatcher:
     """Finds the handler of a message and runs it: within the caps, the deadline and the policies.
@@ -517,9 +521,18 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
         kept_on: set[asyncio.Future[Any]] = set()
+        busy = False
         try:
-            while not kept_on and (running := self._under_way()):  # what waited may have begun
-                _, kept_on = await asyncio.wait(running, timeout=max(0.0, end - loop.time()))
+            while not kept_on:
+                left = max(0.0, end - loop.time())
+                if running := self._under_way():  # what waited may have begun
+                    busy = True
+                    _, kept_on = await asyncio.wait(running, timeout=left)
+                elif busy:
+                    busy = False
+                    await asyncio.sleep(min(_LINGER, left))
+                else:
+                    break
         finally:
             if kept_on:
                 log.warning("%d handlers were cancelled at the end of the grace time", len(kept_on))

@@ -16,9 +16,11 @@ import pytest
 from resilient_client import (
     ClientProxy,
     ConfigurationError,
+    ConnectError,
     ConnectionLost,
     Server,
     SyncClientProxy,
+    Throttled,
 )
 
 PROGRAM = """
@@ -234,3 +236,47 @@ async def test_a_drain_waits_for_the_plain_functions_of_callers_that_have_left()
         call.cancel()
         await asyncio.sleep(0.05)
     assert done == [1]
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
+@pytest.mark.parametrize("kind", ["answer", "stream"])
+async def test_callers_that_ask_on_during_a_drain_lose_nothing_that_may_have_run(
+    url: str, kind: str
+) -> None:
+    server = Server(url, grace=10, telemetry=False)
+    ran = 0
+
+    @server.message_pattern("work")
+    async def work() -> int:
+        nonlocal ran
+        await asyncio.sleep(0.05)
+        ran += 1
+        return 1
+
+    @server.message_pattern("stream")
+    async def stream() -> Any:
+        nonlocal ran
+        for number in range(3):
+            yield number
+            await asyncio.sleep(0.02)
+        ran += 1
+
+    answered = 0
+
+    async def ask_on(client: ClientProxy) -> None:
+        nonlocal answered
+        while True:
+            if kind == "answer":
+                await client.send("work")
+            else:
+                assert [item async for item in client.stream("stream")] == [0, 1, 2]
+            answered += 1
+
+    await server.start()
+    async with ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        callers = [asyncio.ensure_future(ask_on(client)) for _ in range(20)]
+        await asyncio.sleep(0.3)
+        await server.aclose()
+        ends = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 10)
+    assert {type(end) for end in ends} <= {Throttled, ConnectError}
+    assert answered == ran > 0

@@ -163,6 +163,7 @@ class App(Protocol):
 
     clock: Clock
     codec: Codec
+    draining: bool  # it takes nothing new in
 
     def subscriptions(self) -> Sequence[Subscription]:
         """What the handlers are registered for: what a broker's listener subscribes to."""

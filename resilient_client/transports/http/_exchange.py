@@ -310,6 +310,8 @@ class Exchange:
         known = self._correlation
         if known is not None and valid_correlation_id(known):
             own.append((_CORRELATION, known.encode()))
+        if self._app.draining and not self._scope["http_version"].startswith(("2", "3")):
+            own.append((b"connection", b"close"))  # or the next request would meet the end
         self._status = status
         await self._send({"type": "http.response.start", "status": status, "headers": own})
 

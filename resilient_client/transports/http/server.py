@@ -87,18 +87,21 @@ class ServerListener:
         self._ticking = asyncio.get_running_loop().call_later(1.0, self._tick)
 
     async def stop(self) -> None:
-        """See `ServerListener.stop`: idle connections close, the others after their answer."""
+        """See `ServerListener.stop`: a connection closes after its next answer, which says so.
+
+        An idle one stays for now: a request may be on its way that is safe to repeat if it is
+        refused, but not if it meets the end of its connection.
+        """
         if self._server is not None:
             self._server.close()
-            for connection in tuple(self._state.connections):
-                connection.shutdown()
-            await asyncio.sleep(0)
 
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         await self.stop()
         if self._ticking is not None:
             self._ticking.cancel()
+        for connection in tuple(self._state.connections):
+            connection.shutdown()
         try:
             async with asyncio.timeout(_CLOSING):
                 while self._state.connections or self._state.tasks:  # noqa: ASYNC110
