@@ -7,8 +7,10 @@ import base64
 import hashlib
 import json
 import logging
+import signal
 import ssl
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from resilient_client import ClientProxy, ConfigurationError, ResilientClientErr
 from tests.peers.certificates import certificates
 from tests.peers.nats import Nats, _nkey, make_nkey
 from tests.peers.script import scripted_peer
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -226,6 +229,41 @@ async def test_an_inbox_or_a_pattern_that_may_not_be_subscribed_to_is_fatal(
     server.message_pattern("theirs")(lambda payload: payload)
     with pytest.raises(ConfigurationError, match="subscription to"):
         await server.start()
+
+
+async def test_a_subscription_that_is_withdrawn_ends_both_ends_with_that_error(
+    new_broker: Any,
+) -> None:
+    broker = limited_broker(new_broker, '"allowed.>", "_INBOX.>", "resilient_client.>"', ', ">"')
+    url = url_of(broker, f"limited:{SECRET}@")
+    config = broker.folder / "nats.conf"
+    before = config.read_text()
+
+    def reload(text: str) -> None:
+        assert broker.process is not None
+        config.write_text(text)
+        broker.process.send_signal(signal.SIGHUP)
+
+    server = Server(url, telemetry=False, grace=0.1)
+    server.message_pattern("allowed.echo")(lambda payload: payload)
+    client = ClientProxy(url, policies=(), telemetry=False)
+    async with client:
+        serving = asyncio.ensure_future(server.serve())
+        await eventually(lambda: server._listeners[0]._link.current)  # type: ignore[attr-defined]
+        assert await client.send("allowed.echo", 1) == 1
+        reload(before.replace('"allowed.>", "_INBOX.>"', '"_INBOX.>"'))
+        with pytest.raises(ConfigurationError, match="permissions violation"):
+            await asyncio.wait_for(serving, 10)
+        reload(before.replace('"_INBOX.>", ', ""))
+        await eventually(lambda: client.status == "idle")
+        with pytest.raises(ConfigurationError, match="permissions violation"):
+            await client.send("allowed.echo", 1, timeout=20)
+        reload(before)
+        while client.status != "connected":  # until the broker has read it
+            with suppress(ConfigurationError):
+                await client.connect()
+        async with server:
+            assert await client.send("allowed.echo", 1) == 1
 
 
 async def test_the_inbox_can_have_another_prefix_and_cancels_are_optional(new_broker: Any) -> None:

@@ -38,6 +38,7 @@ class Connection:
     Attributes:
         target: the server it is connected to.
         max_payload: bytes of one message, headers included, that the server takes.
+        established: its owner has subscribed, and been refused nothing that it needs.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Connection:
         self.target = target
         self.max_payload: int = library.max_payload
         self.violations: list[str] = []
+        self.established = False
         self._asking: dict[asyncio.Future[str], str] = {}  # what waits for JetStream's API
         self.socket = socket
         self._closing: asyncio.Task[None] | None = None
@@ -84,6 +86,8 @@ class Connection:
         if len(self.violations) < 10:
             self.violations.append(text)
         self._violated(text)
+        if self.established and "violation for subscription" in text:
+            self.abort()  # it was taken from us: see whether a new connection gets it
 
     def message(
         self, subject: str, reply: str, headers: Mapping[str, str] | None, payload: bytes

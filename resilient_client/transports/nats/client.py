@@ -191,6 +191,7 @@ class ClientTransport(LinkedTransport[_Session]):
         except BaseException:
             await connection.aclose()
             raise
+        connection.established = True
         return session
 
     def encode(self, call: Call) -> None:

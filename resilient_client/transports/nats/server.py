@@ -200,6 +200,7 @@ class ServerListener:
         except BaseException:
             await connection.aclose()
             raise
+        connection.established = True
         return connection
 
     async def _subscribe(self, connection: Connection) -> None:
