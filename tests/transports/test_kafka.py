@@ -30,6 +30,7 @@ from resilient_client import (
 )
 from resilient_client.events import Degraded
 from resilient_client.testing import check_transport
+from resilient_client.transports.kafka import _driver
 from tests.calls import error_of
 from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
@@ -155,6 +156,35 @@ async def test_a_missing_topic_that_may_not_be_made_is_named(
     with pytest.raises(ConfigurationError, match="is missing"):
         await server.start()
     assert f"{unique}.no" not in kafka_broker.topics()
+
+
+@pytest.mark.timeout(180)
+async def test_topics_that_are_removed_are_made_again(
+    new_broker: Callable[..., Kafka], unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver, "METADATA_AGE", 1.0)
+    options = ["auto.create.topics.enable=false"]
+    broker = await asyncio.to_thread(new_broker, Kafka, options=options)
+    heard: list[int] = []
+    server = Server(broker.url, telemetry=False, group=unique)
+    server.message_pattern("echo")(lambda payload: payload)
+    server.event_pattern("event")(heard.append)
+    async with server, client_of(broker.url) as client:
+
+        async def answered(number: int) -> None:
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        assert await client.send("echo", number, timeout=1) == number
+                        await client.emit("event", number, timeout=1)
+                    except DeadlineExceeded:
+                        continue
+                    return
+
+        await answered(1)
+        await asyncio.to_thread(broker.delete_topics, "echo", "echo.reply", "event")
+        await answered(2)
+        await eventually(lambda: 2 in heard)
 
 
 async def test_a_pattern_that_is_no_topic_is_refused_by_the_client(kafka_broker: Kafka) -> None:

@@ -177,6 +177,12 @@ class _Connection:
             (REPLY_PARTITION, str(place.partition).encode()),
         ]
 
+    def forget(self, route: str) -> None:
+        """Its topics may have been removed: look for them, and make them, at the next call."""
+        self.topics.forget(route)
+        self.topics.forget(route + REPLY_SUFFIX)
+        self.places.pop(route, None)
+
     def address(self, call: Call) -> tuple[bytes, Headers, bytes | None]:
         """A fresh id for a request, its record's headers and key."""
         id = b"%b%x" % (self.prefix, next(self.ids))  # noqa: A001
@@ -410,9 +416,11 @@ class ClientTransport(LinkedTransport[_Connection]):
         try:
             async with self._before_sending(call):
                 return await connection.outbox.send(call.route, call.body, headers, key)
+        except TimeoutError:  # it may be waiting for a topic that was removed
+            connection.forget(call.route)
+            raise
         except AIOKAFKA_ERRORS as error:
-            connection.topics.forget(call.route)
-            connection.places.pop(call.route, None)
+            connection.forget(call.route)
             raise ours(error, self.endpoint, sent=False) from error
 
     def forget_loop(self) -> None:
