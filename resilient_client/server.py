@@ -19,10 +19,10 @@ from resilient_client.patterns import prefixed
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Target
 from resilient_client.transports._link import spawn
-from resilient_client.transports._options import refuse_unknown, server_listener
+from resilient_client.transports._options import near_miss, refuse_unknown, server_listener
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from types import TracebackType
 
     from resilient_client.clock import Clock
@@ -199,7 +199,20 @@ class Server(Router):
             check = getattr(listener, "check_pattern", None)
             if check is not None:
                 check(handler)
+        self._check_extras(handler, extras)
         self._app.register(handler)
+
+    def _check_extras(self, handler: Handler, extras: Mapping[str, Any]) -> None:
+        known: set[str] = set()
+        for listener in self._listeners:
+            known |= getattr(listener, "handler_options", frozenset())
+        for name in extras:
+            if name not in known:
+                raise ConfigurationError(
+                    f"handler {handler.name} has an option {name!r} that none of this server's"
+                    " transports has",
+                    hint=near_miss(name, known) if known else "leave it out",
+                )
 
     def include(self, router: Router) -> None:
         """Add the router's handlers to this server's."""

@@ -942,3 +942,13 @@ async def test_an_unknown_request_is_told_so() -> None:
         assert caught.value.payload == (
             "There is no matching message handler defined in the remote service."
         )
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"), [("nats://127.0.0.1:1", "did you mean 'queue'"), ("memory://x", "leave it")]
+)
+def test_an_option_of_a_handler_that_no_transport_has_is_refused(url, hint):
+    server = Server(url)
+    with pytest.raises(ConfigurationError, match="option 'queu'") as caught:
+        server.event_pattern("a", queu="workers")(lambda: None)
+    assert hint in str(caught.value)

@@ -215,7 +215,9 @@ class App(Protocol):
 class ServerListener(Protocol):
     """The server's end: takes messages in for the app and puts its replies on the wire.
 
-    A class `ServerListener` in the transport's module, made with `(target, app, **options)`.
+    A class `ServerListener` in the transport's module, made with `(target, app, **options)`. What
+    single handlers may be registered with besides (`Subscription.extras`) is named in its
+    `handler_options`, a frozenset; what else it wants of a handler, it checks in `check_pattern`.
 
     Attributes:
         address: the URL really bound, once started.

@@ -86,6 +86,8 @@ class ServerListener:
             and the observers.
     """
 
+    handler_options = frozenset({"batch"})
+
     def __init__(
         self,
         target: Target,

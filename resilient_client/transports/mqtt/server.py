@@ -85,6 +85,8 @@ class ServerListener:
         max_size: bytes of one payload, each way.
     """
 
+    handler_options = frozenset({"share", "qos"})
+
     def __init__(
         self,
         target: Target,

@@ -90,6 +90,8 @@ class ServerListener:
         tls, token, nkey, credentials, servers, heartbeat: as for the client.
     """
 
+    handler_options = frozenset({"queue"})
+
     def __init__(
         self,
         target: Target,

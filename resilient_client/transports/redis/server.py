@@ -62,6 +62,8 @@ class ServerListener:
         max_size: bytes of one payload, each way.
     """
 
+    handler_options = frozenset({"queue"})
+
     def __init__(
         self,
         target: Target,
