@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import random
 import shutil
 import signal
 import socket
@@ -40,12 +41,26 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+_WORKERS = 8
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+# The kernel gives outgoing connections, and whoever asks for any port, one from above these. None
+# of these comes twice, and other workers have others: one that is left for a while, as by a peer
+# that is down, is still free afterwards.
+_ports = random.sample(range(10_000 + _worker, 32_768, _WORKERS), 22_768 // _WORKERS)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that is free, and stays so."""
+    while _ports:
+        port = _ports.pop()
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise PeerError("there is no port left")
 
 
 def spawn(

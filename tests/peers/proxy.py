@@ -9,6 +9,8 @@ import struct
 from collections.abc import Iterator
 from typing import Literal, Self
 
+from tests.peers.process import free_port
+
 Direction = Literal["up", "down", "both"]  # up: from the client to the target
 CHUNK = 64 * 1024
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER with no time: closing sends RST
@@ -51,7 +53,7 @@ class TcpProxy:
     def __init__(self, target_port: int, *, target_host: str = "127.0.0.1") -> None:
         self.target = (target_host, target_port)
         self.host = "127.0.0.1"
-        self.port = 0
+        self.port = free_port()
         self.accepted = 0  # connections so far
         self._ways = {"up": _Way(), "down": _Way()}
         self._pairs: set[_Pair] = set()
@@ -107,12 +109,8 @@ class TcpProxy:
         """Listen (again), on the same port."""
         if self._listener is not None:
             return
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener = socket.create_server((self.host, self.port), backlog=128)
         listener.setblocking(False)
-        listener.bind((self.host, self.port))
-        listener.listen(128)
-        self.port = listener.getsockname()[1]
         self._listener = listener
         self._accepting = asyncio.get_running_loop().create_task(self._accept(listener))
 
