@@ -159,6 +159,17 @@ async def test_a_missing_topic_that_may_not_be_made_is_named(
 
 
 @pytest.mark.timeout(180)
+async def test_more_replicas_than_brokers_are_named_as_the_reason(
+    kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resilient_client.transports.kafka.client.PREPARE_TIMEOUT", 1.0)
+    async with client_of(kafka_broker.url, replication=3) as client:
+        error = await error_of(client.emit(f"{unique}.many", 1))
+    assert isinstance(error, ConnectError)
+    assert "replication" in str(error).lower()
+    assert "more brokers" in (error.hint or "")
+
+
 async def test_topics_that_are_removed_are_made_again(
     new_broker: Callable[..., Kafka], unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

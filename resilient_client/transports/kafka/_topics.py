@@ -81,6 +81,7 @@ class Topics:
         self._declare = declare
         self._partitions = partitions or DEFAULT_PARTITIONS
         self._replication = replication
+        self._refusal = ""  # why a topic could not be made so far
         self._known: dict[str, int] = {}
         self._leaders: dict[tuple[str, int], int] = {}
 
@@ -106,9 +107,12 @@ class Topics:
                 async with asyncio.timeout(within):
                     await self._look_or_make(missing)
             except TimeoutError:
-                raise ConnectError(
-                    f"{self.endpoint}: topics {', '.join(missing)} are not ready in {within} s"
-                ) from None
+                text = f"{self.endpoint}: topics {', '.join(missing)} are not ready in {within} s"
+                if self._refusal:
+                    raise ConnectError(
+                        f"{text}: {self._refusal}", hint="lower replication=, or start more brokers"
+                    ) from None
+                raise ConnectError(text) from None
             except AIOKAFKA_ERRORS as error:
                 raise ours(error, self.endpoint, sent=False) from error
         return {name: self._known[name] for name in wanted}
@@ -181,6 +185,7 @@ class Topics:
         node = cluster.controller.nodeId if cluster.controller is not None else self._node()
         answer = await self._client.send(node, request)
         done = True
+        self._refusal = ""
         for name, code, *said in answer.topic_errors:
             if code in _DENIED or code == _POLICY:
                 raise self._missing(name, "is missing and may not be made by this user")
@@ -188,6 +193,8 @@ class Topics:
                 await self._client.force_metadata_update()
             if code in {_TOO_FEW_BROKERS, _NOT_CONTROLLER, _TIMED_OUT}:
                 done = False  # a broker that has just started counts for nothing at first
+                if code == _TOO_FEW_BROKERS:
+                    self._refusal = said[0] if said and said[0] else "there are too few brokers"
             elif code not in {_NONE, _EXISTS}:
                 raise self._missing(name, f"cannot be made: {said[0] if said else code}")
         return done
