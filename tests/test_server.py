@@ -31,6 +31,7 @@ from resilient_client import (
     current_context,
 )
 from resilient_client.codecs import JsonCodec
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -350,8 +351,7 @@ async def test_an_event_handler_that_is_cancelled_from_within_leaves_no_slot(siz
     async with pair(server) as client:
         await client.emit("event")
         await heard.wait()
-        await asyncio.sleep(0.05)
-        assert server._app.running == 0
+        await eventually(lambda: server._app.running == 0)
 
 
 async def test_an_exception_handler_may_raise_what_it_means_to_send() -> None:
