@@ -34,6 +34,7 @@ from resilient_client import (
     Timeout,
 )
 from resilient_client.testing import check_transport
+from resilient_client.transports.grpc import _reflection
 from resilient_client.transports.grpc._library import aio, grpc, status_pb2
 from tests.calls import error_of
 from tests.contract.rigs import Service
@@ -947,6 +948,26 @@ async def test_without_proto_and_without_reflection_the_error_says_what_to_do() 
         for name in ("Math/Nope", "Math/Unimplemented", "Nobody/Here", "nobody"):
             for _ in range(2):
                 assert isinstance(await error_of(client.send(name, {})), NoHandlerError), name
+
+
+async def test_a_status_that_grpcio_loses_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ask, lost = _reflection._ask, [1, 1]  # a write that fails as the peer has ended the call
+
+    async def asked(*given: Any) -> None:
+        if lost:
+            lost.pop()
+            none = aio.Metadata()
+            raise aio.AioRpcError(
+                grpc.StatusCode.INTERNAL, none, none, details="Internal error from Core"
+            )
+        await ask(*given)
+
+    monkeypatch.setattr(_reflection, "_ask", asked)
+    async with math_server() as server, client_of(server) as client:
+        assert await client.send("Math/Sum", {"values": [1, 2]}) == {"total": 3}
+    assert not lost
 
 
 # -------------------------------------------------------------------------------- TLS

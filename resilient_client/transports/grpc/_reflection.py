@@ -28,6 +28,10 @@ V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _METHOD = "ServerReflectionInfo"
 _Request = reflection_pb2.ServerReflectionRequest
 _Response = reflection_pb2.ServerReflectionResponse
+_STATUS_LOST = "Internal error from Core"
+"""What grpcio says of a call that the peer has ended before our message left: it then drops the
+status that the peer gave, "unimplemented" as a rule."""
+_TRIES = 5
 
 
 # ------------------------------------------------------------------------------------- asking
@@ -41,17 +45,28 @@ async def discover(channel: aio.Channel, schema: Schema, route: str) -> None:
         AioRpcError: the call itself failed.
     """
     for service in (V1, V1ALPHA):
-        try:
-            await _ask(channel, service, schema, route)
-        except aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
-                raise
-        else:
+        if await _answers(channel, service, schema, route):
             return
     raise ConfigurationError(
         f"nothing says what {route!r} is: the server has no reflection",
         hint="give the client proto=, the path of the service's .proto",
     )
+
+
+async def _answers(channel: aio.Channel, service: str, schema: Schema, route: str) -> bool:
+    """Ask this version of the service; False where there is none."""
+    left = _TRIES
+    while True:
+        left -= 1
+        try:
+            await _ask(channel, service, schema, route)
+        except aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                return False
+            if error.details() != _STATUS_LOST or not left:
+                raise
+        else:
+            return True
 
 
 async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -> None:
