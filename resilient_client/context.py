@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from resilient_client._json import Record
-from resilient_client.clock import DEADLINE_RESOLUTION, Clock
+from resilient_client.clock import Clock
 
 CORRELATION_HEADER = "x-correlation-id"
 DEADLINE_HEADER = "x-deadline-ms"
@@ -83,11 +83,6 @@ class Context(Record):
     def idempotency_key(self) -> str | None:
         """The same for every attempt of one call, when the caller gave one."""
         return self.headers.get(IDEMPOTENCY_HEADER)
-
-    @property
-    def is_late(self) -> bool:
-        """Whether its caller's time is up, or as good as."""
-        return self.deadline - self._clock.now() <= DEADLINE_RESOLUTION
 
     @property
     def remaining(self) -> float | None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from resilient_client.clock import DEADLINE_RESOLUTION
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
@@ -93,7 +94,8 @@ class ExceptionHandlers:
             return error
         if isinstance(error, Overloaded) and error.endpoint is None:
             return Throttled(SERVER_OVERLOADED, status=429)
-        if isinstance(error, DeadlineExceeded) and context.is_late:
+        left = context.remaining
+        if isinstance(error, DeadlineExceeded) and left is not None and left <= DEADLINE_RESOLUTION:
             answer = late()
             answer.__cause__ = error
             return answer

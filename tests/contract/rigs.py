@@ -162,6 +162,12 @@ async def grpc(loop: str) -> AsyncIterator[Rig]:
 _brokers: dict[str, Peer] = {}
 
 
+def stop_broker(name: str) -> None:
+    """Have the next test begin with an empty one: this one keeps what would disturb it."""
+    if (old := _brokers.pop(name, None)) is not None:
+        old.stop()
+
+
 def stop_brokers() -> None:
     """At the end of the run."""
     while _brokers:
@@ -275,8 +281,7 @@ async def kafka(loop: str) -> AsyncIterator[Rig]:
 @asynccontextmanager
 async def nats_stream(loop: str) -> AsyncIterator[Rig]:
     """Durable events; a broker for each test, as no two streams may have a subject in common."""
-    if (old := _brokers.pop("nats", None)) is not None:
-        old.stop()
+    stop_broker("nats")
     async with brokered(
         "nats",
         loop,

@@ -11,8 +11,8 @@ import asyncio
 import itertools
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ import pytest
 from resilient_client import ClientProxy, Receipt, ResilientClientError, Server
 from tests.peers.proxy import TcpProxy
 
-from .rigs import Rig, Service, broker_of, brokered, direct
+from .rigs import Rig, Service, broker_of, brokered, direct, stop_broker
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
 
@@ -60,12 +60,22 @@ class Row:
         fill = lambda text: text.replace("{n}", number) if isinstance(text, str) else text  # noqa: E731
         return fill(self.query), {name: fill(value) for name, value in self.service.items()}
 
-    def rig(self) -> AbstractAsyncContextManager[Rig]:
+    @asynccontextmanager
+    async def rig(self) -> AsyncIterator[Rig]:
         """A service process, and a client behind a proxy."""
         if not self.broker:
-            return direct(self.scheme, "asyncio")
+            async with direct(self.scheme, "asyncio") as rig:
+                yield rig
+            return
         query, options = self.settings()
-        return brokered(self.scheme, "asyncio", self.broker, query=query, service_options=options)
+        try:
+            async with brokered(
+                self.scheme, "asyncio", self.broker, query=query, service_options=options
+            ) as rig:
+                yield rig
+        finally:
+            if "session_expiry" in options:  # a session that is subscribed after its server's end
+                stop_broker(self.broker)
 
 
 DIRECT = {

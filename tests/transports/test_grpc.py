@@ -1116,7 +1116,7 @@ async def test_the_status_is_grpcs_whatever_the_error_says_in_its_details() -> N
         async with ClientProxy(traced.addresses[0], telemetry=recorded.settings) as client:
             await client.send("sum", [1])
             error = await error_of(client.send("sum", []))
-            await error_of(client.send("sleep", timeout=0.1))
+            await error_of(client.send("sleep", timeout=0.5))
             await error_of(client.send("nobody"))
     assert error.code == "E_EMPTY"
     told = [

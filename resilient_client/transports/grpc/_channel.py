@@ -24,7 +24,7 @@ _METADATA = 64 * 1024  # bytes of metadata taken in
 _PENDING = 10_000
 # Seconds until all are told that a channel was closed. It takes a moment, but where a peer does not
 # read, or somebody still holds a call.
-_TOLD = 0.2
+_TOLD = 0.5
 _PROBE = "/grpc.health.v1.Health/Check"
 _COMPRESSIONS = {
     "gzip": grpc.Compression.Gzip,
@@ -211,6 +211,7 @@ class Connection:
         self._callables.clear()  # a cycle would keep the library's thread and sockets
 
     def _cancel(self) -> None:
+        # not in `aclose`: the loop variable would keep a call, and so the channel, while it waits
         for call in tuple(self._under_way):
             call.cancel("the client was closed")
 

@@ -128,7 +128,7 @@ class Connector:
                 wire = Wire(socket, target, must_encrypt=self._tls is not None)
                 library = Library(wire)
                 await library.connect(
-                    [f"nats://{_bracketed(target.host)}:{target.port(DEFAULT_PORT)}"],
+                    [f"nats://{target.address(DEFAULT_PORT)}"],
                     error_cb=told,
                     allow_reconnect=False,
                     max_reconnect_attempts=1,
@@ -189,11 +189,6 @@ def _member(text: str) -> Target:
         "servers= holds something that is no address",
         hint="write host:port; user and password are those of the URL",
     )
-
-
-def _bracketed(host: str) -> str:
-    """An address of IPv6 as it stands in a URL."""
-    return f"[{host}]" if ":" in host else host
 
 
 def _check_seed(seed: str) -> None:
