@@ -276,7 +276,7 @@ class ClientProxy:
                 metadata[ATTEMPT_HEADER] = str(call.attempt)
             if call.idempotency_key is not None:
                 metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
-            if telemetry is not None and (call.span is not None or telemetry.ambient()):
+            if telemetry is not None and (call.span is not None or call.ambient):
                 telemetry.inject(call)
             end = at + limit
             if end > deadline:  # noqa: PLR1730  (`min` takes five times as long)
@@ -511,6 +511,7 @@ class ClientProxy:
             kind,
             data,
             own,
+            own,  # until an attempt has its own
             started,
             deadline,
             idempotency_key is not None if idempotent is None else idempotent,
@@ -520,20 +521,17 @@ class ClientProxy:
             started,
         )
         telemetry = self._telemetry
-        if (
-            telemetry is not None
-            and (
-                telemetry.recording
-                or (started >= telemetry.next_probe and telemetry.probe(started))
-            )
-            and pattern is not PING_PATTERN
-        ):
-            telemetry.begin(call)
+        if telemetry is not None and pattern is not PING_PATTERN:
+            if telemetry.recording or (
+                started >= telemetry.next_probe and telemetry.probe(started)
+            ):
+                telemetry.begin(call)
+            else:
+                call.ambient = telemetry.ambient()
         if CORRELATION_HEADER not in own:
             known = correlation_id.get()
             if known is None:
-                traced = telemetry is not None and telemetry.ambient()
-                known = telemetry.correlation_id() if traced else fresh_id()  # type: ignore[union-attr]
+                known = telemetry.correlation_id() if call.ambient else fresh_id()  # type: ignore[union-attr]
             own[CORRELATION_HEADER] = known
         if idempotent is None and not call.idempotent:
             call.idempotent = self._idempotent(call)

@@ -392,8 +392,8 @@ class Dispatcher:
                 "send" if message.id is not None else "emit",
                 (job, handler, context),
                 dict(message.headers),
-                message.received,
-                job.deadline,
+                started=message.received,
+                deadline=job.deadline,
                 attempt_started=message.received,
                 attempt=context.attempt,
             )

@@ -64,6 +64,7 @@ class Call(Record):
         received: how many values of a streamed answer its consumer has been given.
         status: what this attempt was answered with, in the transport's own terms (HTTP's status).
         span: the client's telemetry of this call, None while nothing is recorded.
+        ambient: OpenTelemetry's context in which it was made, while nothing is recorded.
         failures: (number, endpoint, started, ended, error) of the attempts given up so far.
     """
 
@@ -72,6 +73,7 @@ class Call(Record):
     kind: Kind
     data: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     started: float = 0.0
     deadline: float = inf
     idempotent: bool = False
@@ -87,12 +89,12 @@ class Call(Record):
     may_repeat: bool | None = None
     max_attempts: int | None = None
     idle_timeout: float = inf
-    metadata: dict[str, str] = field(default_factory=dict)
     sent: bool = False
     received: int = 0
     status: int | str | None = None
     failures: list[tuple[int, str | None, float, float, BaseException]] | tuple[()] = ()
     span: Any = None
+    ambient: Any = None
 
     def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
         """Begin another attempt."""

@@ -166,10 +166,8 @@ def route(pattern: Any) -> str:
     if type(pattern) is dict:
         if len(pattern) == 1:
             [(key, value)] = pattern.items()
-            if type(key) is str and type(value) is str:
-                text = f'{{"{key}":"{value}"}}'
-                if text.count('"') == 4 and "\\" not in text:
-                    return text
+            if type(key) is str and type(value) is str:  # nearly all are
+                return _flat(key, value)
         if len(pattern) <= _MAX_KEYS and _SCALARS.issuperset(map(type, pattern.values())):
             return _flat(*pattern, *pattern.values())
         return _checked(pattern)

@@ -138,9 +138,8 @@ class ClientTelemetry(Recorder):
             if not record.explicit or record.span.is_recording():
                 self.propagation.inject(call.metadata, record.context)
             return
-        ambient = get_current()
-        if ambient and not self.propagation.present(call.headers):
-            self.propagation.inject(call.metadata, ambient)
+        if call.ambient and not self.propagation.present(call.headers):
+            self.propagation.inject(call.metadata, call.ambient)
 
     # ---------------------------------------------------------------------------------- attempts
 
