@@ -243,7 +243,8 @@ class ClientProxy:
             return known
         breaker: CircuitBreaker = policy  # type: ignore[assignment]
         if len(self._transports) > 1:
-            breaker = copy_for(f"{self.name}/{transport.endpoint.partition('://')[2].rstrip('/')}")
+            address = transport.endpoint.partition("://")[2].rstrip("/")
+            breaker = copy_for(f"{breaker.name or self.name}/{address}")
         elif breaker.name is None:
             breaker.name = self.name
         self._breakers[transport.endpoint] = breaker

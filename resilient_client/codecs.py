@@ -238,7 +238,7 @@ def _pydantic_reader(hint: Any) -> _Reader:
 
 
 def _name(hint: Any) -> str:
-    return hint.__qualname__ if type(hint) is type else str(hint)
+    return hint.__qualname__ if isinstance(hint, type) else str(hint)
 
 
 def _misfit(hint: Any, text: str) -> PayloadError:

@@ -320,6 +320,18 @@ async def test_a_never_sent_failure_goes_on_to_the_next_endpoint_at_once() -> No
     await lonely.aclose()
 
 
+@pytest.mark.parametrize(("given", "name"), [("prices", "prices"), (None, "twins")])
+def test_the_breakers_of_several_endpoints_bear_the_name_of_the_one_that_was_given(
+    given: str | None, name: str
+) -> None:
+    urls = ["tcp://127.0.0.1:1001", "tcp://127.0.0.1:1002"]
+    client = quiet(urls, name="twins", policies=[CircuitBreaker(name=given)])
+    assert [each.name for each in client.circuit_breakers.values()] == [
+        f"{name}/127.0.0.1:1001",
+        f"{name}/127.0.0.1:1002",
+    ]
+
+
 async def test_all_circuits_open_is_a_circuit_open_error_and_one_open_is_passed_over() -> None:
     first, second = memory(), memory()
     first.message_pattern("who")(lambda: first.addresses[0])

@@ -155,6 +155,12 @@ def test_what_has_no_json_form_is_refused_by_the_name_of_its_type(value: Any, na
     assert caught.value.sent is False
 
 
+@pytest.mark.parametrize("hint", [User, Item, Model, Address])
+def test_a_misfit_names_the_type_as_people_write_it(hint: type) -> None:
+    with pytest.raises(PayloadError, match=f"the value is not {hint.__name__}: "):
+        codec.decode(b"5", hint)
+
+
 def test_a_value_that_contains_itself_is_refused() -> None:
     value: list[Any] = ["\ud800"]
     value.append(value)

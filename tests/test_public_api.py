@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from importlib.metadata import version
@@ -71,6 +72,24 @@ def test_an_open_circuit_is_also_pybreakers_error() -> None:
     import pybreaker
 
     assert issubclass(resilient_client.CircuitOpenError, pybreaker.CircuitBreakerError)
+
+
+POSITIONAL = {
+    "Timeout": "seconds",
+    "Retry": "attempts wait jitter on budget",
+    "RetryBudget": "ratio reserve_per_second window",
+    "CircuitBreaker": "failure_rate window minimum_calls slow_call slow_call_rate open_for"
+    " open_for_max probes listeners exclude state_storage name",
+    "Bulkhead": "pending",
+    "Fallback": "value_or_callable on",
+}
+
+
+@pytest.mark.parametrize(("name", "settings"), POSITIONAL.items())
+def test_a_policy_takes_its_settings_in_their_order(name: str, settings: str) -> None:
+    parameters = inspect.signature(getattr(resilient_client, name)).parameters.values()
+    positional = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    assert positional == settings.split()
 
 
 def test_the_testing_kit_loads() -> None:

@@ -174,12 +174,12 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         open_for: seconds it stays open at first.
         open_for_max: seconds that the doubling stops at, jitter apart.
         probes: calls let through at half-open.
-        probe_lease: seconds after which a probe that has not come back gives up its permit.
         listeners: pybreaker's `CircuitBreakerListener` objects. An error in one is only logged.
         exclude: exception classes, or functions of an exception, that say nothing about the peer.
         state_storage: a pybreaker storage, mirrored in a thread of its own (see `start`), or a
             function from the breaker's name to one.
         name: for people and metrics.
+        probe_lease: seconds after which a probe that has not come back gives up its permit.
         fail_max: pybreaker's: open after so many failures in a row.
         reset_timeout: pybreaker's name for `open_for`.
         success_threshold: pybreaker's: successes that close it. Default `probes`.
@@ -197,18 +197,18 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         self,
         failure_rate: float = UNSET,
         window: int = rules.WINDOW,
-        *,
         minimum_calls: int = rules.MINIMUM_CALLS,
         slow_call: float | None = None,
         slow_call_rate: float = rules.SLOW_CALL_RATE,
         open_for: float = rules.OPEN_FOR,
         open_for_max: float = rules.OPEN_FOR_MAX,
         probes: int = rules.PROBES,
-        probe_lease: float = rules.PROBE_LEASE,
         listeners: Iterable[pybreaker.CircuitBreakerListener] | None = (),
         exclude: Iterable[type[BaseException] | Callable[[Any], bool]] | None = (),
         state_storage: Any = None,
         name: str | None = None,
+        *,
+        probe_lease: float = rules.PROBE_LEASE,
         fail_max: int | None = None,
         reset_timeout: float | None = None,
         success_threshold: int | None = None,

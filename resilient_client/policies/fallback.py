@@ -67,7 +67,7 @@ class Fallback:
 
     scope: ClassVar[str] = "call"
 
-    def __init__(self, value_or_callable: Any, *, on: On | None = None) -> None:
+    def __init__(self, value_or_callable: Any, on: On | None = None) -> None:
         self.value_or_callable = value_or_callable
         self.on = on
         self._means = trouble if on is None else matcher("Fallback", on)

@@ -90,7 +90,6 @@ class Retry:
         self,
         attempts: int = defaults.ATTEMPTS,
         wait: Wait = backoff.expo,
-        *,
         jitter: Jitter | None = backoff.full_jitter,
         on: On | None = None,
         budget: RetryBudget | None = None,
