@@ -219,7 +219,7 @@ class Dispatcher:
         if not isinstance(job, Job):
             await _written(respond(Reply(error=job)))
             return None
-        task = asyncio.current_task()
+        task = asyncio.current_task(slots.loop)
         assert task is not None  # noqa: S101
         context, known = current_context.get(), correlation_id.get()
         job.visit(task)

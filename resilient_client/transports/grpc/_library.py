@@ -23,6 +23,14 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server as add_h
 from grpc_reflection.v1alpha import reflection_pb2 as reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer as ReflectionServicer
 
+cygrpc: Any
+server_module: Any
+try:  # for `_accepting` only, and private
+    from grpc._cython import cygrpc  # type: ignore[no-redef]
+    from grpc.aio import _server as server_module
+except ImportError:
+    cygrpc = server_module = None
+
 rpc_error: Any
 try:  # for `_unary` only, and private
     from grpc.aio._call import _create_rpc_error as rpc_error
@@ -44,6 +52,7 @@ __all__ = [
     "ReflectionServicer",
     "add_health",
     "aio",
+    "cygrpc",
     "descriptor",
     "descriptor_pb2",
     "error_details_pb2",
@@ -52,5 +61,6 @@ __all__ = [
     "json_format",
     "reflection_pb2",
     "rpc_error",
+    "server_module",
     "status_pb2",
 ]

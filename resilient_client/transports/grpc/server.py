@@ -13,6 +13,7 @@ from resilient_client.errors import INTERNAL_SERVER_ERROR, ConfigurationError, R
 from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import spawn
+from resilient_client.transports.grpc._accepting import new_server
 from resilient_client.transports.grpc._channel import (
     common_options,
     compression_of,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_PORT = 50051
 _UNTIL_CLOSED = 24 * 3600.0  # seconds: as long as it takes, `aclose` ends it
+_REFUSING = 0.3  # seconds in which calls that came last are refused instead of cut off
 _KEPT = 100  # peers whose caps are kept when they have no calls, for the next
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -136,7 +138,7 @@ class ServerListener:
 
     async def start(self) -> None:
         """See `ServerListener.start`."""
-        server = aio.server(options=self._options, compression=self._compression)
+        server = new_server(self._options, self._compression)
         server.add_generic_rpc_handlers((_Methods(self._handlers()),))
         health = self._health = HealthServicer()
         add_health(health, _LookedUp(server))
@@ -199,6 +201,8 @@ class ServerListener:
         server, self._server = self._server, None
         if server is None:
             return
+        if self._stopping is not None:
+            await asyncio.wait({self._stopping}, timeout=_REFUSING)
         await server.stop(0)
         if self._calls is not None:
             self._calls.close()
