@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import signal
 import threading
@@ -102,8 +103,8 @@ class Server(Router):
         name: for logs and telemetry.
         health: an `http://host:port` that answers `/livez` and `/readyz`.
         grace: seconds that running handlers get at the end.
-        lifespan: `lifespan(server)` returns an async context manager; what it yields is
-            `Context.state`.
+        lifespan: `lifespan(server)` returns an async context manager, or is an async generator
+            function; what it yields is `Context.state`.
         codec, clock, observers, telemetry: as for `ClientProxy`.
         max_calls, max_calls_per_connection: handlers running at once, in total (1000) and for one
             connection or consumer (256).
@@ -177,6 +178,8 @@ class Server(Router):
             from resilient_client.health import HealthEndpoint
 
             self._health = HealthEndpoint(health, self._unready)
+        if inspect.isasyncgenfunction(lifespan):
+            lifespan = contextlib.asynccontextmanager(lifespan)
         self._lifespan = lifespan
         self._lifespan_context: Any = None
         self._started = False

@@ -121,8 +121,12 @@ async def test_listen_ends_when_nobody_reads_it_any_more() -> None:
 async def test_stream_prints_a_line_per_value_and_emit_its_receipt() -> None:
     async with service() as url:
         assert await cli("stream", url, "count", "3") == (0, "0\n1\n2\n", "")
-        code, out, _ = await cli("emit", url, "happened", '{"a":1}', "--json")
-        assert (code, json.loads(out)["delivery"]) == (0, "written")
+        for words in (
+            ("emit", url, "happened", '{"a":1}', "--json"),
+            ("--json", "emit", url, "happened", '{"a":1}'),
+        ):
+            code, out, _ = await cli(*words)
+            assert (code, json.loads(out)["delivery"]) == (0, "written")
 
 
 async def test_exit_codes_tell_what_kind_of_failure_it_was() -> None:

@@ -800,10 +800,11 @@ async def test_the_grace_time_ends_what_does_not_end_by_itself(
     assert "1 handlers were cancelled" in caplog.text
 
 
-async def test_lifespan_state_reaches_handlers_and_its_end_runs() -> None:
+@pytest.mark.parametrize("made", [asynccontextmanager, lambda function: function])
+async def test_lifespan_state_reaches_handlers_and_its_end_runs(made: Any) -> None:
     steps: list[str] = []
 
-    @asynccontextmanager
+    @made
     async def lifespan(server: Server) -> Any:
         steps.append(f"start {bool(server.addresses)}")
         yield {"db": 1}

@@ -36,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         given = parser.parse_args(arguments)
     except SystemExit as end:
         return int(end.code or 0)
-    output = Output(as_json=getattr(given, "json", False))
+    output = Output(as_json=given.json)
     try:
         code: int = given.run(given, output)
         sys.stdout.flush()
@@ -64,12 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         "5 timed out.",
     )
     parser.add_argument("--version", action="version", version=__version__)
+    as_json: dict[str, Any] = {"action": "store_true", "help": "JSON lines instead of text"}
+    parser.add_argument("--json", **as_json)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, text: str, run: Any) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run)
-        made.add_argument("--json", action="store_true", help="JSON lines instead of text")
+        made.add_argument("--json", default=argparse.SUPPRESS, **as_json)
         return made
 
     def calls(name: str, text: str, run: Any) -> argparse.ArgumentParser:
