@@ -9,7 +9,9 @@ import struct
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 from . import kafka_protocol as protocol
 from .certificates import certificates
@@ -20,14 +22,8 @@ STORE_PASSWORD = "test-only"
 
 SETTINGS = """
 process.roles=broker,controller
-node.id=1
 controller.listener.names=CONTROLLER
 inter.broker.listener.name=PLAINTEXT
-offsets.topic.replication.factor=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
 offsets.topic.num.partitions=4
 transaction.state.log.num.partitions=4
 share.coordinator.state.topic.num.partitions=1
@@ -38,6 +34,14 @@ broker.heartbeat.interval.ms=500
 log.cleaner.enable=false
 log.initial.task.delay.ms=500
 log.retention.check.interval.ms=500
+"""
+
+ALONE = """
+offsets.topic.replication.factor=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
 """
 
 LOGGING = """<?xml version="1.0"?>
@@ -62,6 +66,12 @@ def kafka_missing() -> str | None:
     return None
 
 
+def new_cluster() -> str:
+    """An id for brokers that belong together."""
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    return cluster.replace("-", "x", 1) if cluster.startswith("-") else cluster
+
+
 class Kafka(Peer):
     """Kafka with a plain listener (``url``) and, with ``secure=True``, three more.
 
@@ -70,6 +80,7 @@ class Kafka(Peer):
     ``authorizer=True`` gives the users no rights on anything until the test grants them.
     ``proxy_port`` is where a proxy of ``proxied_port`` will listen: clients that come through it
     are told to stay there.
+    ``node`` is its number among those of one ``cluster``, whose ``controllers`` have these ports.
     The first start takes 4-8 s, a restart about 5.
     """
 
@@ -85,6 +96,9 @@ class Kafka(Peer):
         authorizer: bool = False,
         proxy_port: int = 0,
         options: Sequence[str] = (),
+        node: int = 1,
+        controllers: Sequence[int] = (),
+        cluster: str = "",
     ) -> None:
         super().__init__()
         self.secure = secure
@@ -94,6 +108,9 @@ class Kafka(Peer):
         self.proxy_port = proxy_port
         self.proxied_port = 0
         self.options = options
+        self.node = node
+        self.controllers = controllers or (free_port(),)
+        self.cluster = cluster or new_cluster()
         self.ssl_port = self.sasl_port = self.sasl_ssl_port = 0
 
     @property
@@ -105,7 +122,10 @@ class Kafka(Peer):
         return f"{self.host}:{self.port}"
 
     def prepare(self) -> None:
-        controller = free_port()
+        voters = ",".join(
+            f"{node}@{self.host}:{port}" for node, port in enumerate(self.controllers, 1)
+        )
+        controller = self.controllers[self.node - 1]
         listeners = {"PLAINTEXT": self.port}
         if self.secure:
             self.ssl_port, self.sasl_port, self.sasl_ssl_port = (
@@ -124,7 +144,9 @@ class Kafka(Peer):
             advertised += f",PROXIED://{self.host}:{self.proxy_port}"
         lines = [
             SETTINGS,
-            f"controller.quorum.voters=1@{self.host}:{controller}",
+            ALONE if len(self.controllers) == 1 else "",
+            f"node.id={self.node}",
+            f"controller.quorum.voters={voters}",
             f"listeners={bound},CONTROLLER://{self.host}:{controller}",
             f"advertised.listeners={advertised}",
             "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT,"
@@ -168,9 +190,7 @@ class Kafka(Peer):
         return lines
 
     def _format(self) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        cluster = cluster.replace("-", "x", 1) if cluster.startswith("-") else cluster
-        command = [*self._java(), "kafka.tools.StorageTool", "format", "-t", cluster]
+        command = [*self._java(), "kafka.tools.StorageTool", "format", "-t", self.cluster]
         command += ["-c", "server.properties"]
         if self.secure:
             for name, word in self.users.items():
@@ -222,3 +242,30 @@ class Kafka(Peer):
 
     def topics(self) -> list[str]:
         return sorted(protocol.topics(self.host, self.port))
+
+
+class KafkaCluster:
+    """Three brokers that keep each record on two of them at least before they acknowledge it."""
+
+    def __init__(self) -> None:
+        controllers = [free_port() for _ in range(3)]
+        cluster = new_cluster()
+        options = [
+            "min.insync.replicas=2",
+            "offsets.topic.replication.factor=3",
+            # until a broker that says nothing counts as gone, and nobody waits for its copies
+            "broker.session.timeout.ms=2500",
+        ]
+        self.brokers = [
+            Kafka(node=node, controllers=controllers, cluster=cluster, options=options)
+            for node in (1, 2, 3)
+        ]
+
+    def start(self) -> Self:
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(Kafka.start, self.brokers))
+        return self
+
+    def stop(self) -> None:
+        for each in self.brokers:
+            each.stop()

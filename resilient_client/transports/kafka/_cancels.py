@@ -25,7 +25,6 @@ class Cancels:
     """Reads them with a consumer without a group, and ends the handlers that are meant.
 
     Args:
-        made: the settings of the consumer.
         requests: those being handled, by id.
         over: called with each request that is ended.
 
@@ -35,25 +34,27 @@ class Cancels:
 
     def __init__(
         self,
-        made: dict[str, Any],
         requests: Mapping[bytes, Request],
         over: Callable[[Request], object],
         request_timeout: float,
     ) -> None:
         self.consumer: Any = None
-        self._made = made
         self._requests = requests
         self._over = over
         self._request_timeout = request_timeout
 
-    async def listen(self, topics: Topics) -> None:
-        """From now on, on all partitions; without it cancelled calls just run on."""
+    async def listen(self, made: dict[str, Any], topics: Topics) -> None:
+        """From now on, on all partitions; without it cancelled calls just run on.
+
+        Args:
+            made: the settings of the consumer.
+        """
         try:
             there = await topics.ensure([CANCEL_ROUTE], self._request_timeout)
         except ConfigurationError as error:
             log.info("calls that are cancelled will run on: %s", error.args[0])
             return
-        consumer = self.consumer = AIOKafkaConsumer(**self._made, enable_auto_commit=False)
+        consumer = self.consumer = AIOKafkaConsumer(**made, enable_auto_commit=False)
         places = [TopicPartition(CANCEL_ROUTE, number) for number in range(there[CANCEL_ROUTE])]
         try:
             async with asyncio.timeout(self._request_timeout):
@@ -61,7 +62,7 @@ class Cancels:
                 consumer.assign(places)
                 await consumer.seek_to_end(*places)
         except (*AIOKAFKA_ERRORS, OSError, TimeoutError) as error:
-            raise await why_unreachable(self._made, topics.endpoint, error) from error
+            raise await why_unreachable(made, topics.endpoint, error) from error
 
     async def hear(self) -> None:
         """Read for ever; callers of our make send the id of the request they have left."""

@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError, ConnectError
+from resilient_client.transports._link import look_at, spawn
 from resilient_client.transports._stream import client_tls, not_connected
 from resilient_client.transports.kafka._aiokafka import CloseReason, create_conn, errors
-from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, REFUSED, ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,6 +36,11 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that leaving the group in order may take."""
 COMMITTED = "read_committed"
 """What a transaction of others has written counts when it is committed, as in kafkajs."""
+_BREAKS = (
+    CloseReason.CONNECTION_BROKEN,
+    CloseReason.CONNECTION_TIMEOUT,
+    CloseReason.OUT_OF_SYNC,
+)
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
 
@@ -110,21 +116,71 @@ def settings(
     return made
 
 
+async def first_answering(made: dict[str, Any]) -> dict[str, Any]:
+    """These settings with the one server that answers first, or refuses this client.
+
+    aiokafka asks them one after another, and a silent one for as long as a request may take. Where
+    none answers they are as they were: whoever uses them finds out why.
+    """
+    servers = made["bootstrap_servers"]
+    if len(servers) == 1:
+        return made
+    rest = _of_connections(made)
+    asked = {spawn(_greet(server, rest), f"ask {server}"): server for server in servers}
+    left = set(asked)
+    try:
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is None or isinstance(error, REFUSED):
+                    return {**made, "bootstrap_servers": [asked[task]]}
+    finally:
+        for task in asked:
+            task.cancel()
+            task.add_done_callback(look_at)
+        if left:
+            await asyncio.wait(left)
+    return made
+
+
+async def _greet(server: str, made: dict[str, Any]) -> None:
+    host, _, port = server.rpartition(":")
+    (await create_conn(host.strip("[]"), int(port), **made)).close()
+
+
+def _of_connections(made: dict[str, Any]) -> dict[str, Any]:
+    others = {"bootstrap_servers", "retry_backoff_ms", "metadata_max_age_ms"}
+    return {name: made[name] for name in made if name not in others}
+
+
 def on_lost(client: Any, lost: Callable[[str], object]) -> None:
-    """Call back when a connection of this `AIOKafkaClient` breaks; not when it is closed here."""
+    """Call back when this `AIOKafkaClient` has lost its broker; not when it hangs up itself.
+
+    Where there are other brokers and one of them answers, nothing is lost: the library sends to
+    whoever leads a partition now, what it has sent before included, and the brokers know that.
+    """
     before = client._on_connection_closed  # noqa: SLF001
 
     def closed(connection: Any, reason: CloseReason) -> None:
         before(connection, reason)
-        if reason in (
-            CloseReason.CONNECTION_BROKEN,
-            CloseReason.CONNECTION_TIMEOUT,
-            CloseReason.OUT_OF_SYNC,
-        ):
-            frozen = reason is CloseReason.CONNECTION_TIMEOUT
-            lost("the broker does not answer" if frozen else "the connection broke")
+        if reason not in _BREAKS:
+            return
+        frozen = reason is CloseReason.CONNECTION_TIMEOUT
+        why = "the broker does not answer" if frozen else "the connection broke"
+        if len(client.cluster.brokers()) < 2:
+            lost(why)
+            return
+
+        def asked(answer: asyncio.Future[bool]) -> None:
+            if answer.cancelled() or not answer.result():
+                lost(why)
+
+        client.force_metadata_update().add_done_callback(asked)
 
     client._on_connection_closed = closed  # noqa: SLF001
+    for connection in client._conns.values():  # noqa: SLF001
+        connection._on_close_cb = closed  # noqa: SLF001
 
 
 def interrupt(consumer: Any) -> None:
@@ -144,6 +200,18 @@ async def learn(consumer: Any, topic: str) -> None:
     await known
 
 
+def look_at_commits(consumer: Any) -> None:
+    """Take in how its commits end: what nobody waits for any more, asyncio reports as an error."""
+    commit = consumer._coordinator._do_commit_offsets  # noqa: SLF001
+
+    def begun(*what: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(commit(*what))
+        task.add_done_callback(look_at)
+        return task
+
+    consumer._coordinator._do_commit_offsets = begun  # noqa: SLF001
+
+
 async def why_unreachable(
     made: dict[str, Any], endpoint: str, error: BaseException
 ) -> ResilientClientError:
@@ -152,8 +220,7 @@ async def why_unreachable(
         if isinstance(error, AIOKAFKA_ERRORS):
             return ours(error, endpoint, sent=False)
         return ConnectError(f"{endpoint}: {type(error).__name__}: {error}")
-    others = {"bootstrap_servers", "retry_backoff_ms", "metadata_max_age_ms"}
-    rest = {name: made[name] for name in made if name not in others}
+    rest = _of_connections(made)
     reasons = [await _tried(server, rest, endpoint) for server in made["bootstrap_servers"]]
     fatal = [reason for reason in reasons if isinstance(reason, ConfigurationError)]
     return (fatal or reasons)[0]

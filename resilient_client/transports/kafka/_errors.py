@@ -140,6 +140,9 @@ UNKNOWN = (
 )
 """Whether a record was stored cannot be said."""
 
+AWAY = (kafka.NodeNotReadyError, kafka.KafkaConnectionError, kafka.RequestTimedOutError)
+"""One broker does not answer; another may."""
+
 AIOKAFKA_ERRORS = (kafka.KafkaError, kafka.IllegalOperation, kafka.ConsumerStoppedError)
 """Catches all of them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from resilient_client.transports.kafka._aiokafka import (
     errors,
 )
 from resilient_client.transports.kafka._driver import REQUEST_TIMEOUT, RETRY_WAIT
-from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, AWAY, ours
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -139,7 +140,7 @@ class Topics:
     async def _look(self, names: list[str]) -> list[str]:
         """Note those that have their leaders; the names of those that do not exist."""
         request = MetadataRequest(names, allow_auto_topic_creation=False)
-        answer = await self._client.send(self._node(), request)
+        answer = await self._ask(request)
         absent = []
         for code, name, *_, partitions in answer.topics:
             if code == _UNKNOWN:
@@ -173,17 +174,26 @@ class Topics:
             await asyncio.sleep(RETRY_WAIT)  # a topic that was just made
             await self._look([name])
 
-    def _node(self) -> Any:
-        node = self._client.get_random_node()
-        return "bootstrap" if node is None else node
+    async def _ask(self, request: Any, first: Any = None) -> Any:
+        """The answer of one broker or another: some may be down."""
+        nodes = [each.nodeId for each in self._client.cluster.brokers()] or ["bootstrap"]
+        random.shuffle(nodes)
+        nodes.sort(key=lambda node: node != first)
+        while True:
+            node = nodes.pop(0)
+            try:
+                return await self._client.send(node, request)
+            except AWAY:
+                if not nodes:
+                    raise
 
     async def _make(self, names: list[str]) -> bool:
         cluster = self._client.cluster
         replication = self._replication or min(MAX_REPLICATION, max(1, len(cluster.brokers())))
         wanted: list[Any] = [(name, self._partitions, replication, [], []) for name in names]
         request = CreateTopicsRequest(wanted, int(REQUEST_TIMEOUT * 1000), validate_only=False)
-        node = cluster.controller.nodeId if cluster.controller is not None else self._node()
-        answer = await self._client.send(node, request)
+        controller = None if cluster.controller is None else cluster.controller.nodeId
+        answer = await self._ask(request, controller)
         done = True
         self._refusal = ""
         for name, code, *said in answer.topic_errors:

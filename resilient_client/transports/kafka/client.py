@@ -22,6 +22,7 @@ from resilient_client.transports.kafka._driver import (
     COMMITTED,
     REQUEST_TIMEOUT,
     discard,
+    first_answering,
     forget,
     interrupt,
     learn,
@@ -30,7 +31,7 @@ from resilient_client.transports.kafka._driver import (
     settings,
     why_unreachable,
 )
-from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, AWAY, ours
 from resilient_client.transports.kafka._headers import (
     CORRELATION,
     ENDED,
@@ -158,10 +159,9 @@ class _Connection:
     async def _open(self, route: str) -> None:
         topic = route + REPLY_SUFFIX
         there = await self.topics.ensure([route, topic], PREPARE_TIMEOUT)
-        place = TopicPartition(topic, random.randrange(there[topic]))
         try:
             async with asyncio.timeout(PREPARE_TIMEOUT):
-                end = await self.topics.end_of(topic, place.partition)
+                place, end = await self._place_for_replies(topic, there[topic])
                 await learn(self.consumer, topic)
         except TimeoutError:
             raise ConnectError(f"the end of {topic} is not known in {PREPARE_TIMEOUT} s") from None
@@ -176,6 +176,17 @@ class _Connection:
             (REPLY_TOPIC, topic.encode()),
             (REPLY_PARTITION, str(place.partition).encode()),
         ]
+
+    async def _place_for_replies(self, topic: str, partitions: int) -> tuple[Any, int]:
+        """One of its partitions, and where that ends; any, that clients share them."""
+        left = random.sample(range(partitions), partitions)
+        while True:
+            number = left.pop()
+            try:
+                return TopicPartition(topic, number), await self.topics.end_of(topic, number)
+            except AWAY:  # its leader is down
+                if not left:
+                    raise
 
     def forget(self, route: str) -> None:
         """Its topics may have been removed: look for them, and make them, at the next call."""
@@ -314,10 +325,9 @@ class ClientTransport(LinkedTransport[_Connection]):
         return self._values.decode(body, type)
 
     async def _dial(self) -> _Connection:
-        producer = new_producer(self._made, self._max_size)
-        consumer = AIOKafkaConsumer(
-            **self._made, enable_auto_commit=False, isolation_level=COMMITTED
-        )
+        made = await first_answering(self._made)
+        producer = new_producer(made, self._max_size)
+        consumer = AIOKafkaConsumer(**made, enable_auto_commit=False, isolation_level=COMMITTED)
         try:
             await producer.start()
             await consumer.start()

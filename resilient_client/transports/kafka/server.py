@@ -29,8 +29,10 @@ from resilient_client.transports.kafka._driver import (
     COMMITTED,
     REQUEST_TIMEOUT,
     discard,
+    first_answering,
     flush,
     leave,
+    look_at_commits,
     on_ended,
     rejoin,
     settings,
@@ -153,7 +155,7 @@ class ServerListener:
         self._consumer: Any = None
         self._topics: Topics  # of the producer there is
         self._requests: dict[bytes, Request] = {}
-        self._cancels = Cancels(self._made, self._requests, self._over, request_timeout)
+        self._cancels = Cancels(self._requests, self._over, request_timeout)
         self._partitions = Partitions(
             self._lane,
             self._group,
@@ -217,11 +219,11 @@ class ServerListener:
 
     async def _build(self) -> None:
         """Producer, topics, membership."""
-        producer = new_producer(self._made, self._max_size)
-        self._producer = producer
         self._worn_out = False
         try:
             async with asyncio.timeout(self._request_timeout):
+                made = await first_answering(self._made)
+                producer = self._producer = new_producer(made, self._max_size)
                 await producer.start()
         except TimeoutError as error:
             raise ConnectError(f"{self.address}: no answer in {self._request_timeout} s") from error
@@ -239,9 +241,9 @@ class ServerListener:
         }
         there = await self._topics.ensure(sorted(routes | replies), START_TIMEOUT)
         self._partitions.expect(there)
-        await self._cancels.listen(self._topics)
+        await self._cancels.listen(made, self._topics)
         consumer = AIOKafkaConsumer(
-            **self._made,
+            **made,
             group_id=self._group,
             enable_auto_commit=False,
             isolation_level=COMMITTED,
@@ -259,6 +261,7 @@ class ServerListener:
         try:
             async with asyncio.timeout(START_TIMEOUT + self._session):
                 await consumer.start()
+                look_at_commits(consumer)
                 await self._partitions.joined.wait()
                 await self._partitions.commit()
         except TimeoutError as error:
