@@ -37,21 +37,26 @@ class Connection:
 
     Attributes:
         target: the server it is connected to.
+        server_name: whom its certificate names, where it has one.
         max_payload: bytes of one message, headers included, that the server takes.
+        jetstream: it has answered, here or on the connection before.
         established: its owner has subscribed, and been refused nothing that it needs.
     """
 
     def __init__(
         self,
         target: Target,
+        server_name: str,
         socket: Socket,
         library: Library,
         ended: Callable[[str], None],
         violated: Callable[[str], object],
     ) -> None:
         self.target = target
+        self.server_name = server_name
         self.max_payload: int = library.max_payload
         self.violations: list[str] = []
+        self.jetstream = False
         self.established = False
         self._asking: dict[asyncio.Future[str], str] = {}  # what waits for JetStream's API
         self.socket = socket
@@ -171,18 +176,23 @@ class Connection:
                 )
             answer = await request
         except NoResponders:
+            if self.jetstream:
+                raise ConnectError(f"JetStream is not there, says {self.target}") from None
             raise ConfigurationError(
                 f"stream= is given, but {self.target} has no JetStream",
                 hint="switch it on in the server's configuration: jetstream {}",
             ) from None
         except ResilientClientError:
             raise
+        except TimeoutError:
+            raise ConnectError(f"JetStream of {self.target} does not answer") from None
         except Exception as error:
             raise translate(error, self.target) from error
         finally:
             del self._asking[refused]
             request.cancel()
             refused.cancel()
+        self.jetstream = True
         return decode(answer.data)
 
     def discovered(self) -> list[str]:

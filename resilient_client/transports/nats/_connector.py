@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 4222
 CONNECT_TIMEOUT = 2.0
 """Seconds for one server of several: for its address and its handshake."""
+MAX_DISCOVERED = 100
+"""Further servers that are remembered."""
 _PERMISSIONS = "permissions violation"
 _credentials = re.compile(
     r"BEGIN NATS USER JWT.*\n\S+\n(?s:.*)BEGIN USER NKEY SEED.*\n(\S+)\n"
@@ -59,7 +62,10 @@ class Connector:
         if isinstance(servers, str):
             servers = servers.split(",")
         self._targets = [target, *map(_member, servers)]
-        self._discovered: list[str] = []
+        self._connection: Connection | None = None  # the last, which knows further servers
+        self._discovered: dict[str, Target] = {}
+        self._names: dict[str, str] = {}  # on the certificates of those known by address only
+        self._jetstream = False
         self._turn = 0
         self._tls = client_tls(tls)
         self._heartbeat = heartbeat
@@ -91,9 +97,10 @@ class Connector:
             ConnectError: none of them is there.
             ConfigurationError: one is, but will never let us in.
         """
+        self._learn()
         known = {target.hostport: target for target in self._targets}
-        for hostport in self._discovered:
-            known.setdefault(hostport, Target(f"nats://{hostport}"))
+        for hostport, target in self._discovered.items():
+            known.setdefault(hostport, target)
         targets = list(known.values())
         failed: ConnectError | None = None
         for _ in targets:
@@ -104,10 +111,29 @@ class Connector:
                 failed = error
                 self._turn += 1
             else:
-                self._discovered = connection.discovered()[:100]
+                connection.jetstream = self._jetstream
+                self._connection = connection
                 return connection
         assert failed is not None  # noqa: S101
         raise failed
+
+    def _learn(self) -> None:
+        """What the last connection came to know of its cluster: members join while it lasts."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._turn += 1  # another than the one that was lost, if there is another
+        self._jetstream = connection.jetstream
+        found = connection.discovered()[:MAX_DISCOVERED]
+        if not found:
+            return
+        self._discovered = {hostport: Target(f"nats://{hostport}") for hostport in found}
+        name = connection.server_name
+        self._names = {
+            hostport: name
+            for hostport, target in self._discovered.items()
+            if _is_address(target.host) and not _is_address(name)
+        }
 
     async def _connect(
         self, target: Target, ended: Callable[[str], None], violated: Callable[[str], object]
@@ -125,7 +151,8 @@ class Connector:
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT if self._tls else CONNECT_TIMEOUT):
                 socket = await dial(Socket, target, DEFAULT_PORT, None)
-                wire = Wire(socket, target, must_encrypt=self._tls is not None)
+                name = self._names.get(target.hostport, target.host)
+                wire = Wire(socket, target, name, must_encrypt=self._tls is not None)
                 library = Library(wire)
                 await library.connect(
                     [f"nats://{target.address(DEFAULT_PORT)}"],
@@ -143,7 +170,7 @@ class Connector:
                 raise ProtocolError(
                     f"{target} does not shake hands as a NATS server does", sent=False
                 )
-            connection = Connection(target, socket, library, ended, violated)
+            connection = Connection(target, name, socket, library, ended, violated)
             return connection
         except ResilientClientError:
             raise
@@ -189,6 +216,14 @@ def _member(text: str) -> Target:
         "servers= holds something that is no address",
         hint="write host:port; user and password are those of the URL",
     )
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_seed(seed: str) -> None:

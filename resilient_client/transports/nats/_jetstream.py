@@ -49,7 +49,9 @@ MAX_DELIVER = 5
 _NANO = 1_000_000_000
 _BATCH = 64  # events asked for at once
 _EXPIRES = 30.0  # seconds the server holds such a question
-_SILENCE = _EXPIRES + 5.0  # after which it is put again, whatever became of it
+_HEARTBEAT = 3.0  # seconds after which the server says that it still has it
+_SILENCE = 2 * _HEARTBEAT + 1.0  # after which it is put again: whoever had it is gone
+_STILL_THERE, _EXPIRED = 100, frozenset({404, 408})  # what the server says of such a question
 _LATER = 0.5  # seconds until it is put again when nobody answers it
 _LONGEST_DELAY = 30.0  # seconds before an event is delivered again after its handler failed
 _NO_STREAM, _NAME_IN_USE = 10059, 10058
@@ -150,6 +152,7 @@ class Consumer:
         ack_wait: seconds after which the broker delivers again what a dead server had; a live one
             says in between that it is at it.
         max_deliver: how often it delivers one event at most.
+        gone: called with the connection when the consumer has to be attached anew.
     """
 
     def __init__(
@@ -163,7 +166,10 @@ class Consumer:
         ack_wait: float,
         max_deliver: int,
         current: Callable[[], Connection | None],
+        gone: Callable[[Connection], object],
     ) -> None:
+        self.attached: Connection | None = None  # where events come from
+        self._gone = gone
         self._app = app
         self._endpoint = endpoint
         self._route = route
@@ -180,6 +186,7 @@ class Consumer:
         self._sid = 0
         self._asked = 0  # events the server may still send
         self._misses = 0
+        self._heard = False
         self._watch: TimerHandle | None = None
         self._progress: TimerHandle | None = None
 
@@ -207,17 +214,26 @@ class Consumer:
         if (error := answer.get("error")) is not None:
             raise refused(error, f"consumer {self._name} of stream {self._stream}")
         self._inbox = f"_INBOX.{fresh_id()}".encode()
+        self.attached = connection
         self._sid = connection.subscribe(self._inbox.decode(), self._received)
         self._asked = self._misses = 0
         self._ask()
 
     def _ask(self) -> None:
-        connection = self._current()
+        connection = self.attached
         count = _BATCH - self._asked
-        if self._paused or self._stopped or connection is None or count < _BATCH // 2:
+        if connection is None or connection.closed or count < _BATCH // 2:
+            return
+        if self._paused or self._stopped:
             return
         self._asked = _BATCH
-        body = encode({"batch": count, "expires": int(_EXPIRES * _NANO)})
+        body = encode(
+            {
+                "batch": count,
+                "expires": int(_EXPIRES * _NANO),
+                "idle_heartbeat": int(_HEARTBEAT * _NANO),
+            }
+        )
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
         connection.send(connection.message(subject, self._inbox.decode(), None, body))
         self._again(_SILENCE)
@@ -226,13 +242,18 @@ class Consumer:
         """Ask anew after that much silence."""
         if self._watch is not None:
             self._watch.cancel()
+        self._heard = False
         self._watch = call_later(self._app.clock, seconds, self._anew)
 
     def _anew(self) -> None:
-        self._asked = 0
-        self._ask()
+        if self._heard:
+            self._again(_SILENCE)
+        else:
+            self._asked = 0
+            self._ask()
 
     def _received(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        self._heard = True
         code = status(headers)
         if code and subject == self._inbox:
             self._told(code, headers)
@@ -249,22 +270,26 @@ class Consumer:
         self._ask()
 
     def _told(self, code: int, headers: bytes | None) -> None:
-        """A word of the server's own about what was asked for: 408 is "expired"."""
+        """A word of the server's own about what was asked for."""
+        if code == _STILL_THERE:
+            self._again(_SILENCE)
+            return
         left = read_headers(headers or b"").get("nats-pending-messages", "")
         self._asked -= min(self._asked, int(left) if left.isdigit() else _BATCH)
-        if code in (404, 408):
+        if code in _EXPIRED:
             self._ask()
             return
         self._misses += 1
-        if (code == 409 and b"Deleted" in (headers or b"")) or self._misses > 10:
-            connection = self._current()
-            if connection is not None:  # it comes back, and makes everything anew
-                text = f"consumer {self._name} of stream {self._stream} is gone"
-                self._app.notify(Degraded(self._endpoint, text))
-                connection.abort()
-            return
-        self._asked = 0
-        self._again(_LATER)
+        deleted = code == 409 and b"Deleted" in (headers or b"")
+        connection, self._asked = self.attached, 0
+        if connection is not None and (deleted or self._misses > 10):
+            what = "is gone" if deleted else "does not answer"
+            text = f"consumer {self._name} of stream {self._stream} {what}"
+            self._app.notify(Degraded(self._endpoint, text))
+            self.detach()
+            self._gone(connection)
+        else:
+            self._again(_LATER)
 
     def _accept(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         try:
@@ -333,12 +358,18 @@ class Consumer:
         self._paused = False
         self._ask()
 
-    def stop(self) -> None:
-        """Take nothing new: the server forgets what it was asked for."""
-        self._stopped = True
-        connection = self._current()
-        if connection is not None:
+    def detach(self) -> None:
+        """Take nothing more from there: the server forgets what it was asked for."""
+        connection, self.attached = self.attached, None
+        if self._watch is not None:
+            self._watch.cancel()
+        if connection is not None and not connection.closed:
             connection.unsubscribe(self._sid)
+
+    def stop(self) -> None:
+        """Take nothing new."""
+        self._stopped = True
+        self.detach()
 
     def close(self) -> None:
         """Give back what was not done, for another replica to do."""

@@ -102,13 +102,17 @@ class Wire(Transport):
     """What nats-py sees of the socket: connected already, never blocking, never failing to close.
 
     Args:
+        server_name: whom the server's certificate is to name.
         must_encrypt: send nothing before TLS is on. (A server that does not ask for TLS would be
             sent the credentials in the clear.)
     """
 
-    def __init__(self, socket: Socket, target: Target, *, must_encrypt: bool) -> None:
+    def __init__(
+        self, socket: Socket, target: Target, server_name: str, *, must_encrypt: bool
+    ) -> None:
         self._socket = socket
         self._target = target
+        self._server_name = server_name
         self._must_encrypt = must_encrypt
         self._verifies = False
 
@@ -119,7 +123,7 @@ class Wire(Transport):
         self, uri: Any, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: float
     ) -> None:
         async with asyncio.timeout(connect_timeout):
-            await self._socket.start_tls(ssl_context, self._target.host)
+            await self._socket.start_tls(ssl_context, self._server_name)
             if self._verifies:
                 await self._socket.settle(CERTIFICATE_WAIT)
         self._must_encrypt = False

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER, fresh_id
-from resilient_client.errors import ConfigurationError, ConnectionLost, ProtocolError
+from resilient_client.errors import (
+    ConfigurationError,
+    ConnectError,
+    ConnectionLost,
+    ProtocolError,
+    ResilientClientError,
+)
 from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
-from resilient_client.transports._link import ServerLink
+from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, ServerLink, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE, answer
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
@@ -132,6 +139,7 @@ class ServerListener:
         self._greets = False  # whether we may hear of callers that have left
         self._greeted: set[bytes] = set()
         self._stopped = False
+        self._restoring: asyncio.Task[None] | None = None
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
         self._link: ServerLink[Connection] = ServerLink(self.address, self._dial, app=app, log=log)
 
@@ -171,6 +179,7 @@ class ServerListener:
                 ack_wait=self._ack_wait,
                 max_deliver=self._max_deliver,
                 current=self._current,
+                gone=self._restore,
             )
             for route, queue in durable.items()
         ]
@@ -209,11 +218,18 @@ class ServerListener:
         for subject in self._subjects:
             subject.sid = connection.subscribe(subject.route, subject.received, subject.queue)
         await connection.round_trip()
-        if self._stream is not None and self._durable:
-            await _jetstream.ensure_stream(connection, self._stream, self._durable)
-            for consumer in self._consumers:
-                await consumer.attach(connection)
-            await connection.round_trip()
+        if self._restoring is not None:
+            self._restoring.cancel()  # it was about the connection before
+            self._restoring = None
+        try:
+            await self._attach(connection)
+        except ConnectError as error:
+            if self._link.status != "reconnecting" or connection.closed:
+                raise
+            # requests need no JetStream: they are served while it is not there
+            log.warning("%s: no events of stream %s: %s", self.address, self._stream, error)
+            self._app.notify(Degraded(self.address, str(error)))
+            self._restore(connection)
         self._greeted.clear()
         connection.subscribe(self._cancels, self._cancel)
         try:
@@ -222,6 +238,34 @@ class ServerListener:
             self._greets = False
         else:
             self._greets = True
+
+    async def _attach(self, connection: Connection) -> None:
+        """Have the stream and its consumers, as far as they are not there on this connection."""
+        missing = [each for each in self._consumers if each.attached is not connection]
+        if missing and self._stream is not None:
+            await _jetstream.ensure_stream(connection, self._stream, self._durable)
+            for consumer in missing:
+                await consumer.attach(connection)
+            await connection.round_trip()
+
+    def _restore(self, connection: Connection) -> None:
+        """Have the events of the stream again, as soon as it can be had."""
+        if self._restoring is None or self._restoring.done():
+            self._restoring = spawn(self._restored(connection), f"restore {self._stream}")
+
+    async def _restored(self, connection: Connection) -> None:
+        wait = FIRST_WAIT
+        while not self._stopped and not connection.closed:
+            try:
+                await self._attach(connection)
+            except ConnectError:
+                await asyncio.sleep(wait)
+                wait = min(LONGEST_WAIT, 2 * wait)
+            except ResilientClientError as error:
+                log.error("%s: %s", self.address, error)  # noqa: TRY400
+                connection.abort()  # it comes back, and is refused
+            else:
+                return
 
     def greet(self, reply: bytes) -> None:
         """Show ourselves to a client of our make, so that it tells us when a caller leaves."""
@@ -279,6 +323,9 @@ class ServerListener:
             consumer.close()
         for subject in self._subjects:
             subject.backlog.close()
+        if self._restoring is not None:
+            self._restoring.cancel()
+            await asyncio.wait({self._restoring})
         connection = await self._link.aclose()
         if connection is not None:
             await connection.aclose()
