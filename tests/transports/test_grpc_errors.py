@@ -103,6 +103,7 @@ def test_every_code_has_its_meaning() -> None:
         ("UNAVAILABLE", "not today", True, RemoteError, True),
         ("CANCELLED", "", True, ConnectionLost, True),
         ("INTERNAL", "Received RST_STREAM with error code 2", True, ConnectionLost, True),
+        ("INTERNAL", "Internal error from Core", True, ConnectionLost, True),
         ("UNKNOWN", "Received http2 header with status: 404", True, ProtocolError, True),
         ("UNIMPLEMENTED", "Received http2 header with status: 404", True, ProtocolError, True),
         ("RESOURCE_EXHAUSTED", "Received message larger than max (2 vs. 1)", True, PayloadError, 1),

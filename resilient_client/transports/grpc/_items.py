@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Call
+from resilient_client.transports._link import spawn
 from resilient_client.transports.grpc._channel import Connection
 from resilient_client.transports.grpc._library import ERRORS, aio
 from resilient_client.transports.grpc._methods import Method, PatternsMethod
@@ -28,6 +30,32 @@ def cancelled(requests: Requests | None) -> ResilientClientError:
     if requests is not None and requests.error is not None:
         return requests.error
     return ConnectionLost("the client was closed")
+
+
+class _Kept:
+    """grpcio's call, but that what its peer has ended it with stays that."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def set_internal_error(self, said: str) -> None:
+        """A message could not be written any more: the peer's status is on its way."""
+
+
+def keep_status(rpc: Any) -> None:
+    """Let a call that writes messages end as its peer has ended it, whatever was to be written.
+
+    grpcio makes up a status of its own where it notices the end first while it writes. The way
+    round that is private: where a release has it otherwise, that status is told as what it is.
+    """
+    call = getattr(rpc, "_cython_call", None)
+    if hasattr(call, "set_internal_error"):
+        rpc._cython_call = _Kept(call)  # noqa: SLF001
 
 
 class Asked:
@@ -56,12 +84,18 @@ class Requests:
         PayloadError: an earlier attempt has used them up.
     """
 
-    __slots__ = ("_asked", "_encode", "error")
+    __slots__ = ("_asked", "_closing", "_encode", "_over", "_raws", "_writer", "error")
 
-    def __init__(self, asked: Asked, encode: Callable[[Any], bytes]) -> None:
+    def __init__(
+        self, asked: Asked, encode: Callable[[Any], bytes], closing: set[asyncio.Task[None]]
+    ) -> None:
         self.error: ResilientClientError | None = None
         self._asked = asked
         self._encode = encode
+        self._closing = closing
+        self._raws = self._each()
+        self._writer: asyncio.Task[Any] | None = None  # of the library, once it has begun
+        self._over = False
         source = asked.source
         if asked.begun and hasattr(source, "__aiter__") and aiter(source) is source:
             raise PayloadError(
@@ -69,14 +103,35 @@ class Requests:
                 hint="give a list, or an object whose __aiter__ begins anew",
             )
 
-    async def each(self) -> AsyncIterator[bytes]:
+    def each(self) -> AsyncGenerator[bytes]:
         """The bytes of each request; what goes wrong is kept in `error`, the call is cancelled."""
+        return self._raws
+
+    def close(self) -> None:
+        """The call has ended, as its peer may end it at any time: so does the source.
+
+        The library would let it wait for the next request for ever.
+        """
+        writer = self._writer
+        if writer is None or self._over:
+            return
+        if not writer.done() and not writer.cancelling():
+            writer.cancel()
+        spawn(self._close(writer), "end a stream of requests", self._closing)
+
+    async def _close(self, writer: asyncio.Task[Any]) -> None:
+        await asyncio.wait({writer})
+        with suppress(Exception):  # nobody waits for it any more
+            await self._raws.aclose()
+
+    async def _each(self) -> AsyncGenerator[bytes]:
         asked, encode = self._asked, self._encode
         asked.begun = True
         if isinstance(asked.source, list):
             for raw in asked.source:
                 yield raw
             return
+        self._writer = asyncio.current_task()
         items = aiter(asked.source)
         try:
             async for item in items:
@@ -90,6 +145,7 @@ class Requests:
             self.error.__cause__ = error
             raise
         finally:
+            self._over = True
             close = getattr(items, "aclose", None)
             if close is not None:
                 await close()
@@ -181,6 +237,8 @@ class Items:
     def _end(self) -> None:
         if not self._ended:
             self._ended = True
+            if self._requests is not None:
+                self._requests.close()
             self._connection.ended()
             del self._connection
 
@@ -188,5 +246,5 @@ class Items:
         """See `message.Items.aclose`: the server is told."""
         self._first.clear()
         if not self._ended:
-            self._end()
             self._rpc.cancel()
+            self._end()

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from resilient_client.errors import ConfigurationError
+from resilient_client.transports.grpc._items import keep_status
 from resilient_client.transports.grpc._library import (
     DescriptorPool,
     ReflectionServicer,
@@ -28,10 +29,6 @@ V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _METHOD = "ServerReflectionInfo"
 _Request = reflection_pb2.ServerReflectionRequest
 _Response = reflection_pb2.ServerReflectionResponse
-_STATUS_LOST = "Internal error from Core"
-"""What grpcio says of a call that the peer has ended before our message left: it then drops the
-status that the peer gave, "unimplemented" as a rule."""
-_TRIES = 5
 
 
 # ------------------------------------------------------------------------------------- asking
@@ -55,24 +52,20 @@ async def discover(channel: aio.Channel, schema: Schema, route: str) -> None:
 
 async def _answers(channel: aio.Channel, service: str, schema: Schema, route: str) -> bool:
     """Ask this version of the service; False where there is none."""
-    left = _TRIES
-    while True:
-        left -= 1
-        try:
-            await _ask(channel, service, schema, route)
-        except aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return False
-            if error.details() != _STATUS_LOST or not left:
-                raise
-        else:
-            return True
+    try:
+        await _ask(channel, service, schema, route)
+    except aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return False
+        raise
+    return True
 
 
 async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -> None:
     rpc: Any = channel.stream_stream(
         f"/{service}/{_METHOD}", _Request.SerializeToString, _Response.FromString
     )()
+    keep_status(rpc)
     try:
         wanted = route.rpartition("/")[0]
         answer = await _said(rpc, list_services="")

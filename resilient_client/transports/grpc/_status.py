@@ -72,6 +72,8 @@ _TOO_LARGE = re.compile(
     r"larger than max|metadata size exceeds|message exceeds (the )?maximum"
     r"|decompresses to a size larger than"
 )
+# What grpcio says where it noticed the end of a call by not being able to write to it.
+_STATUS_LOST = "Internal error from Core"
 _NOT_CONNECTED = "failed to connect to all addresses"
 _UNTRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|Hostname Verification|Peer name .* is not in")
 
@@ -291,6 +293,10 @@ def _unanswered(number: int, text: str, connected: bool) -> ResilientClientError
         return ConnectionLost(text)
     if number == _INTERNAL and "RST_STREAM" in text:
         return ConnectionLost(text)
+    if number == _INTERNAL and text == _STATUS_LOST:
+        return ConnectionLost(
+            "the peer ended the call while it was written; grpcio has not kept how"
+        )
     if number != _UNAVAILABLE and text.startswith("Received http2 header with status"):
         return ProtocolError(f"the peer speaks HTTP/2 but not gRPC: {text}")
     return None

@@ -40,6 +40,7 @@ from resilient_client.transports.grpc._items import (
     Items,
     Requests,
     cancelled,
+    keep_status,
     left_by_caller,
 )
 from resilient_client.transports.grpc._library import ERRORS, aio, grpc
@@ -264,7 +265,9 @@ class ClientTransport(LinkedTransport[Connection]):
         argument: Any = asked.raw
         if method.requests:
             requests = Requests(
-                asked, lambda each: self._bounded(method.request(each, self._codec, call.route))
+                asked,
+                lambda each: self._bounded(method.request(each, self._codec, call.route)),
+                self._closing,
             )
             argument = requests.each()
         rpc = connection.callable(method.path, method.requests, method.responses)(
@@ -273,6 +276,8 @@ class ClientTransport(LinkedTransport[Connection]):
             metadata=aio.Metadata(*metadata),
             compression=self._compression,
         )
+        if requests is not None:
+            keep_status(rpc)
         call.sent = True
         connection.begun()
         return rpc, requests
@@ -332,6 +337,8 @@ class ClientTransport(LinkedTransport[Connection]):
             failure = given_up
         finally:
             self._waits.end(wait)
+            if requests is not None:
+                requests.close()
             connection.ended()
             del rpc, connection, wait  # an error's traceback holds this frame
         try:
