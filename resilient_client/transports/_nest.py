@@ -26,7 +26,7 @@ from resilient_client.transports._packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
     from resilient_client.codecs import Codec
     from resilient_client.message import Reply
@@ -70,57 +70,36 @@ async def answer(
     id_json: bytes | None,
     write: Callable[[bytes], Awaitable[None]],
     codec: Codec,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    rabbitmq: bool = False,
 ) -> None:
     """Write the packets of a reply.
 
     `write` waits while the peer does not read, and raises `PayloadError` for a packet that cannot
     travel, for example because it is too large: an error then takes its place.
     """
-    own_id = None if rabbitmq else id_json
     try:
         if reply.items is None:
-            await write(packet(reply, id_json, codec, metadata, rabbitmq=rabbitmq))
+            await write(reply_packet(reply, id_json, codec))
             return
         try:
             while True:
                 body = await reply.items.receive(inf)
-                await write(value_packet(own_id, body, last=False, metadata=metadata))
-                metadata = None
+                await write(value_packet(id_json, body, last=False))
         except StopAsyncIteration:
-            await write(end_packet(own_id, metadata))
+            await write(end_packet(id_json))
         except RemoteError as error:
-            await write(error_packet(own_id, codec.encode(wire_error(error)), metadata))
+            await write(error_packet(id_json, codec.encode(wire_error(error))))
     except PayloadError as error:
         log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
         told = RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500)
-        await write(error_packet(own_id, codec.encode(wire_error(told)), metadata))
+        await write(error_packet(id_json, codec.encode(wire_error(told))))
 
 
-def packet(
-    reply: Reply,
-    id_json: bytes | None,
-    codec: Codec,
-    metadata: Mapping[str, str] | None = None,
-    *,
-    rabbitmq: bool = False,
-) -> bytes:
-    """The one packet of a reply that is not a stream.
-
-    On RabbitMQ, which matches replies by a property of its own, only the no-handler packet holds
-    the id.
-    """
+def reply_packet(reply: Reply, id_json: bytes | None, codec: Codec) -> bytes:
+    """The one packet of a reply that is not a stream."""
     error = reply.error
     if error is None:
         body = reply.body
-        if rabbitmq:
-            id_json = None
-        if body is NO_VALUE:
-            return end_packet(id_json, metadata)
-        return value_packet(id_json, body, metadata=metadata)
+        return end_packet(id_json) if body is NO_VALUE else value_packet(id_json, body)
     if id_json is not None and type(error) is NoHandlerError:
-        return no_handler_packet(id_json, metadata, rabbitmq=rabbitmq)
-    err = codec.encode(wire_error(error))
-    return error_packet(None if rabbitmq else id_json, err, metadata)
+        return no_handler_packet(id_json)
+    return error_packet(id_json, codec.encode(wire_error(error)))

@@ -23,7 +23,7 @@ from resilient_client.transports._metadata import (
 )
 
 _NULL = b"null"
-_NO_HANDLER = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
+NO_HANDLER_JSON = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
 _RESPONSE_KEYS = frozenset({"id", "err", "response", "isDisposed", "status", "metadata"})
 
 
@@ -84,7 +84,7 @@ class Response(Struct, gc=False):
     @property
     def no_handler(self) -> bool:
         """The peer has no handler for the pattern."""
-        return self.err == _NO_HANDLER
+        return self.err == NO_HANDLER_JSON
 
 
 class _ResponsePacket(Struct, forbid_unknown_fields=True, gc=False):
@@ -260,32 +260,25 @@ def text_event(raw: bytes) -> Request:
     return Request(None, encode(raw.decode(errors="replace")), None, external=True)
 
 
-def value_packet(
-    id_json: bytes | None,
-    body: bytes,
-    last: bool = True,  # noqa: FBT001, FBT002
-    metadata: Mapping[str, str] | None = None,
-) -> bytes:
-    """A value, the last one or not. Without an id for RabbitMQ, which has its own.
-
-    `metadata` only for a peer that asked: Nest takes a packet with a foreign key for a value.
-    """
-    if metadata is None and id_json is not None:
-        if last:
-            return b'{"response":%b,"isDisposed":true,"id":%b}' % (body, id_json)
-        return b'{"response":%b,"id":%b}' % (body, id_json)
-    end = b',"isDisposed":true' if last else b""
-    return b'{"response":%b%b%b' % (body, end, _tail(id_json, metadata))
+# Without an id where the transport matches replies by something of its own, as RabbitMQ does. And
+# without any other key: Nest takes a packet with a foreign key for a value.
 
 
-def end_packet(id_json: bytes | None, metadata: Mapping[str, str] | None = None) -> bytes:
+def value_packet(id_json: bytes | None, body: bytes, last: bool = True) -> bytes:  # noqa: FBT001, FBT002
+    """A value, the last one or not."""
+    if id_json is None:
+        return b'{"response":%b%b' % (body, b',"isDisposed":true}' if last else b"}")
+    if last:
+        return b'{"response":%b,"isDisposed":true,"id":%b}' % (body, id_json)
+    return b'{"response":%b,"id":%b}' % (body, id_json)
+
+
+def end_packet(id_json: bytes | None) -> bytes:
     """The end without a (further) value."""
-    return b'{"isDisposed":true' + _tail(id_json, metadata)
+    return b'{"isDisposed":true' + _id_and_end(id_json)
 
 
-def error_packet(
-    id_json: bytes | None, err_body: bytes, metadata: Mapping[str, str] | None = None
-) -> bytes:
+def error_packet(id_json: bytes | None, err_body: bytes) -> bytes:
     """A failure, which ends the exchange.
 
     An `err` that JavaScript takes for false would be read as success: it is wrapped as Nest's
@@ -293,24 +286,16 @@ def error_packet(
     """
     if not truthy(err_body):
         err_body = b'{"status":"error","message":%b}' % err_body
-    return b'{"err":%b,"isDisposed":true%b' % (err_body, _tail(id_json, metadata))
+    return b'{"err":%b,"isDisposed":true%b' % (err_body, _id_and_end(id_json))
 
 
-def no_handler_packet(
-    id_json: bytes, metadata: Mapping[str, str] | None = None, *, rabbitmq: bool = False
-) -> bytes:
-    """No handler for the pattern. On RabbitMQ too it holds the id, its keys in another order."""
-    end = _tail(None, metadata)
-    if rabbitmq:
-        return b'{"id":%b,"err":%b,"status":"error"%b' % (id_json, _NO_HANDLER, end)
-    return b'{"id":%b,"status":"error","err":%b%b' % (id_json, _NO_HANDLER, end)
+def no_handler_packet(id_json: bytes) -> bytes:
+    """No handler for the pattern."""
+    return b'{"id":%b,"status":"error","err":%b}' % (id_json, NO_HANDLER_JSON)
 
 
-def _tail(id_json: bytes | None, metadata: Mapping[str, str] | None) -> bytes:
-    tail = b"" if id_json is None else b',"id":' + id_json
-    if metadata is not None:
-        tail += b',"metadata":' + encode(metadata)
-    return tail + b"}"
+def _id_and_end(id_json: bytes | None) -> bytes:
+    return b"}" if id_json is None else b',"id":%b}' % id_json
 
 
 # ---- both sides ----

@@ -31,7 +31,7 @@ from resilient_client.transports._nest import (
     cancel_packet,
     deliver,
     greeting_packet,
-    packet,
+    reply_packet,
 )
 from resilient_client.transports._packets import (
     event_packet,
@@ -245,10 +245,10 @@ class _Request(Message, kw_only=True):
         """See `Respond`."""
         stream = self.stream
         if reply.items is None and not stream.congested and not stream.closed:
-            if reply.error is None and reply.body is not NO_VALUE:  # `packet`, less a hop
+            if reply.error is None and reply.body is not NO_VALUE:  # `reply_packet`, less a hop
                 data = value_packet(self.id, reply.body)
             else:
-                data = packet(reply, self.id, stream.codec)
+                data = reply_packet(reply, self.id, stream.codec)
             if len(data) <= stream.largest:
                 stream.send(frame(data))
                 return None

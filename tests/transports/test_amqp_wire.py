@@ -23,14 +23,38 @@ from resilient_client import (
     NoHandlerError,
     PayloadError,
     ProtocolError,
+    RemoteError,
     ResilientClientError,
     Server,
 )
+from resilient_client.codecs import JsonCodec
+from resilient_client.errors import NO_HANDLER_MESSAGE
+from resilient_client.message import Reply
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._errors import REPLY_CODES, closed_error, unroutable
 from resilient_client.transports.amqp._topology import matches
-from resilient_client.transports.amqp.server import _Acknowledgements
+from resilient_client.transports.amqp.server import _Acknowledgements, _packet_of
 from tests.peers.script import scripted_peer, silence
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (Reply(b"3"), '{"response":3,"isDisposed":true}'),
+        (Reply(), '{"isDisposed":true}'),
+        (
+            Reply(error=RemoteError("no")),
+            '{"err":{"status":"error","message":"no"},"isDisposed":true}',
+        ),
+        (
+            Reply(error=NoHandlerError()),
+            f'{{"id":"7","err":"{NO_HANDLER_MESSAGE}","status":"error"}}',
+        ),
+    ],
+    ids=["value", "end", "error", "no handler"],
+)
+def test_replies_are_written_as_nest_writes_them(reply: Reply, expected: str) -> None:
+    assert _packet_of(reply, b'"7"', JsonCodec()) == expected.encode()
 
 
 def header_of(data: bytes) -> wire.Delivery:

@@ -60,24 +60,6 @@ def test_responses_are_written_as_nest_writes_them() -> None:
     assert no_handler_packet(id_json) == (
         f'{{"id":"7","status":"error","err":"{NO_HANDLER}"}}'.encode()
     )
-    assert no_handler_packet(id_json, rabbitmq=True) == (
-        f'{{"id":"7","err":"{NO_HANDLER}","status":"error"}}'.encode()
-    )
-
-
-def test_metadata_comes_last_in_a_response_and_only_when_given() -> None:
-    beside = {"a": "1"}
-    for packet in (
-        value_packet(b"1", b"3", metadata=beside),
-        value_packet(None, b"3", False, beside),
-        end_packet(b"1", beside),
-        error_packet(b"1", b"{}", beside),
-        no_handler_packet(b"1", beside),
-    ):
-        assert packet.endswith(b',"metadata":{"a":"1"}}')
-        response = read_response(packet)
-        assert response.metadata == beside
-        assert not response.external
 
 
 @pytest.mark.parametrize("falsy", [b"null", b'""', b"0", b"false", b"-0", b"0.0e5"])

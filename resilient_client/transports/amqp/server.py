@@ -26,8 +26,8 @@ from resilient_client.message import Message, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import ServerLink
-from resilient_client.transports._nest import answer, packet
-from resilient_client.transports._packets import read_request
+from resilient_client.transports._nest import answer, reply_packet
+from resilient_client.transports._packets import NO_HANDLER_JSON, read_request
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._connector import HEARTBEAT, connect, login
 from resilient_client.transports.amqp._topology import MAX_NAME, Topology, matches
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
+    from resilient_client.codecs import Codec
     from resilient_client.transports._base import App, Subscription, Target
     from resilient_client.transports._packets import Request
     from resilient_client.transports.amqp._channel import Channel
@@ -264,7 +265,7 @@ class _Consumer:
         log.warning("a message was refused: %s", why)
         if message.reply_to:
             error = InvalidPayloadError(why)
-            self._publish(message, packet(Reply(error=error), None, self._codec))
+            self._publish(message, reply_packet(Reply(error=error), None, self._codec))
         self._acks.nack(message.tag, requeue=False)
 
     def _accept(self, message: Delivery, request: Request, route: str, respond: Any) -> None:
@@ -297,7 +298,8 @@ class _Consumer:
         respond = partial(self._respond, message, request)
         if message.redelivered and IDEMPOTENCY_HEADER not in message.headers:
             # somebody may have executed it: that is for the caller to judge
-            self._publish(message, packet(Reply(error=_LOST_REPLICA), None, self._codec))
+            lost = Reply(error=_LOST_REPLICA)
+            self._publish(message, reply_packet(lost, None, self._codec))
             self._acks.ack(message.tag)
             return
         ours = message.app_id == wire.OURS and message.reply_to
@@ -315,12 +317,12 @@ class _Consumer:
 
     async def _respond(self, message: Delivery, request: Request, reply: Reply) -> None:
         try:
-            if reply.items is None and not self.replying.congested:
-                data = packet(reply, request.id, self._codec, rabbitmq=True)
-                self._publish(message, data)
-            else:
-                write = partial(self._written, message)
-                await answer(reply, request.id, write, self._codec, rabbitmq=True)
+            if reply.items is not None:
+                await answer(reply, None, partial(self._written, message), self._codec)
+                return
+            if self.replying.congested:
+                await self.replying.drained()
+            self._publish(message, _packet_of(reply, request.id, self._codec))
         finally:
             self._acks.ack(message.tag)
 
@@ -340,6 +342,13 @@ class _Consumer:
             raise ConnectionLost("the connection for replies has ended")
         place = wire.publish_frame(1, "", address, mandatory=False)
         replying.send(place + wire.content_frames(1, properties, data, replying.frame_max))
+
+
+def _packet_of(reply: Reply, id_json: Any, codec: Codec) -> bytes:
+    """The packet of a reply: without its id, for there is a property for that, but for one kind."""
+    if type(reply.error) is NoHandlerError:  # as Nest has it
+        return b'{"id":%b,"err":%b,"status":"error"}' % (id_json, NO_HANDLER_JSON)
+    return reply_packet(reply, None, codec)
 
 
 class ServerListener:

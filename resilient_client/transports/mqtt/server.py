@@ -23,7 +23,7 @@ from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._metadata import sanitised
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, packet
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, reply_packet
 from resilient_client.transports._packets import error_packet, read_request, text_event
 from resilient_client.transports.mqtt._codec import Answer, Message, text
 from resilient_client.transports.mqtt._connection import Connection
@@ -235,7 +235,7 @@ class ServerListener:
             now = self._link.current
             if now is None or now.congested:
                 now = await self._connected()
-            self._put(now, reply_topic, packet(reply, id_json, self._app.codec), id_json)
+            self._put(now, reply_topic, reply_packet(reply, id_json, self._app.codec), id_json)
 
         self._app.accept(message, respond, self._slots, "mqtt")
 

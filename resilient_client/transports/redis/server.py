@@ -20,7 +20,7 @@ from resilient_client.message import Message, Reply
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, packet
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, reply_packet
 from resilient_client.transports._packets import read_request, text_event
 from resilient_client.transports.redis._connection import Refused
 from resilient_client.transports.redis._connector import Connector
@@ -235,7 +235,7 @@ class ServerListener:
         log.warning("%s: %s", route, text)
         if id_json is not None:
             reply = Reply(error=InvalidPayloadError(text))
-            self._publish(channel, packet(reply, id_json, self._app.codec))
+            self._publish(channel, reply_packet(reply, id_json, self._app.codec))
 
     def _publish(self, channel: bytes, data: bytes) -> None:
         session = self._link.current
@@ -245,7 +245,7 @@ class ServerListener:
     def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> Awaitable[None] | None:
         session = self._link.current
         if reply.items is None and session is not None and not session.commands.congested:
-            data = packet(reply, id_json, self._app.codec)
+            data = reply_packet(reply, id_json, self._app.codec)
             session.commands.ask(_published, "PUBLISH", channel, data)
             return None
         return answer(reply, id_json, _Writer(self._link, self._app, channel), self._app.codec)
