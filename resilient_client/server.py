@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
-from resilient_client.events import ConnectionChanged
+from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory
 from resilient_client.patterns import prefixed
@@ -323,14 +323,18 @@ class Server(Router):
         await self.aclose()
 
     def _watch(self, event: Event) -> None:
-        """Notice a broker that goes, and one that does not take us back."""
+        """Put it into the log; notice a broker that goes, and one that does not take us back."""
+        if isinstance(event, Degraded):
+            log.warning("%s: %s", event.endpoint, event.reason)
         if not isinstance(event, ConnectionChanged):
             return
         if event.new == "reconnecting":
+            log.warning("%s: the connection was lost: %s", event.endpoint, event.reason)
             self._absent += 1
         elif event.old == "reconnecting" and event.new == "connected":
             self._absent -= 1
         elif event.old == "reconnecting" and event.new == "idle":
+            log.error("%s: not serving any more: %s", event.endpoint, event.reason)
             self._given_up = event.reason
             self.shutdown()
 

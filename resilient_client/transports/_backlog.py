@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -23,8 +22,8 @@ class Backlog:
 
     Requests pass: over its caps the app answers them as throttled. Events that find every handler
     busy wait here, at most `BACKLOG_EVENTS` of `BACKLOG_BYTES` together; what comes beyond is
-    dropped, and the server's observers and its log are told when that begins and how it ended; of
-    what begins again within `SILENCE` only the number of events, later.
+    dropped, and the server's observers are told when that begins and how it ended; of what begins
+    again within `SILENCE` only the number of events, later.
 
     Attributes:
         slots: the consumer's share of the app's caps.
@@ -37,7 +36,6 @@ class Backlog:
         self._app = app
         self._transport = transport
         self._endpoint = endpoint
-        self._log = logging.getLogger(f"resilient_client.{transport}")
         self._waiting: deque[Message] = deque()
         self._size = 0
         self._paused = False
@@ -84,7 +82,6 @@ class Backlog:
         self._tell(f"{lost} events were dropped while the handlers were too slow")
 
     def _tell(self, reason: str) -> None:
-        self._log.warning("%s: %s", self._endpoint, reason)
         self._app.notify(Degraded(self._endpoint, reason))
 
     def close(self) -> None:

@@ -209,7 +209,7 @@ class App(Protocol):
         """
 
     def notify(self, event: Event) -> None:
-        """Tell the server's observers."""
+        """Tell the server's observers, and its log."""
 
 
 class ServerListener(Protocol):

@@ -20,7 +20,6 @@ from resilient_client.transports._transport import BaseTransport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from logging import Logger
 
     from resilient_client.clock import Clock
     from resilient_client.events import Event, Status
@@ -35,6 +34,8 @@ LONGEST_WAIT = 1.0
 """Seconds between two dials after a loss: doubling from the first to the longest, with jitter."""
 DIAL_TIMEOUT = 5.0
 """Seconds one dial may take, whoever waits for it."""
+RETURN_WAIT = 5.0
+"""Seconds that what a server has to write waits for a connection that was lost."""
 
 
 def spawn(
@@ -231,17 +232,10 @@ class Link(Generic[C]):
 
 
 class ServerLink(Link[C]):
-    """The connection of a server's end: its log tells what becomes of it, too.
+    """The connection of a server's end."""
 
-    Args:
-        log: of the transport.
-    """
-
-    def __init__(
-        self, endpoint: str, dial: Callable[[], Awaitable[C]], *, app: App, log: Logger
-    ) -> None:
+    def __init__(self, endpoint: str, dial: Callable[[], Awaitable[C]], app: App) -> None:
         super().__init__(endpoint, dial, clock=app.clock, notify=app.notify)
-        self._log = log
 
     async def start(self) -> None:
         """Connect, or raise what stands against it; anew where it has been closed."""
@@ -249,12 +243,13 @@ class ServerLink(Link[C]):
             self.status = "idle"
         await self.get(self._clock.now() + DIAL_TIMEOUT)
 
-    def _change(self, status: Status, reason: str = "") -> None:
-        if status == "reconnecting":
-            self._log.warning("%s: the connection was lost: %s", self._endpoint, reason)
-        elif status == "idle" and self.status == "reconnecting":
-            self._log.error("%s: not serving any more: %s", self._endpoint, reason)
-        super()._change(status, reason)
+    async def soon(self) -> C:
+        """The connection; one that was lost is waited for, because it comes back as a rule.
+
+        Raises:
+            ConnectError: it has not, in `RETURN_WAIT` seconds.
+        """
+        return self.current or await self.get(self._clock.now() + RETURN_WAIT)
 
 
 class LinkedTransport(BaseTransport, Generic[C]):

@@ -10,6 +10,7 @@ from resilient_client.context import PEER_HEADER
 from resilient_client.errors import (
     NoHandlerError,
     PayloadError,
+    ProtocolError,
     RemoteError,
     ResilientClientError,
     remote_error,
@@ -22,6 +23,7 @@ from resilient_client.transports._packets import (
     error_packet,
     event_packet,
     no_handler_packet,
+    read_request,
     value_packet,
 )
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from resilient_client.codecs import Codec
     from resilient_client.message import Reply
+    from resilient_client.transports._base import Slots
     from resilient_client.transports._packets import Response
     from resilient_client.transports._replies import PendingReplies
 
@@ -44,6 +47,15 @@ _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 def cancel_packet(key: bytes | str) -> bytes:
     """The event of `CANCEL_ROUTE` for the request with this id."""
     return event_packet(_CANCEL_JSON, b'"%b"' % (key.encode() if isinstance(key, str) else key))
+
+
+def take_cancel(raw: bytes, slots: Slots) -> None:
+    """An event of `CANCEL_ROUTE` has come: cancel what it means."""
+    try:
+        left = read_request(raw).data
+    except ProtocolError:
+        return
+    slots.cancel(left)
 
 
 def greeting_packet(id_json: bytes) -> bytes:

@@ -196,7 +196,6 @@ class _Consumer:
     def _queue_gone(self) -> None:
         """The queue was deleted under us: declare it again, on new connections."""
         reason = f"the queue {self._listener.topology.queue!r} was deleted"
-        log.warning("%s: %s", self._listener.address, reason)
         self._app.notify(Degraded(self._listener.address, reason))
         self.consuming.abort(reason)
 
@@ -394,7 +393,7 @@ class ServerListener:
         self.requeue = ack == "requeue"
         self.max_size = max_size
         self.routes: _Routes | None = None
-        self.link = ServerLink[_Consumer](self.address, self._dial, app=app, log=log)
+        self.link = ServerLink[_Consumer](self.address, self._dial, app)
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that cannot be a routing key.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Slots
     from resilient_client.transports.kafka._answers import Answers
     from resilient_client.transports.kafka._lane import Lane
-
-log = logging.getLogger("resilient_client.kafka")
 
 CLOCK_SKEW = 1.0
 """Seconds by which the callers' clocks may differ from ours before requests expire too early."""
@@ -192,7 +189,6 @@ class Events:
         self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
 
     def _tell(self, reason: str) -> None:
-        log.error("%s: %s", self.address, reason)
         self._app.notify(Degraded(self.address, reason))
 
     def spawn(self, coroutine: Any) -> None:

@@ -320,8 +320,7 @@ class ServerListener:
             try:
                 await self._read()
             except AIOKAFKA_ERRORS as error:
-                log.warning("%s: %s", self.address, ours(error, self.address, sent=False).args[0])
-                self._change("reconnecting", str(error))
+                self._change("reconnecting", ours(error, self.address, sent=False).args[0])
             self._partitions.give_up()
             if self._consumer is not None:
                 await leave(self._consumer)  # else the group waits for its session

@@ -23,7 +23,13 @@ from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._metadata import sanitised
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, reply_packet
+from resilient_client.transports._nest import (
+    CANCEL_ROUTE,
+    answer,
+    greeting_packet,
+    reply_packet,
+    take_cancel,
+)
 from resilient_client.transports._packets import error_packet, read_request, text_event
 from resilient_client.transports.mqtt._codec import Answer, Message, text
 from resilient_client.transports.mqtt._connection import Connection
@@ -36,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.mqtt")
 
-REPLY_WAIT = 5.0
-"""Seconds a reply waits for a connection that is being made anew."""
 _LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
 
@@ -116,7 +120,7 @@ class ServerListener:
             tls=tls,
             max_size=max_size,
         )
-        self._link = ServerLink[Connection](self.address, self._connector.connect, app=app, log=log)
+        self._link = ServerLink[Connection](self.address, self._connector.connect, app)
         self._new = self._connector.version == 5
         self._slots = app.slots(self._pause, self._resume, farewell=True)
         self._paused = self._stopping = self._been_here = False
@@ -240,8 +244,8 @@ class ServerListener:
         self._app.accept(message, respond, self._slots, "mqtt")
 
     async def _connected(self) -> Connection:
-        """A connection that can be written to: one that was lost comes back, as a rule."""
-        connection = await self._link.get(self._app.clock.now() + REPLY_WAIT)
+        """A connection that can be written to."""
+        connection = await self._link.soon()
         await connection.drained()
         return connection
 
@@ -272,11 +276,7 @@ class ServerListener:
 
     def _cancel(self, connection: Connection, message: Message) -> None:
         connection.acknowledge(message)
-        try:
-            left = read_request(message.payload).data
-        except ProtocolError:
-            return
-        self._slots.cancel(left)
+        take_cancel(message.payload, self._slots)
 
     # ------------------------------------------------------------------------------- its connection
 
@@ -305,7 +305,6 @@ class ServerListener:
         self._link.lost(connection, connection.reason)
 
     def _tell(self, reason: str) -> None:
-        log.warning("%s: %s", self.address, reason)
         self._app.notify(Degraded(self.address, reason))
 
     def _pause(self) -> None:

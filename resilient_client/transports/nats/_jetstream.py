@@ -325,7 +325,6 @@ class Consumer:
                 f"event {sequence} of stream {self._stream} is given up after {delivered} "
                 f"deliveries: {answer.error.message}"
             )
-            log.error("%s", text)
             self._app.notify(Degraded(self._endpoint, text))
             self._acknowledge(reply, b"+TERM")
         else:

@@ -141,7 +141,7 @@ class ServerListener:
         self._stopped = False
         self._restoring: asyncio.Task[None] | None = None
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
-        self._link: ServerLink[Connection] = ServerLink(self.address, self._dial, app=app, log=log)
+        self._link: ServerLink[Connection] = ServerLink(self.address, self._dial, app)
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that cannot be a subject.
@@ -200,7 +200,6 @@ class ServerListener:
 
         def violated(text: str) -> None:
             if self._link.current is not None:  # else the dial fails with it
-                log.error("%s: %s", self.address, text)
                 self._app.notify(Degraded(self.address, text))
 
         connection = await self._connector.connect(ended, violated)

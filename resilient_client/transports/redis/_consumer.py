@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from resilient_client.errors import RemoteError
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Respond, Subscription
-    from resilient_client.transports._link import Link
+    from resilient_client.transports._link import ServerLink
     from resilient_client.transports.redis._session import Session
 
 log = logging.getLogger("resilient_client.redis")
@@ -64,7 +64,7 @@ class Consumer:
     def __init__(
         self,
         app: App,
-        link: Link[Session],
+        link: ServerLink[Session],
         *,
         endpoint: str,
         stream: str,
@@ -359,9 +359,7 @@ class Consumer:
         Raises:
             ConnectError, ConnectionLost, ConfigurationError: it was not done, as far as is known.
         """
-        session = self._link.current
-        if session is None:
-            session = await self._link.get(self._app.clock.now() + _ACK_TIMEOUT)
+        session = await self._link.soon()
         try:
             async with asyncio.timeout(_ACK_TIMEOUT):
                 return await session.commands.call(*command)
@@ -374,5 +372,4 @@ class Consumer:
         spawn(work, f"settle {self._stream}", self._tasks)
 
     def _tell(self, reason: str) -> None:
-        log.warning("%s: %s", self._endpoint, reason)
         self._app.notify(Degraded(self._endpoint, reason))

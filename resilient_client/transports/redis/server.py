@@ -20,7 +20,13 @@ from resilient_client.message import Message, Reply
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, greeting_packet, reply_packet
+from resilient_client.transports._nest import (
+    CANCEL_ROUTE,
+    answer,
+    greeting_packet,
+    reply_packet,
+    take_cancel,
+)
 from resilient_client.transports._packets import read_request, text_event
 from resilient_client.transports.redis._connection import Refused
 from resilient_client.transports.redis._connector import Connector
@@ -32,12 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from resilient_client.transports._base import App, Subscription, Target
-    from resilient_client.transports._link import Link
 
 log = logging.getLogger("resilient_client.redis")
-
-REPLY_WAIT = 5.0
-"""Seconds a reply waits for a connection that is being made anew."""
 
 _CANCEL = CANCEL_ROUTE.encode()
 _SHARED_HINT = (
@@ -101,7 +103,7 @@ class ServerListener:
             ssl_certfile=ssl_certfile,
             ssl_keyfile=ssl_keyfile,
         )
-        self._link = ServerLink[Session](self.address, self._dial, app=app, log=log)
+        self._link = ServerLink[Session](self.address, self._dial, app)
         self._backlog = Backlog(app, "redis", self.address)
         self._make_consumer: Callable[[], Consumer] | None = None
         if stream is not None:
@@ -191,7 +193,7 @@ class ServerListener:
         glob = len(message) == 4
         if channel == _CANCEL:
             if not glob:
-                self._cancel(raw)
+                take_cancel(raw, self._backlog.slots)
             return
         try:
             request = read_request(raw)
@@ -222,14 +224,6 @@ class ServerListener:
             None if id_json is None else partial(self._respond, reply_channel, id_json),
         )
 
-    def _cancel(self, raw: bytes) -> None:
-        """A client of our make has left one of its requests."""
-        try:
-            left = read_request(raw).data
-        except ProtocolError:
-            return
-        self._backlog.slots.cancel(left)
-
     def _too_large(self, route: str, size: int, channel: bytes, id_json: bytes | None) -> None:
         text = f"the payload has {size} bytes, more than max_size={self._max_size}"
         log.warning("%s: %s", route, text)
@@ -248,7 +242,7 @@ class ServerListener:
             data = reply_packet(reply, id_json, self._app.codec)
             session.commands.ask(_published, "PUBLISH", channel, data)
             return None
-        return answer(reply, id_json, _Writer(self._link, self._app, channel), self._app.codec)
+        return answer(reply, id_json, _Writer(self._link, channel), self._app.codec)
 
     # -------------------------------------------------------------------------------- its life
 
@@ -283,16 +277,15 @@ class ServerListener:
 class _Writer:
     """Publishes the packets of one streamed reply, and notices that nobody hears them any more."""
 
-    __slots__ = ("_app", "_channel", "_gone", "_link")
+    __slots__ = ("_channel", "_gone", "_link")
 
-    def __init__(self, link: Link[Session], app: App, channel: bytes) -> None:
+    def __init__(self, link: ServerLink[Session], channel: bytes) -> None:
         self._link = link
-        self._app = app
         self._channel = channel
         self._gone = False
 
     async def __call__(self, data: bytes) -> None:
-        session = self._link.current or await self._link.get(self._app.clock.now() + REPLY_WAIT)
+        session = await self._link.soon()
         if session.commands.congested:
             await session.commands.drained()
         if self._gone:
