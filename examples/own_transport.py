@@ -25,7 +25,6 @@ from resilient_client.transports import (
     CANCEL_ROUTE,
     App,
     Environment,
-    Link,
     LinkedTransport,
     PendingReplies,
     Slots,
@@ -63,7 +62,6 @@ class UnixTransport(LinkedTransport[Connection]):
         super().__init__(Target(f"unix://{path}"), env)
         self._path = path
         self._ids = count(1)
-        self._link = Link[Connection](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
 
     async def _dial(self) -> Connection:
         try:

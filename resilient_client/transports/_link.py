@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextvars import Context
+from copy import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from resilient_client.clock import call_later
@@ -16,6 +17,7 @@ from resilient_client.errors import (
     redact,
 )
 from resilient_client.events import ConnectionChanged
+from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._transport import BaseTransport
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.events import Event, Status
     from resilient_client.message import Call
-    from resilient_client.transports._base import App
+    from resilient_client.transports._base import App, Environment, Target
     from resilient_client.transports._stream import Stream
 
 C = TypeVar("C")
@@ -103,7 +105,8 @@ class Link(Generic[C]):
                 error = dialling.exception()
                 if error is None:
                     continue  # connected and lost again in the meantime
-                raise _copy(error)
+                # others get it too: each its own, or each traceback would grow into the next
+                raise copy(error) if isinstance(error, ResilientClientError) else error
         return connection
 
     def _start_dial(self) -> asyncio.Task[C]:
@@ -253,9 +256,15 @@ class ServerLink(Link[C]):
 
 
 class LinkedTransport(BaseTransport, Generic[C]):
-    """What the clients' ends that keep one connection have in common; each makes its `_link`."""
+    """What the clients' ends that keep one connection have in common; each says how to `_dial`."""
 
-    _link: Link[C]
+    def __init__(self, target: Target, env: Environment, max_size: int = DEFAULT_MAX_SIZE) -> None:
+        super().__init__(target, env, max_size)
+        self._link = Link[C](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
+
+    async def _dial(self) -> C:
+        """Make a connection: see `Link`."""
+        raise NotImplementedError
 
     @property
     def status(self) -> Status:  # type: ignore[override]
@@ -284,12 +293,3 @@ def look_at(task: asyncio.Task[Any]) -> None:
     """Everybody who waited for this task may have left: its error is then nobody's."""
     if not task.cancelled():
         task.exception()
-
-
-def _copy(error: BaseException) -> BaseException:
-    """An error several callers get: each its own, so that no traceback grows into another's."""
-    if not isinstance(error, ResilientClientError):
-        return error
-    own = type(error)(*error.args, sent=error.sent, hint=error.hint)
-    own.__cause__ = error.__cause__
-    return own

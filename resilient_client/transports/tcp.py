@@ -24,7 +24,7 @@ from resilient_client.message import NO_VALUE, WRITTEN, Message
 from resilient_client.patterns import lookup_route, pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE, FrameReader, frame
-from resilient_client.transports._link import Link, LinkedTransport
+from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
     answer,
@@ -162,9 +162,6 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         super().__init__(target, env, max_size)
         self._tls = client_tls(tls)
         self._ids = count(1)
-        self._link = Link[_ClientStream](
-            self.endpoint, self._dial, clock=env.clock, notify=env.notify
-        )
 
     async def _dial(self) -> _ClientStream:
         return await dial(

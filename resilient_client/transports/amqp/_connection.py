@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
@@ -130,7 +131,7 @@ class Connection(Stream):
             error = ConnectionLost("the connection was closed")
         if not self._open and isinstance(error, ConnectionLost):
             return ConnectError(*error.args)
-        return type(error)(*error.args, sent=error.sent, hint=error.hint)
+        return copy(error)
 
     def refused(self, code: int, text: str, *, over: bool = False) -> None:
         """The broker has closed a channel, or (over) the connection: that is its end for us."""

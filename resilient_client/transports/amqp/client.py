@@ -21,7 +21,7 @@ from resilient_client.message import Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE
-from resilient_client.transports._link import Link, LinkedTransport
+from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -232,7 +232,6 @@ class ClientTransport(LinkedTransport[_Session]):
         self._topology = Topology.checked(queue, exchange, durable, auto_delete, declare, arguments)
         self._login = login(target, tls, auth, heartbeat)
         self._sessions: dict[Connection, _Session] = {}
-        self._link = Link[_Session](self.endpoint, self._dial, clock=env.clock, notify=env.notify)
         self._renew()
 
     def _renew(self) -> None:

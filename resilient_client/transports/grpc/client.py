@@ -18,7 +18,7 @@ from resilient_client.errors import (
 )
 from resilient_client.message import ACCEPTED, NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import Link, LinkedTransport, spawn
+from resilient_client.transports._link import LinkedTransport, spawn
 from resilient_client.transports.grpc._channel import (
     Connection,
     client_options,
@@ -135,7 +135,6 @@ class ClientTransport(LinkedTransport[Connection]):
         self._schema = schema_of(proto, includes, package)
         self._package = package
         self._found: Schema | None = None  # what reflection told
-        self._link = Link(self.endpoint, self._dial, clock=env.clock, notify=env.notify)
         self._closing: set[asyncio.Task[None]] = set()
         self._left: set[Connection] = set()
         self._waits = Waits(env.clock)

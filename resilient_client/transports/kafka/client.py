@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 import time
+from copy import copy
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.context import fresh_id
 from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError, remote_error
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import Link, LinkedTransport, spawn
+from resilient_client.transports._link import LinkedTransport, spawn
 from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports._replies import PendingReplies
@@ -144,7 +145,7 @@ class _Connection:
             raise ConnectError("the connection to the broker ended")
         error = task.exception()
         if isinstance(error, ResilientClientError):
-            raise type(error)(*error.args, hint=error.hint) from error.__cause__
+            raise copy(error)
         if error is not None:
             raise error
 
@@ -308,9 +309,6 @@ class ClientTransport(LinkedTransport[_Connection]):
         )
         self._topics = declared(declare=declare, partitions=partitions, replication=replication)
         self._ending: set[_Connection] = set()
-        self._link = Link[_Connection](
-            self.endpoint, self._dial, clock=env.clock, notify=env.notify
-        )
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`."""

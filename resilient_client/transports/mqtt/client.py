@@ -24,7 +24,7 @@ from resilient_client.errors import (
 from resilient_client.message import ACCEPTED, WRITTEN, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import Link, LinkedTransport
+from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -115,9 +115,6 @@ class ClientTransport(LinkedTransport[Connection]):
             tls=tls,
             max_size=max_size,
         )
-        self._link = Link[Connection](
-            self.endpoint, self._connector.connect, clock=env.clock, notify=env.notify
-        )
         self._new = self._connector.version == 5
         self._ids = count()
         self._prefix_ids()
@@ -132,6 +129,9 @@ class ClientTransport(LinkedTransport[Connection]):
         self._mark = self._prefix.encode()
 
     # ------------------------------------------------------------------------------ the connection
+
+    async def _dial(self) -> Connection:
+        return await self._connector.connect()
 
     async def ready(self, connection: Connection) -> None:
         """Subscribe again to the reply topics."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
+from copy import copy
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import STORED, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import Link, LinkedTransport, look_at, spawn
+from resilient_client.transports._link import LinkedTransport, look_at, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
@@ -115,9 +116,6 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         )
         self._stream = stream
         self._stream_length = stream_length
-        self._link = Link[_ClientSession](
-            self.endpoint, self._dial, clock=env.clock, notify=env.notify
-        )
 
     # ---------------------------------------------------------------------------- the connection
 
@@ -177,7 +175,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         try:
             await asyncio.shield(task)
         except ResilientClientError as error:  # several get it: each its own
-            raise type(error)(*error.args, sent=error.sent, hint=error.hint) from None
+            raise copy(error) from None
 
     async def _subscribe(self, session: _ClientSession, channel: str) -> None:
         try:
