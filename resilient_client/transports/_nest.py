@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,10 @@ log = logging.getLogger("resilient_client.server")
 
 CANCEL_ROUTE = "resilient_client.cancel"
 """An event that tells a peer of ours, and no other, that the caller of this id has left."""
+LEFT_KEPT = 256
+"""Calls whose callers have left, that a server which shows itself is told of."""
+MAX_PEERS = 64
+"""Servers that are told when a caller leaves."""
 _CANCEL_JSON = pattern_json(CANCEL_ROUTE)
 _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
@@ -61,6 +66,40 @@ def take_cancel(raw: bytes, slots: Slots) -> None:
 def greeting_packet(id_json: bytes) -> bytes:
     """What shows a caller of ours, before its reply, that we are of its make: it may cancel."""
     return b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
+
+
+class Peers:
+    """The servers of our make that have shown themselves: they are told which callers have left.
+
+    Any other would not know what to do with that. As one may show itself after a caller has left,
+    the last of those calls are kept to be told of then.
+
+    Args:
+        tell: send the id of a call whose caller has left to a server's address.
+
+    Attributes:
+        met: the addresses of those servers.
+    """
+
+    __slots__ = ("_left", "_tell", "met")
+
+    def __init__(self, tell: Callable[[Any, Any], object]) -> None:
+        self.met: dict[Any, None] = {}
+        self._left: deque[Any] = deque(maxlen=LEFT_KEPT)
+        self._tell = tell
+
+    def meet(self, address: Any) -> None:
+        """A server has shown itself."""
+        if address not in self.met and len(self.met) < MAX_PEERS:
+            self.met[address] = None
+            for key in self._left:
+                self._tell(address, key)
+
+    def leave(self, key: Any) -> None:
+        """The caller of the request with this id has left."""
+        self._left.append(key)
+        for address in self.met:
+            self._tell(address, key)
 
 
 def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:

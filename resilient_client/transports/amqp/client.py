@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import LinkedTransport
-from resilient_client.transports._nest import cancel_packet, deliver
+from resilient_client.transports._nest import Peers, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._transport import Tally
@@ -42,15 +41,9 @@ if TYPE_CHECKING:
     from resilient_client.transports.amqp._connection import Connection
     from resilient_client.transports.amqp._wire import Delivery
 
-_PEERS = 64  # servers whose address for cancels is kept
-
 
 class _Session:
-    """What one connection has: a channel for requests and replies, one for confirmed events.
-
-    Attributes:
-        peers: where servers of our make take cancels.
-    """
+    """What one connection has: a channel for requests and replies, one for confirmed events."""
 
     def __init__(
         self, connection: Connection, topology: Topology, replies: PendingReplies,
@@ -59,8 +52,7 @@ class _Session:
         self.connection = connection
         self.replies = replies
         self.confirms = confirms
-        self.peers: dict[bytes, None] = {}
-        self._left: deque[bytes] = deque(maxlen=_PEERS)
+        self.peers = Peers(self._tell)
         self._codec = codec
         self._topology = topology
         self._requests: Channel
@@ -124,12 +116,6 @@ class _Session:
         self._unconfirmed[self._published] = message_id
         return self._published
 
-    def cancel(self, key: bytes) -> None:
-        """Tell servers of our make that nobody waits for this any more; others would not know."""
-        self._left.append(key)  # whoever has it may not have shown itself yet
-        for address in self.peers:
-            self._tell(address, key)
-
     def _tell(self, address: bytes, key: bytes) -> None:
         connection = self.connection
         if not connection.closed and not connection.congested:
@@ -137,12 +123,6 @@ class _Session:
             properties = wire.reply_properties(key)
             content = wire.content_frames(1, properties, packet, connection.frame_max)
             connection.send(wire.publish_frame(1, "", address, mandatory=False) + content)
-
-    def _greeted(self, address: bytes) -> None:
-        if address not in self.peers and len(self.peers) < _PEERS:
-            self.peers[address] = None
-            for key in self._left:
-                self._tell(address, key)
 
     def end(self) -> None:
         """The connection is gone: fail what is pending, with the truth."""
@@ -154,7 +134,7 @@ class _Session:
     def _delivered(self, message: Delivery) -> None:
         key = message.correlation_id
         if message.app_id == wire.OURS and message.reply_to:
-            self._greeted(message.reply_to)
+            self.peers.meet(message.reply_to)
         elif message.body is None:
             text = f"the answer has {message.size} bytes, more than max_size= allows"
             self.replies.fail(key, PayloadError(text, sent=True))
@@ -284,7 +264,7 @@ class ClientTransport(LinkedTransport[_Session]):
             call.sent = True
             session.connection.send(frames)
 
-        return await session.replies.exchange(key, call, write, partial(session.cancel, key))
+        return await session.replies.exchange(key, call, write, partial(session.peers.leave, key))
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: waits for RabbitMQ's confirmation."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from functools import partial
 from itertools import count
 from math import ceil
@@ -25,7 +24,7 @@ from resilient_client.message import ACCEPTED, WRITTEN, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import LinkedTransport
-from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
+from resilient_client.transports._nest import CANCEL_ROUTE, Peers, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.mqtt._codec import (
@@ -35,7 +34,7 @@ from resilient_client.transports.mqtt._codec import (
     text,
     user_properties,
 )
-from resilient_client.transports.mqtt._connection import INFLIGHT, Connection
+from resilient_client.transports.mqtt._connection import Connection
 from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
 from resilient_client.transports.mqtt._reasons import publish_error, subscribe_error
 
@@ -120,8 +119,7 @@ class ClientTransport(LinkedTransport[Connection]):
         self._prefix_ids()
         self._topics: dict[str, _Topic] = {}
         self._replies = PendingReplies(env.clock, self._tally)
-        self._ours = False  # a peer of our make hears cancel messages
-        self._left: deque[str] = deque(maxlen=INFLIGHT)  # cancelled before that was known
+        self._peers = Peers(self._tell)  # all on one topic
 
     def _prefix_ids(self) -> None:
         """Reply topics are shared with other clients, and with other processes of this one."""
@@ -137,7 +135,7 @@ class ClientTransport(LinkedTransport[Connection]):
         """Subscribe again to the reply topics."""
         if self._qos > connection.maximum_qos:
             raise ConfigurationError("the broker takes no messages at QoS 1", hint="use qos=0")
-        self._ours = False
+        self._peers = Peers(self._tell)
         topics = [topic for topic in self._topics.values() if topic.subscribed is not None]
         answers = await connection.subscribe([(topic.reply, 0) for topic in topics])
         for topic, (_, code, _) in zip(topics, answers, strict=True):
@@ -155,10 +153,8 @@ class ClientTransport(LinkedTransport[Connection]):
         except ProtocolError:
             self._tally.orphans += 1
             return
-        if PEER_HEADER in response.metadata and not self._ours:
-            self._ours = True
-            while self._left:
-                self._cancel(self._left.popleft())
+        if PEER_HEADER in response.metadata:
+            self._peers.meet(_CANCEL_TOPIC)
         deliver(self._replies, response.id, response, self._codec)
 
     def acked(self, connection: Connection, key: Any, answer: Answer | None) -> None:
@@ -175,7 +171,6 @@ class ClientTransport(LinkedTransport[Connection]):
         """Nothing that is pending will be answered."""
         if connection is self._link.current:
             self._replies.fail_all(lambda: ConnectionLost(connection.reason))
-            self._left.clear()
             self._link.lost(connection, connection.reason)
 
     # ---------------------------------------------------------------------------------- the calls
@@ -194,7 +189,7 @@ class ClientTransport(LinkedTransport[Connection]):
         if topic.subscribed is not connection or connection.congested:
             await self._prepared(call, connection, topic)
         key = self._prefix + str(next(self._ids))
-        if not self._ours:
+        if not self._peers.met:
             call.metadata[PEER_HEADER] = "1"
         pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
         if self._new:
@@ -316,15 +311,12 @@ class ClientTransport(LinkedTransport[Connection]):
     def _leave(self, connection: Connection, key: str) -> None:
         """The caller of this has left: take it back, or tell the peer."""
         if not connection.withdraw(key):
-            self._cancel(key)
+            self._peers.leave(key)
 
-    def _cancel(self, key: str) -> None:
-        """Tell peers of ours that nobody waits any more; a Nest peer would not understand."""
+    def _tell(self, topic: bytes, key: str) -> None:
         connection = self._link.current
-        if not self._ours:
-            self._left.append(key)
-        elif connection is not None:
-            connection.publish(_CANCEL_TOPIC, cancel_packet(key), b"" if self._new else None)
+        if connection is not None:
+            connection.publish(topic, cancel_packet(key), b"" if self._new else None)
 
     # ------------------------------------------------------------------------------------ its end
 
@@ -334,7 +326,6 @@ class ClientTransport(LinkedTransport[Connection]):
         self._connector.renew()
         self._prefix_ids()
         self._topics.clear()
-        self._left.clear()
         self._replies = PendingReplies(self._clock, self._tally)
 
     async def aclose(self) -> None:

@@ -25,7 +25,7 @@ from resilient_client.message import STORED, Receipt
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import LinkedTransport, look_at, spawn
-from resilient_client.transports._nest import CANCEL_ROUTE, cancel_packet, deliver
+from resilient_client.transports._nest import CANCEL_ROUTE, Peers, cancel_packet, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.redis._connection import Refused, error_of, ignore
@@ -45,9 +45,6 @@ STREAM_LENGTH = 1_000_000
 REPLY_CHANNELS = 256
 """Reply channels kept subscribed; beyond it those that nobody waits on are given up."""
 
-CANCELS_KEPT = 1000
-"""Calls that were cancelled before a peer has shown itself to be of our make."""
-
 _NOBODY = "nobody is subscribed to this pattern"
 
 
@@ -65,13 +62,15 @@ class _ClientSession(Session):
         self.prefix = os.urandom(8).hex()  # reply channels are shared: ids are unique everywhere
         self.mark = self.prefix.encode()
         self.ids = count(1)
-        self.ours = False  # a peer on this Redis has shown itself to be of our make
-        self.left: list[str] = []  # calls that were cancelled before that was known
+        self.peers = Peers(self._tell)  # all on one channel, which only they hear
         self.heard: set[str] = set()  # reply channels that Redis has confirmed
         self.asked: dict[str, asyncio.Task[None]] = {}
 
     def next_id(self) -> str:
         return f"{self.prefix}{next(self.ids):x}"
+
+    def _tell(self, channel: str, key: str) -> None:
+        self.commands.ask(ignore, "PUBLISH", channel, cancel_packet(key))
 
 
 class ClientTransport(LinkedTransport[_ClientSession]):
@@ -208,10 +207,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         if key is None or not key.startswith(session.prefix):
             return
         if response.metadata and PEER_HEADER in response.metadata:
-            session.ours = True
-            left, session.left = session.left, []
-            for each in left:
-                self._cancel(session, each)
+            session.peers.meet(CANCEL_ROUTE)
         if response.value is not None and len(response.value) > self._max_size:
             text = f"the answer has {len(response.value)} bytes, more than max_size="
             session.replies.fail(key, PayloadError(f"{text}{self._max_size}", sent=True))
@@ -225,7 +221,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         if session is None or channel not in session.heard or session.commands.congested:
             session = await self._ready(call, channel)
         key = session.next_id()
-        if not session.ours:
+        if not session.peers.met:
             call.metadata[PEER_HEADER] = "1"
         packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
         replies = session.replies
@@ -240,14 +236,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             call.sent = True
             session.commands.ask(published, "PUBLISH", call.route, packet)
 
-        return await replies.exchange(key, call, write, partial(self._cancel, session, key))
-
-    def _cancel(self, session: _ClientSession, key: str) -> None:
-        """Tell peers of our make that nobody waits any more; on a channel that only they hear."""
-        if session.ours:
-            session.commands.ask(ignore, "PUBLISH", CANCEL_ROUTE, cancel_packet(key))
-        elif len(session.left) < CANCELS_KEPT:
-            session.left.append(key)
+        return await replies.exchange(key, call, write, partial(session.peers.leave, key))
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`."""
