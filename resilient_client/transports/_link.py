@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resilient_client.events import Event, Status
     from resilient_client.message import Call
     from resilient_client.transports._base import App, Environment, Target
-    from resilient_client.transports._stream import Stream
+    from resilient_client.transports._socket import SocketProtocol
 
 C = TypeVar("C")
 
@@ -275,10 +275,10 @@ class LinkedTransport(BaseTransport, Generic[C]):
         """See `Transport.connect`."""
         await self._link.get(deadline)
 
-    async def _drained(self, stream: Stream, call: Call) -> None:
+    async def _drained(self, socket: SocketProtocol, call: Call) -> None:
         """Wait until the peer has read enough for this call to be written."""
         async with self._before_sending(call):
-            await stream.drained()
+            await socket.drained()
 
     def numbers(self) -> dict[str, int]:
         """See `BaseTransport.numbers`."""

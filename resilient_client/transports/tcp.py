@@ -41,7 +41,7 @@ from resilient_client.transports._packets import (
     value_packet,
 )
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._stream import Stream, client_tls, dial
+from resilient_client.transports._socket import SocketProtocol, client_tls, dial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
 
 
-class _Stream(Stream):
+class _Stream(SocketProtocol):
     """One connection: frames in, frames out."""
 
     def __init__(self, max_size: int) -> None:

@@ -9,7 +9,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost, ProtocolError
-from resilient_client.transports._stream import Stream
+from resilient_client.transports._socket import SocketProtocol
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._channel import Channel, ignore
 from resilient_client.transports.amqp._errors import closed_error
@@ -27,7 +27,7 @@ CLOSING = 1.0
 _BUFFER = 2 * wire.FRAME_MAX
 
 
-class Connection(Stream):
+class Connection(SocketProtocol):
     """The protocol: frames in, frames out.
 
     Args:
@@ -46,7 +46,6 @@ class Connection(Stream):
         super().__init__()
         self.max_body = max_body
         self.frame_max = wire.FRAME_MAX
-        self.paused = False
         self._login = login
         self._lost = lost
         self._blocked = blocked
@@ -173,7 +172,7 @@ class Connection(Stream):
         self.congested = self._unblocked is not None
 
     async def drained(self) -> None:
-        """See `Stream.drained`."""
+        """See `SocketProtocol.drained`."""
         while self.congested and not self.closed:
             waits: Any = self._writable or self._unblocked
             await asyncio.shield(waits)
@@ -193,18 +192,6 @@ class Connection(Stream):
         if unblocked is not None and not unblocked.done():
             unblocked.set_result(None)
         self.congested = self._writable is not None
-
-    def pause_reading(self) -> None:
-        """Take nothing in for a while."""
-        self.paused = True
-        if not self.closed:
-            self.transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Go on."""
-        self.paused = False
-        if not self.closed:
-            self.transport.resume_reading()
 
     # ---- what arrives ----
 

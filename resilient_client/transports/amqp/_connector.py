@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from resilient_client.errors import ConfigurationError
-from resilient_client.transports._stream import client_tls, dial
+from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._channel import ignore
 from resilient_client.transports.amqp._connection import Connection

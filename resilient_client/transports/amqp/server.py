@@ -225,11 +225,11 @@ class _Consumer:
 
     def _pause(self) -> None:
         if not self._ack or not self._listener.prefetch:
-            self.consuming.pause_reading()
+            self.consuming.pause()
 
     def _resume(self) -> None:
         if self.consuming.paused:
-            self.consuming.resume_reading()
+            self.consuming.resume()
 
     # ---- what arrives ----
 

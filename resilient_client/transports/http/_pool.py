@@ -23,7 +23,7 @@ from resilient_client.errors import (
     client_closed,
 )
 from resilient_client.transports._link import DIAL_TIMEOUT
-from resilient_client.transports._stream import not_connected
+from resilient_client.transports._socket import not_connected
 from resilient_client.transports.http._connection import Connection
 
 if TYPE_CHECKING:

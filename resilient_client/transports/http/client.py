@@ -15,7 +15,7 @@ from resilient_client.errors import (
 )
 from resilient_client.message import NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._stream import client_tls
+from resilient_client.transports._socket import client_tls
 from resilient_client.transports._transport import BaseTransport
 from resilient_client.transports.http._answers import Text, error_of, is_ours, unpacked, value_of
 from resilient_client.transports.http._foreign import ForeignClient

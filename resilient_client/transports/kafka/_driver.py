@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports._link import look_at, spawn
-from resilient_client.transports._stream import client_tls, not_connected
+from resilient_client.transports._socket import client_tls, not_connected
 from resilient_client.transports.kafka._aiokafka import CloseReason, create_conn, errors
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, REFUSED, ours
 

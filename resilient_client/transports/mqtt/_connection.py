@@ -16,7 +16,7 @@ from resilient_client.errors import (
     ProtocolError,
     ResilientClientError,
 )
-from resilient_client.transports._stream import Stream
+from resilient_client.transports._socket import SocketProtocol
 from resilient_client.transports.mqtt._codec import (
     CONNACK,
     DISCONNECT,
@@ -109,7 +109,7 @@ class Owner(Protocol):
         """The connection has ended; its `reason` says why."""
 
 
-class Connection(Stream):
+class Connection(SocketProtocol):
     """One connection: packets in, packets out.
 
     Attributes:
@@ -132,7 +132,6 @@ class Connection(Stream):
         self.largest = MAX_PACKET
         self.maximum_qos = 1
         self.numbers = False
-        self.paused = False
         self.brief = True
         self._login = login
         self._owner = owner
@@ -360,18 +359,6 @@ class Connection(Stream):
         answer = self.loop.create_future()
         self._asked[packet_id] = reasons, answer
         return packet_id, answer
-
-    def pause(self) -> None:
-        """Read no more until `resume`."""
-        self.paused = True
-        if not self.closed:
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read on."""
-        self.paused = False
-        if not self.closed:
-            self.transport.resume_reading()
 
     # ------------------------------------------------------------------------------------- its end
 

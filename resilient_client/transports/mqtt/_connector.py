@@ -9,7 +9,7 @@ from os import urandom
 from typing import TYPE_CHECKING
 
 from resilient_client.errors import ConfigurationError, ConnectError
-from resilient_client.transports._stream import client_tls, dial
+from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.mqtt._codec import ENVELOPE
 from resilient_client.transports.mqtt._connection import Connection, Login
 from resilient_client.transports.mqtt._reasons import TAKEN_OVER

@@ -15,7 +15,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.transports._base import Target
-from resilient_client.transports._stream import client_tls, dial
+from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.nats._connection import ANSWER_TIMEOUT, Connection
 from resilient_client.transports.nats._library import Library, RawCredentials, Wire, translate
 from resilient_client.transports.nats._socket import Socket

@@ -26,7 +26,7 @@ from resilient_client.errors import (
     ProtocolError,
     ResilientClientError,
 )
-from resilient_client.transports._stream import not_connected
+from resilient_client.transports._socket import not_connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable

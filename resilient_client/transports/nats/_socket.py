@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from resilient_client.transports._stream import Stream
+from resilient_client.transports._socket import SocketProtocol
 
 if TYPE_CHECKING:
     import ssl
@@ -24,7 +24,7 @@ MAX_LINE = 1024 * 1024
 _CHUNK = 64 * 1024
 
 
-class Socket(Stream):
+class Socket(SocketProtocol):
     """The bytes. Messages of our own subscriptions are taken out here, the rest is the library's.
 
     Attributes:

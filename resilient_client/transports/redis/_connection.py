@@ -16,7 +16,7 @@ from resilient_client.errors import (
     ResilientClientError,
     Throttled,
 )
-from resilient_client.transports._stream import Stream
+from resilient_client.transports._socket import SocketProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +44,7 @@ class Refused(Exception):  # noqa: N818  (Redis said no: a reply, not a fault of
         return str(self).partition(" ")[0]
 
 
-class Connection(Stream):
+class Connection(SocketProtocol):
     """Commands in, their replies out in the same order.
 
     Args:

@@ -14,7 +14,7 @@ from resilient_client.errors import (
     ProtocolError,
     ResilientClientError,
 )
-from resilient_client.transports._stream import client_tls, dial
+from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.redis._connection import Connection, Refused, error_of, ignore
 from resilient_client.transports.redis._session import together
 

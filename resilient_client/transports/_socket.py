@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 _GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
 
 
-class Stream(asyncio.BufferedProtocol):
+class SocketProtocol(asyncio.BufferedProtocol):
     """One connection, as its protocol sees it; a subclass reads.
 
     Attributes:
         closed: the connection has ended.
+        paused: nothing is read until `resume`.
         congested: nothing more should be written: the peer does not read as fast as we write.
     """
 
@@ -30,7 +31,7 @@ class Stream(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.closed = self.congested = False
+        self.closed = self.congested = self.paused = False
         self._queue: list[bytes] = []
         self._flushing = False
         self._writable: asyncio.Future[None] | None = None
@@ -81,6 +82,18 @@ class Stream(asyncio.BufferedProtocol):
         if self.closed:
             raise ConnectionLost("the connection was closed")
 
+    def pause(self) -> None:
+        """Read no more until `resume`."""
+        self.paused = True
+        if not self.closed:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self.paused = False
+        if not self.closed:
+            self.transport.resume_reading()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         self.resume_writing()
@@ -98,12 +111,12 @@ class Stream(asyncio.BufferedProtocol):
             await asyncio.sleep(0)
 
 
-S = TypeVar("S", bound=Stream)
+P = TypeVar("P", bound=SocketProtocol)
 
 
 async def dial(
-    make: Callable[[], S], target: Target, default_port: int, tls: ssl.SSLContext | None
-) -> S:
+    make: Callable[[], P], target: Target, default_port: int, tls: ssl.SSLContext | None
+) -> P:
     """Connect.
 
     Raises:
@@ -112,7 +125,7 @@ async def dial(
     """
     host = target.host
     try:
-        _, stream = await asyncio.get_running_loop().create_connection(
+        _, protocol = await asyncio.get_running_loop().create_connection(
             make,
             host,
             target.port(default_port),
@@ -121,7 +134,7 @@ async def dial(
         )
     except OSError as error:
         raise not_connected(target, error) from error
-    return stream
+    return protocol
 
 
 def not_connected(endpoint: Target | str, error: OSError) -> ConfigurationError | ConnectError:
