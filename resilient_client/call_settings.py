@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, PayloadError
 from resilient_client.message import Pattern
 from resilient_client.patterns import route as route_of
-from resilient_client.policies._checks import count
 
 Headers: TypeAlias = Mapping[str, str]
 HeadersSource: TypeAlias = Headers | Callable[[], Headers | Awaitable[Headers]]
@@ -100,7 +100,7 @@ def pattern_settings(patterns: Patterns | None) -> dict[str, PatternSettings]:
         if own.timeout is not None and not (_is_number(own.timeout) and own.timeout > 0):
             raise ConfigurationError(f"pattern {pattern!r}: timeout must be seconds, above 0")
         if own.attempts is not None:
-            count(f"pattern {pattern!r}: attempts", own.attempts)
+            integer(f"pattern {pattern!r}: attempts", own.attempts)
         if own.idempotent not in (None, True, False):
             raise ConfigurationError(f"pattern {pattern!r}: idempotent must be true or false")
         settings[route_of(pattern)] = own

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakSet
 
 from resilient_client import defaults
+from resilient_client._checks import several
 from resilient_client.call_settings import (
     NO_SETTINGS,
     check_key,
@@ -51,7 +52,6 @@ from resilient_client.events import CallRejected
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
-from resilient_client.policies._checks import several
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment

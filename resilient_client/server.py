@@ -10,6 +10,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from resilient_client._checks import integer, seconds
 from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
@@ -138,17 +139,14 @@ class Server(Router):
             ("max_calls_per_connection", max_calls_per_connection),
             ("max_threads", max_threads),
         ):
-            if value < 1:
-                raise ConfigurationError(f"{setting}={value} must be at least 1")
-        if grace < 0:
-            raise ConfigurationError(f"grace={grace} cannot be negative")
+            integer(setting, value)
+        self.grace = seconds("grace", grace, zero=True)
         if policies is not None:
             from resilient_client.policies import validate_server
 
             policies = list(policies)
             validate_server(policies)
         self.name = name if name is not None else "server"
-        self.grace = grace
         self._app = Dispatcher(
             policies=policies,
             codec=codec,

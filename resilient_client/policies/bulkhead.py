@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resilient_client import defaults
+from resilient_client._checks import integer
 from resilient_client.errors import Overloaded
-from resilient_client.policies._checks import count
 
 if TYPE_CHECKING:
     from resilient_client.clock import Clock
@@ -31,7 +31,7 @@ class Bulkhead:
     __slots__ = ("pending",)
 
     def __init__(self, pending: int = defaults.PENDING_CALLS) -> None:
-        self.pending = count("Bulkhead: pending", pending)
+        self.pending = integer("Bulkhead: pending", pending)
 
     def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
         """See `Policy.wrap`."""

@@ -19,8 +19,8 @@ from weakref import WeakSet
 
 import pybreaker
 
+from resilient_client._checks import several
 from resilient_client.errors import UNSET, ConfigurationError, RejectedError
-from resilient_client.policies._checks import several
 from resilient_client.policies._circuit import mirror, rules, states
 from resilient_client.policies._circuit.calls import Calls
 from resilient_client.policies._circuit.engine import Circuit

@@ -26,7 +26,7 @@ from resilient_client.errors import (
 )
 from resilient_client.events import CallRejected
 from resilient_client.message import Receipt, Reply
-from resilient_client.policies._checks import On, matcher, named
+from resilient_client.policies._on import On, matcher, named
 
 if TYPE_CHECKING:
     from resilient_client.clock import Clock

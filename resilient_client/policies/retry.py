@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import backoff
 
 from resilient_client import defaults
+from resilient_client._checks import integer
 from resilient_client.errors import (
     ConfigurationError,
     Outcome,
@@ -22,7 +23,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.events import RetryScheduled, RetrySuppressed
-from resilient_client.policies._checks import On, count, matcher, named
+from resilient_client.policies._on import On, matcher, named
 from resilient_client.policies.retry_budget import RetryBudget
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Retry:
         budget: RetryBudget | None = None,
         **arguments_of_the_wait_generator: Any,
     ) -> None:
-        self.attempts = count("Retry: attempts", attempts)
+        self.attempts = integer("Retry: attempts", attempts)
         self.wait = wait
         self.jitter = jitter
         self.on = on

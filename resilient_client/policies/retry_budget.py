@@ -8,8 +8,8 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from resilient_client import defaults
+from resilient_client._checks import amount, seconds
 from resilient_client.errors import ConfigurationError
-from resilient_client.policies._checks import seconds, share
 
 if TYPE_CHECKING:
     import asyncio
@@ -77,11 +77,9 @@ class RetryBudget:
         reserve_per_second: float = defaults.BUDGET_RESERVE_PER_SECOND,
         window: float = defaults.BUDGET_WINDOW,
     ) -> None:
-        self.ratio = share("RetryBudget: ratio", ratio)
-        self.reserve_per_second = share("RetryBudget: reserve_per_second", reserve_per_second)
-        self.window = seconds("RetryBudget: window", window)
-        if self.window == inf:
-            raise ConfigurationError("RetryBudget: window must be finite", hint="10 is the default")
+        self.ratio = amount("RetryBudget: ratio", ratio)
+        self.reserve_per_second = amount("RetryBudget: reserve_per_second", reserve_per_second)
+        self.window = seconds("RetryBudget: window", window, finite=True)
         self._reserve = self.reserve_per_second * self.window
         self._step = self.window / _STEPS
         self._loop: asyncio.AbstractEventLoop | None = None

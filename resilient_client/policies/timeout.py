@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import inf
 from typing import TYPE_CHECKING
 
-from resilient_client.policies._checks import seconds as checked_seconds
+from resilient_client._checks import seconds as checked_seconds
 
 if TYPE_CHECKING:
     from resilient_client.clock import Clock

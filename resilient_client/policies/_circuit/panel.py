@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
+from resilient_client._checks import integer, seconds
 from resilient_client.errors import ConfigurationError
 from resilient_client.policies._circuit import rules
 from resilient_client.policies._circuit.calls import Calls
@@ -125,7 +126,7 @@ class Panel:
 
     @fail_max.setter
     def fail_max(self, number: int) -> None:
-        self._rules.fail_max = rules.count("fail_max", number)
+        self._rules.fail_max = integer("fail_max", number)
 
     @property
     def success_threshold(self) -> int:
@@ -134,7 +135,7 @@ class Panel:
 
     @success_threshold.setter
     def success_threshold(self, threshold: int) -> None:
-        self._rules.success_threshold = rules.count("success_threshold", threshold)
+        self._rules.success_threshold = integer("success_threshold", threshold)
 
     @property
     def reset_timeout(self) -> float:
@@ -143,7 +144,7 @@ class Panel:
 
     @reset_timeout.setter
     def reset_timeout(self, timeout: float) -> None:
-        self._rules.open_for = rules.seconds("reset_timeout", timeout)
+        self._rules.open_for = seconds("reset_timeout", timeout, finite=True)
         self._rules.open_for_max = max(self._rules.open_for_max, self._rules.open_for)
 
     # ---- pybreaker's ways to call

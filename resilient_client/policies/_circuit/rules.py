@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
+from resilient_client._checks import integer, seconds, share
 from resilient_client.errors import UNSET, ConfigurationError
 
 FAILURE_RATE = 0.5
@@ -86,8 +86,8 @@ def check(
         )
     else:
         failure_rate = share("failure_rate", failure_rate)
-    window = count("window", window)
-    minimum_calls = count("minimum_calls", minimum_calls)
+    window = integer("window", window)
+    minimum_calls = integer("minimum_calls", minimum_calls)
     if minimum_calls > window:
         if minimum_calls != MINIMUM_CALLS:
             raise ConfigurationError(
@@ -100,52 +100,27 @@ def check(
             raise ConfigurationError(
                 "reset_timeout is pybreaker's name for open_for: give only one"
             )
-        open_for = seconds("reset_timeout", reset_timeout)
+        open_for = seconds("reset_timeout", reset_timeout, finite=True)
     else:
-        open_for = seconds("open_for", open_for)
-    open_for_max = seconds("open_for_max", open_for_max)
+        open_for = seconds("open_for", open_for, finite=True)
+    open_for_max = seconds("open_for_max", open_for_max, finite=True)
     if open_for_max < open_for:
         if open_for_max != OPEN_FOR_MAX:
             raise ConfigurationError(f"open_for_max={open_for_max} is below open_for={open_for}")
         open_for_max = open_for
-    probes = count("probes", probes)
+    probes = integer("probes", probes)
     return Rules(
         failure_rate=failure_rate,
         window=window,
         minimum_calls=minimum_calls,
-        fail_max=None if fail_max is None else count("fail_max", fail_max),
-        slow_call=None if slow_call is None else seconds("slow_call", slow_call),
+        fail_max=None if fail_max is None else integer("fail_max", fail_max),
+        slow_call=None if slow_call is None else seconds("slow_call", slow_call, finite=True),
         slow_call_rate=share("slow_call_rate", slow_call_rate),
         open_for=open_for,
         open_for_max=open_for_max,
         probes=probes,
         success_threshold=(
-            probes if success_threshold is None else count("success_threshold", success_threshold)
+            probes if success_threshold is None else integer("success_threshold", success_threshold)
         ),
-        probe_lease=seconds("probe_lease", probe_lease),
+        probe_lease=seconds("probe_lease", probe_lease, finite=True),
     )
-
-
-def count(name: str, value: Any) -> int:
-    """A whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name}={value!r} must be a whole number from 1")
-    return value
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def share(name: str, value: Any) -> float:
-    """A number above 0 and up to 1."""
-    if not _number(value) or not 0 < value <= 1:
-        raise ConfigurationError(f"{name}={value!r} must be above 0 and at most 1")
-    return float(value)
-
-
-def seconds(name: str, value: Any) -> float:
-    """A positive number of seconds."""
-    if not _number(value) or value <= 0:
-        raise ConfigurationError(f"{name}={value!r} must be a number of seconds above 0")
-    return float(value)

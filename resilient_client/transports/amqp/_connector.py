@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.amqp import _wire as wire
@@ -82,8 +83,7 @@ def login(
     """
     if auth not in {"plain", "external"}:
         raise ConfigurationError(f"auth={auth!r} is neither plain nor external")
-    if heartbeat < 0:
-        raise ConfigurationError(f"heartbeat={heartbeat} cannot be negative")
+    integer("heartbeat", heartbeat, 0, 0xFFFF)
     context = client_tls(tls, secure=target.scheme == "amqps")
     return Login(target, context, external=auth == "external", heartbeat=heartbeat)
 

@@ -11,6 +11,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer
 from resilient_client.context import IDEMPOTENCY_HEADER
 from resilient_client.errors import (
     ConfigurationError,
@@ -382,13 +383,11 @@ class ServerListener:
     ) -> None:
         if isinstance(ack, str) and ack != "requeue":
             raise ConfigurationError(f'ack={ack!r} is none of True, False and "requeue"')
-        if not 0 <= prefetch < 2**16:
-            raise ConfigurationError(f"prefetch={prefetch} is not between 0 and 65535")
         self.address = str(target)
         self.app = app
         self.topology = Topology.checked(queue, exchange, durable, auto_delete, declare, arguments)
         self.login = login(target, tls, auth, heartbeat)
-        self.prefetch = prefetch
+        self.prefetch = integer("prefetch", prefetch, 0, 0xFFFF)
         self.ack = bool(ack)
         self.requeue = ack == "requeue"
         self.max_size = max_size

@@ -9,6 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from resilient_client._checks import integer, seconds
 from resilient_client.errors import ConfigurationError, ConnectError, ResilientClientError
 from resilient_client.transports._link import DIAL_TIMEOUT, spawn
 from resilient_client.transports.grpc._headers import USER_AGENT
@@ -65,14 +66,10 @@ def common_options(
     Raises:
         ConfigurationError: a number that makes no sense.
     """
-    for name, value in (
-        ("max_size", max_size),
-        ("keepalive", keepalive),
-        ("keepalive_timeout", keepalive_timeout),
-        ("ping_timeout", keepalive_timeout if ping_timeout is None else ping_timeout),
-    ):
-        if value < 0 or (value == 0 and name != "keepalive"):
-            raise ConfigurationError(f"{name}={value} must be above 0")
+    integer("max_size", max_size)
+    seconds("keepalive", keepalive, zero=True)
+    seconds("keepalive_timeout", keepalive_timeout)
+    ping = keepalive_timeout if ping_timeout is None else seconds("ping_timeout", ping_timeout)
     options: ChannelOptions = [
         ("grpc.max_send_message_length", -1),  # looked at before it comes to that
         ("grpc.max_receive_message_length", min(max_size + _OVERHEAD, _NEVER)),
@@ -80,7 +77,6 @@ def common_options(
         ("grpc.absolute_max_metadata_size", 2 * _METADATA),
     ]
     if keepalive:
-        ping = keepalive_timeout if ping_timeout is None else ping_timeout
         options += [
             ("grpc.keepalive_time_ms", _milliseconds(keepalive)),
             ("grpc.keepalive_timeout_ms", _milliseconds(keepalive_timeout)),

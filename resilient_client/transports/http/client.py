@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer, seconds
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -79,8 +80,8 @@ class ClientTransport(BaseTransport):
         secure = target.scheme == "https"
         if tls and not secure:
             raise ConfigurationError("tls= means nothing to http://", hint="write https://")
-        if max_connections < 1 or pool_timeout <= 0:
-            raise ConfigurationError("max_connections= and pool_timeout= must be above 0")
+        integer("max_connections", max_connections)
+        seconds("pool_timeout", pool_timeout)
         self._authorization: tuple[bytes, bytes] | None = None
         if target.authorization is not None:
             self._authorization = (b"authorization", target.authorization.encode())

@@ -12,6 +12,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import seconds
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports._link import look_at, spawn
 from resilient_client.transports._socket import client_tls, not_connected
@@ -86,8 +87,7 @@ def settings(
     Raises:
         ConfigurationError: the security settings do not go together.
     """
-    if request_timeout <= 0:
-        raise ConfigurationError(f"request_timeout={request_timeout} must be above 0")
+    seconds("request_timeout", request_timeout, finite=True)
     context = client_tls(tls, secure=target.scheme == "kafkas")
     more = servers.split(",") if isinstance(servers, str) else servers
     made: dict[str, Any] = {

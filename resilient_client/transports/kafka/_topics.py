@@ -7,6 +7,7 @@ import random
 import re
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports.kafka._aiokafka import (
     CreateTopicsRequest,
@@ -53,8 +54,8 @@ def declared(*, declare: bool, partitions: int | None, replication: int | None) 
         ConfigurationError: a number that makes no sense.
     """
     for name, number in (("partitions", partitions), ("replication", replication)):
-        if number is not None and number < 1:
-            raise ConfigurationError(f"{name}={number} must be at least 1")
+        if number is not None:
+            integer(name, number)
     return {"declare": declare, "partitions": partitions, "replication": replication}
 
 

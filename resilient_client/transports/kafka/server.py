@@ -10,6 +10,7 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer, seconds
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     ConfigurationError,
@@ -112,9 +113,11 @@ class ServerListener:
         retry_wait: float = RETRY_WAIT,
         dead_letter: str = DEAD_LETTER,
     ) -> None:
-        for name, value in (("concurrency", concurrency), ("max_deliver", max_deliver)):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name}={value} must be at least 1")
+        if concurrency is not None:
+            integer("concurrency", concurrency)
+        integer("max_deliver", max_deliver)
+        seconds("retry_wait", retry_wait, zero=True)
+        seconds("session_timeout", session_timeout, finite=True)
         if dead_letter:
             check_topic(dead_letter.replace("{topic}", "topic"), reply=False)
         self.address = str(target)

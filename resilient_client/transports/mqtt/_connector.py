@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import urandom
 from typing import TYPE_CHECKING
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports._socket import client_tls, dial
 from resilient_client.transports.mqtt._codec import ENVELOPE
@@ -51,12 +52,8 @@ class Connector:
                 "a session that outlives its connection needs a name",
                 hint="give client_id=, another one to each replica",
             )
-        if not 0 <= expiry <= 0xFFFFFFFF:
-            raise ConfigurationError(
-                f"session_expiry={expiry} is not between 0 and 2**32 - 1 seconds"
-            )
-        if not 0 <= keepalive <= 0xFFFF:
-            raise ConfigurationError(f"keepalive={keepalive} is not between 0 and 65535 seconds")
+        integer("session_expiry", expiry, 0, 0xFFFFFFFF)
+        integer("keepalive", keepalive, 0, 0xFFFF)
         self._owner = owner
         self._target = target
         self._tls = client_tls(tls, secure=target.scheme == "mqtts")

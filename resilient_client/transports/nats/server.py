@@ -7,6 +7,7 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer, seconds
 from resilient_client.context import PEER_HEADER, fresh_id
 from resilient_client.errors import (
     ConfigurationError,
@@ -128,10 +129,8 @@ class ServerListener:
         )
         self._queue = "" if queue is None else checked_subject(queue)
         self._stream = None if stream is None else _jetstream.checked_name(stream)
-        if ack_wait <= 0 or max_deliver < 1:
-            raise ConfigurationError("ack_wait= must be above 0, and max_deliver= at least 1")
-        self._ack_wait = ack_wait
-        self._max_deliver = max_deliver
+        self._ack_wait = seconds("ack_wait", ack_wait, finite=True)
+        self._max_deliver = integer("max_deliver", max_deliver)
         self._subjects: list[_Subject] = []
         self._consumers: list[_jetstream.Consumer] = []
         self._durable: list[str] = []

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer
 from resilient_client.context import PEER_HEADER
 from resilient_client.errors import (
     ConnectError,
@@ -114,7 +115,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             ssl_keyfile=ssl_keyfile,
         )
         self._stream = stream
-        self._stream_length = stream_length
+        self._stream_length = integer("stream_length", stream_length)
 
     # ---------------------------------------------------------------------------- the connection
 

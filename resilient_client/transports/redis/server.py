@@ -8,6 +8,7 @@ import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer, seconds
 from resilient_client.context import PEER_HEADER, PING_PATTERN
 from resilient_client.errors import (
     ConfigurationError,
@@ -114,9 +115,9 @@ class ServerListener:
                 endpoint=self.address,
                 stream=stream,
                 group=stream if group is None else group,
-                ack_wait=ack_wait,
-                max_deliver=max_deliver,
-                dead_length=stream_length,
+                ack_wait=seconds("ack_wait", ack_wait, finite=True),
+                max_deliver=integer("max_deliver", max_deliver),
+                dead_length=integer("stream_length", stream_length),
                 is_glob=self._is_glob,
             )
         self._routes: dict[bytes, str] = {}  # by channel or channel pattern
