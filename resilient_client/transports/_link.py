@@ -6,6 +6,7 @@ import asyncio
 import random
 from contextvars import Context
 from copy import copy
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from resilient_client.clock import call_later
@@ -67,6 +68,7 @@ class Link(Generic[C]):
         dial: makes a ready connection (subscribed, acknowledged), or raises. It must call `lost`
             with the same connection object when it ends.
         notify: told of every change of status.
+        dial_timeout: seconds that one dial may take; None where it bounds itself.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Link(Generic[C]):
         *,
         clock: Clock,
         notify: Callable[[Event], None],
+        dial_timeout: float | None = DIAL_TIMEOUT,
     ) -> None:
         self.current: C | None = None
         self.status: Status = "idle"
@@ -84,6 +87,7 @@ class Link(Generic[C]):
         self._dial = dial
         self._clock = clock
         self._notify = notify
+        self._dial_timeout = dial_timeout
         self._dialling: asyncio.Task[C] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._hurry: asyncio.Event | None = None
@@ -132,7 +136,7 @@ class Link(Generic[C]):
 
         task.add_done_callback(ended)
         timer = None
-        if deadline != float("inf"):
+        if deadline < inf:
             left = deadline - self._clock.now()
             timer = call_later(self._clock, left, lambda: over(False))
         try:
@@ -148,12 +152,14 @@ class Link(Generic[C]):
     async def _dialled(self) -> C:
         try:
             try:
-                async with asyncio.timeout(DIAL_TIMEOUT):
+                async with asyncio.timeout(self._dial_timeout):
                     connection = await self._dial()
             except TimeoutError as error:
                 if isinstance(error, ResilientClientError):
                     raise
-                raise ConnectError(f"no answer from {self._endpoint} in {DIAL_TIMEOUT} s") from None
+                raise ConnectError(
+                    f"no answer from {self._endpoint} in {self._dial_timeout} s"
+                ) from None
         except ResilientClientError as error:
             self._dialling = None
             if self._keeper is None:
@@ -237,14 +243,22 @@ class Link(Generic[C]):
 class ServerLink(Link[C]):
     """The connection of a server's end."""
 
-    def __init__(self, endpoint: str, dial: Callable[[], Awaitable[C]], app: App) -> None:
-        super().__init__(endpoint, dial, clock=app.clock, notify=app.notify)
+    def __init__(
+        self,
+        endpoint: str,
+        dial: Callable[[], Awaitable[C]],
+        app: App,
+        dial_timeout: float | None = DIAL_TIMEOUT,
+    ) -> None:
+        super().__init__(
+            endpoint, dial, clock=app.clock, notify=app.notify, dial_timeout=dial_timeout
+        )
 
     async def start(self) -> None:
         """Connect, or raise what stands against it; anew where it has been closed."""
         if self.status == "closed":
             self.status = "idle"
-        await self.get(self._clock.now() + DIAL_TIMEOUT)
+        await self.get(inf)
 
     async def soon(self) -> C:
         """The connection; one that was lost is waited for, because it comes back as a rule.

@@ -17,7 +17,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from resilient_client import ClientProxy, Context, Receipt, Server
+from resilient_client import ClientProxy, ConfigurationError, Context, Receipt, Server
 from resilient_client.transports.kafka import _driver
 from tests.contract.rigs import Service
 from tests.peers.kafka import Kafka
@@ -389,6 +389,13 @@ async def test_a_server_that_drains_still_answers_and_commits_what_it_did(
     assert await committed(kafka_broker, unique, f"{unique}.slow") == 20
 
 
+def wear_out(producer: Any) -> None:
+    """What aiokafka does when the broker refuses its sequence numbers."""
+    producer._sender._fail_all = lambda task: None
+    producer._sender._maybe_wait_for_pid = None
+    producer._message_accumulator._waiter_future.set_result(None)
+
+
 async def test_a_server_whose_producer_gave_up_begins_anew(
     kafka_broker: Kafka, unique: str
 ) -> None:
@@ -404,11 +411,26 @@ async def test_a_server_whose_producer_gave_up_begins_anew(
         assert await client.send(f"{unique}.echo", 1) == 1
         listener: Any = server._listeners[0]
         before = listener._producer
-        # what aiokafka does when the broker refuses its sequence numbers
-        before._sender._fail_all = lambda task: None
-        before._sender._maybe_wait_for_pid = None
-        before._message_accumulator._waiter_future.set_result(None)
+        wear_out(before)
         await eventually(lambda: listener._producer not in (None, before))
         await eventually(lambda: states[-1] == "connected")
         assert await client.send(f"{unique}.echo", 2, timeout=20) == 2
     assert states == ["connecting", "connected", "reconnecting", "connected", "closed"]
+
+
+async def test_a_server_that_its_broker_will_not_have_again_ends(
+    kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    listener: Any = server._listeners[0]
+
+    async def refused() -> None:
+        raise ConfigurationError("the password is another by now")
+
+    serving = asyncio.ensure_future(server.serve())
+    await eventually(lambda: listener._link.status == "connected")
+    monkeypatch.setattr(listener, "_join", refused)
+    wear_out(listener._producer)
+    with pytest.raises(ConfigurationError, match="another by now"):
+        await asyncio.wait_for(serving, 20)

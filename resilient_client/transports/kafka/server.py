@@ -19,10 +19,9 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
 )
-from resilient_client.events import ConnectionChanged
 from resilient_client.message import Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, spawn
+from resilient_client.transports._link import ServerLink, spawn
 from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, errors
 from resilient_client.transports.kafka._answers import Answers, Request, request_of
 from resilient_client.transports.kafka._cancels import Cancels
@@ -50,7 +49,6 @@ from resilient_client.transports.kafka._values import KafkaCodec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from resilient_client.events import Status
     from resilient_client.transports._base import App, Subscription, Target
 
 log = logging.getLogger("resilient_client.kafka")
@@ -173,7 +171,7 @@ class ServerListener:
         self._stopping = False
         self._looked = inf
         self._worn_out = False  # its producer will not send any more
-        self._status: Status = "idle"
+        self._link = ServerLink[Any](self.address, self._dial, app, None)
 
     # -------------------------------------------------------------------------------- its life
 
@@ -207,20 +205,26 @@ class ServerListener:
     async def start(self) -> None:
         """See `ServerListener.start`."""
         self._stopping = self._partitions.stopping = self._events.stopping = False
-        self._change("connecting")
-        try:
-            await self._build()
-        except BaseException:
-            await self._discard()
-            self._change("idle")
-            raise
-        self._change("connected")
-        self._reader = spawn(self._serve(), f"read {self.address}")
+        await self._link.start()
         self._ticker = spawn(self._tick(), f"watch {self.address}")
         self._hearer = spawn(self._cancels.hear(), f"cancels {self.address}")
         self._committer = spawn(self._partitions.commit_always(), f"commit {self.address}")
 
-    async def _build(self) -> None:
+    async def _dial(self) -> Any:
+        """A consumer that the group has taken in, and what it takes to answer its records."""
+        if self._stopping:
+            raise ConnectError(f"{self.address} is being stopped")
+        await self._leave()
+        try:
+            consumer = await self._join()
+        except BaseException:
+            await self._leave()
+            raise
+        if not self._stopping:
+            self._reader = spawn(self._read(consumer), f"read {self.address}")
+        return consumer
+
+    async def _join(self) -> Any:
         """Producer, topics, membership."""
         self._worn_out = False
         try:
@@ -271,6 +275,7 @@ class ServerListener:
             raise ConnectError(f"{self.address}: group {self._group} lets nobody in") from error
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise ours(error, self.address, sent=False) from error
+        return consumer
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
@@ -288,25 +293,19 @@ class ServerListener:
         await _ended(self._committer)
         await _ended(self._ticker)
         await _ended(self._hearer)
-        consumer = self._consumer
-        if consumer is not None:
-            if self._status == "connected":
-                await self._partitions.commit()
-            await leave(consumer)
-        await self._discard()
+        if await self._link.aclose() is not None:
+            await self._partitions.commit()
+        await self._leave()
         await self._events.ended()
-        self._change("closed")
 
-    async def _discard(self) -> None:
+    async def _leave(self) -> None:
+        """Leave the group, with everything that was made to be in it."""
+        if self._consumer is not None:
+            await leave(self._consumer)  # else the group waits for its session
         parts = (self._consumer, self._cancels.consumer, self._producer)
         self._consumer = self._partitions.consumer = self._cancels.consumer = None
         self._producer = self._answers.outbox = None
         await discard(*(each for each in parts if each is not None))
-
-    def _change(self, status: Status, reason: str = "") -> None:
-        if status != self._status:
-            old, self._status = self._status, status
-            self._app.notify(ConnectionChanged(self.address, old, status, reason))
 
     def _pause(self) -> None:
         self._flow.clear()
@@ -316,37 +315,20 @@ class ServerListener:
 
     # ----------------------------------------------------------------------------- records in
 
-    async def _serve(self) -> None:
+    async def _read(self, consumer: Any) -> None:
         """Read for ever; a consumer that cannot go on is replaced."""
-        wait = 0.0
-        while True:
-            try:
-                await self._read()
-            except AIOKAFKA_ERRORS as error:
-                self._change("reconnecting", ours(error, self.address, sent=False).args[0])
+        try:
+            while True:
+                await self._flow.wait()
+                batches = await consumer.getmany(timeout_ms=1000)
+                if self._worn_out:
+                    raise errors.KafkaError("the producer has given up")
+                self._look_at_clock()
+                for place, records in batches.items():
+                    self._partitions.read(place, records)
+        except AIOKAFKA_ERRORS as error:
             self._partitions.give_up()
-            if self._consumer is not None:
-                await leave(self._consumer)  # else the group waits for its session
-            await self._discard()
-            await asyncio.sleep(wait)
-            wait = min(LONGEST_WAIT, wait * 2 or FIRST_WAIT)
-            try:
-                await self._build()
-            except ResilientClientError as error:
-                log.warning("%s: %s", self.address, error.args[0])
-                continue
-            self._change("connected")
-            wait = 0.0
-
-    async def _read(self) -> None:
-        while True:
-            await self._flow.wait()
-            batches = await self._consumer.getmany(timeout_ms=1000)
-            if self._worn_out:
-                raise errors.KafkaError("the producer has given up")
-            self._look_at_clock()
-            for place, records in batches.items():
-                self._partitions.read(place, records)
+            self._link.lost(consumer, ours(error, self.address, sent=False).args[0])
 
     async def _tick(self) -> None:
         self._looked = inf
