@@ -10,7 +10,7 @@ from typing import Any
 from resilient_client import ClientProxy
 from resilient_client.transports.mqtt._codec import (
     PUBLISH,
-    Message,
+    Delivery,
     PacketReader,
     read_properties,
     varint,
@@ -44,10 +44,10 @@ class Peer:
             room[: len(data)] = data
             self._waiting += self._packets.buffer_updated(len(data))
 
-    async def message(self) -> tuple[Message, dict[int, Any]]:
+    async def message(self) -> tuple[Delivery, dict[int, Any]]:
         body = await self.packet(PUBLISH)
         size = int.from_bytes(body[:2], "big")
-        return Message(0x32, body, 5), read_properties(body, 2 + size + 2)[0]
+        return Delivery(0x32, body, 5), read_properties(body, 2 + size + 2)[0]
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)

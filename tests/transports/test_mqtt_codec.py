@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resilient_client.errors import ConfigurationError, PayloadError, ProtocolError
 from resilient_client.transports.mqtt import _codec as codec
-from resilient_client.transports.mqtt._codec import OVERSIZED, Answer, Message, PacketReader
+from resilient_client.transports.mqtt._codec import OVERSIZED, Answer, Delivery, PacketReader
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 TOPICS = TEXTS.filter(bool)
@@ -123,7 +123,7 @@ def test_a_message_arrives_as_it_was_written(
     packets = feed(PacketReader(1 << 20), raw * 3, step)
     assert len(packets) == 3
     for first, body in packets:
-        message = Message(first, body, 4 if headers is None else 5)
+        message = Delivery(first, body, 4 if headers is None else 5)
         assert (message.topic, message.payload) == (topic, payload)
         assert message.packet_id == packet_id
         assert message.headers == (headers or {})
@@ -158,19 +158,19 @@ def test_a_message_that_is_too_large_is_passed_over(
     over = size + len(topic) + 2 * acknowledged > limit
     for first, body in packets[::2]:
         assert bool(first & OVERSIZED) == over
-        message = Message(first, body, 4)
+        message = Delivery(first, body, 4)
         assert message.topic == "t" * topic_size
         assert message.packet_id == (77 if acknowledged else None)
         assert over or message.payload == b"x" * size
     for first, body in packets[1::2]:
-        assert Message(first, body, 4).payload == b"small"
+        assert Delivery(first, body, 4).payload == b"small"
 
 
 def test_a_large_message_is_taken_and_its_memory_given_back() -> None:
     reader = PacketReader(20 << 20)
     raw = codec.publish(codec.text("t"), b"x" * (10 << 20))
     [(first, body)] = feed(reader, raw, 256 * 1024)
-    assert len(Message(first, body, 4).payload) == 10 << 20
+    assert len(Delivery(first, body, 4).payload) == 10 << 20
     assert len(reader._buffer) == 64 * 1024
     reader = PacketReader(1 << 20)
     [(first, body)] = feed(reader, raw, 256 * 1024)
@@ -192,7 +192,7 @@ def test_noise_is_read_or_refused_within_bounds(noise: bytes, step: int) -> None
     assert len(reader._buffer) <= 128 * 1024
     for first, body in packets:
         for version in (4, 5):
-            for kind in (Message, Answer):
+            for kind in (Delivery, Answer):
                 with suppress(ProtocolError):
                     kind(first, body, version)
 
@@ -201,7 +201,7 @@ def test_noise_is_read_or_refused_within_bounds(noise: bytes, step: int) -> None
 def test_a_malformed_body_is_a_protocol_error_and_nothing_else(first: int, body: bytes) -> None:
     for version in (4, 5):
         with suppress(ProtocolError):
-            (Message if first & 0xF0 == 0x30 else Answer)(first, body, version)
+            (Delivery if first & 0xF0 == 0x30 else Answer)(first, body, version)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_what_cannot_be_a_packet_is_refused(data: bytes) -> None:
 )
 def test_a_message_that_breaks_the_rules_is_refused(first: int, body: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Message(first, body, 5)
+        Delivery(first, body, 5)
 
 
 @pytest.mark.parametrize("value", ["x" * 65_536, "a\0b", "\ud800"])
@@ -252,4 +252,4 @@ def test_a_header_that_is_too_long_is_refused_and_one_that_is_odd_is_sent() -> N
         codec.user_properties({"a": "x" * 65_536})
     values: Any = codec.user_properties({"a": "\ud800"})
     raw = codec.publish(codec.text("t"), b"", None, values)
-    assert Message(*one(raw), 5).headers == {"a": "?"}
+    assert Delivery(*one(raw), 5).headers == {"a": "?"}

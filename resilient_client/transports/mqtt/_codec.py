@@ -253,7 +253,7 @@ PING = bytes((PINGREQ, 0))
 # ---- what is read ----
 
 
-class Message:
+class Delivery:
     """A PUBLISH as it arrived.
 
     Attributes:

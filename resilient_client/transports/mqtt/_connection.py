@@ -35,7 +35,7 @@ from resilient_client.transports.mqtt._codec import (
     SUBSCRIPTION_IDS,
     UNSUBACK,
     Answer,
-    Message,
+    Delivery,
     PacketReader,
     connect,
     disconnect,
@@ -99,7 +99,7 @@ class Owner(Protocol):
     async def ready(self, connection: Connection) -> None:
         """Subscribe on a new connection, before anybody uses it."""
 
-    def published(self, connection: Connection, message: Message) -> None:
+    def published(self, connection: Connection, message: Delivery) -> None:
         """A message has arrived. One with a packet id wants to be acknowledged, once."""
 
     def acked(self, connection: Connection, key: Any, answer: Answer | None) -> None:
@@ -240,7 +240,7 @@ class Connection(SocketProtocol):
             self._connack.exception()  # whoever dialled may have left
 
     def _published(self, first: int, body: bytes) -> None:
-        message = Message(first, body, self.version)
+        message = Delivery(first, body, self.version)
         if message.packet_id is not None:
             self._unacked.append(message.packet_id)
         if first & OVERSIZED:
@@ -249,7 +249,7 @@ class Connection(SocketProtocol):
         else:
             self._owner.published(self, message)
 
-    def acknowledge(self, message: Message, reason: int = 0) -> None:
+    def acknowledge(self, message: Delivery, reason: int = 0) -> None:
         """Take responsibility for a message; nothing at QoS 0, or when the connection has ended.
 
         Acknowledgements leave in the order in which the messages came [MQTT 5, 4.6].

@@ -30,7 +30,7 @@ from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.mqtt._codec import (
     MESSAGE_EXPIRY,
     Answer,
-    Message,
+    Delivery,
     text,
     user_properties,
 )
@@ -142,7 +142,7 @@ class ClientTransport(LinkedTransport[Connection]):
             # one that is refused now is asked for again by its next call, which is told
             topic.subscribed = connection if code < 0x80 else None
 
-    def published(self, connection: Connection, message: Message) -> None:
+    def published(self, connection: Connection, message: Delivery) -> None:
         """A reply, most likely: of ours, or of another caller of the same pattern."""
         if message.packet_id is not None:
             connection.acknowledge(message)

@@ -17,7 +17,7 @@ from resilient_client.errors import (
     wire_error,
 )
 from resilient_client.events import Degraded
-from resilient_client.message import Message as Incoming
+from resilient_client.message import Message
 from resilient_client.patterns import lookup_route
 from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
@@ -31,7 +31,7 @@ from resilient_client.transports._nest import (
     take_cancel,
 )
 from resilient_client.transports._packets import error_packet, read_request, text_event
-from resilient_client.transports.mqtt._codec import Answer, Message, text
+from resilient_client.transports.mqtt._codec import Answer, Delivery, text
 from resilient_client.transports.mqtt._connection import Connection
 from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
 from resilient_client.transports.mqtt._reasons import subscribe_error
@@ -64,7 +64,7 @@ class _Found:
         self._numbers = numbers
         self._wild = wild
 
-    def not_for_us(self, message: Message, external: bool) -> bool:  # noqa: FBT001
+    def not_for_us(self, message: Delivery, external: bool) -> bool:  # noqa: FBT001
         """A reply that a wildcard hears, or the copy for a pattern that another goes before."""
         told = message.subscriptions
         if told and self._numbers.isdisjoint(told):
@@ -185,7 +185,7 @@ class ServerListener:
 
     # --------------------------------------------------------------------------------- its messages
 
-    def published(self, connection: Connection, message: Message) -> None:
+    def published(self, connection: Connection, message: Delivery) -> None:
         """A message has arrived."""
         topic = message.topic
         if topic == CANCEL_ROUTE:
@@ -200,7 +200,7 @@ class ServerListener:
             connection.acknowledge(message)
             return
         headers = sanitised(message.headers) if message.headers else request.metadata
-        incoming = Incoming(
+        incoming = Message(
             found.route,
             request.data,
             headers,
@@ -224,7 +224,7 @@ class ServerListener:
     def _request(
         self,
         connection: Connection,
-        message: Incoming,
+        message: Message,
         reply_topic: bytes,
         ours: bool,  # noqa: FBT001
     ) -> None:
@@ -274,7 +274,7 @@ class ServerListener:
             payload = error_packet(id_json, self._app.codec.encode(wire_error(large)))
         connection.publish(topic, payload, b"" if self._new else None)
 
-    def _cancel(self, connection: Connection, message: Message) -> None:
+    def _cancel(self, connection: Connection, message: Delivery) -> None:
         connection.acknowledge(message)
         take_cancel(message.payload, self._slots)
 
@@ -348,7 +348,7 @@ class ServerListener:
             await connection.leave()
 
 
-def _acknowledge(connection: Connection, message: Message) -> Any:
+def _acknowledge(connection: Connection, message: Delivery) -> Any:
     """Called when the handlers of an event have ended, well or not: MQTT cannot give it back."""
 
     async def respond(reply: Reply) -> None:
