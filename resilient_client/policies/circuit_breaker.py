@@ -246,14 +246,16 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         self._lock = threading.RLock()
         self._home = Home()
         self._heard_by = Listeners(self, self._listeners, self._home, self._lock)
-        self._link = None if self._storage is None else mirror.Link(self._storage, self._elsewhere)
+        self._mirror: mirror.Mirror | None = None
+        if self._storage is not None:
+            self._mirror = mirror.Mirror(self._storage, self._elsewhere)
         self._circuit = Circuit(
             self._rules,
             self._create_new_state,
             refuse=_refuse,
             is_excluded=lambda error: not self.is_system_error(error),
             listeners=self._heard_by,
-            publish=None if self._link is None else self._link.publish,
+            publish=None if self._mirror is None else self._mirror.publish,
             lock=self._lock,
             now=time.monotonic if self._clock is None else self._clock.now,
         )
@@ -425,13 +427,13 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
             user: whoever will `stop`; the mirror runs until its last user has.
         """
         self.bind(asyncio.get_running_loop())
-        if self._link is not None:
-            await self._link.start(user, self.name or UNNAMED)
+        if self._mirror is not None:
+            await self._mirror.start(user, self.name or UNNAMED)
 
     async def stop(self, user: object = None) -> None:
         """Publish what is left and end the mirror; waits for that, half a second at most."""
-        if self._link is not None:
-            await self._link.stop(user)
+        if self._mirror is not None:
+            await self._mirror.stop(user)
 
     def _elsewhere(self, age: float | None) -> None:
         self._home.post(lambda: self._circuit.opened_elsewhere(age))
@@ -441,8 +443,8 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         self._lock = self._circuit.lock = self._heard_by.lock = threading.RLock()
         self._heard_by.telling = False
         self._home.forget()
-        if self._link is not None:
-            self._link.forget()
+        if self._mirror is not None:
+            self._mirror.forget()
 
 
 _breakers: WeakSet[CircuitBreaker] = WeakSet()

@@ -27,7 +27,7 @@ Opened: TypeAlias = Callable[["float | None"], None]
 """Told, in the thread, of an opening elsewhere and of its age in seconds if that is known."""
 
 
-class Mirror:
+class StorageThread:
     """The thread of one storage, for all the breakers of this process that share it.
 
     Attributes:
@@ -152,7 +152,7 @@ def _age(opened_at: datetime | None) -> float | None:
     return max(0.0, (datetime.now(UTC) - opened_at).total_seconds())
 
 
-_running: dict[tuple[int, str], Mirror] = {}  # a mirror keeps its storage alive, and so its id
+_running: dict[tuple[int, str], StorageThread] = {}  # each keeps its storage alive, and so its id
 _registry = threading.Lock()
 
 
@@ -163,8 +163,8 @@ def forget_all() -> None:
     _running.clear()
 
 
-class Link:
-    """One breaker's part in the mirror of a storage.
+class Mirror:
+    """The mirror of one breaker; those of one storage share its thread.
 
     Args:
         storage: a pybreaker storage, or a function from the breaker's name to one; it too is only
@@ -175,56 +175,56 @@ class Link:
     def __init__(self, storage: Any, opened: Opened) -> None:
         self._storage = storage
         self._opened = opened
-        self._mirror: Mirror | None = None
+        self._thread: StorageThread | None = None
         self._users: set[int] = set()
 
     def publish(self, state: str) -> None:
         """Let the others know."""
-        if self._mirror is not None:
-            self._mirror.publish(self._opened, state)
+        if self._thread is not None:
+            self._thread.publish(self._opened, state)
 
     async def start(self, user: object, name: str) -> None:
-        """Have the mirror run, and wait a moment for its first read."""
+        """Have the thread run, and wait a moment for its first read."""
         self._users.add(id(user))
-        if self._mirror is None:
-            self._mirror = self._join(name)
-        await _happened(self._mirror.read)
+        if self._thread is None:
+            self._thread = self._join(name)
+        await _happened(self._thread.read)
 
     async def stop(self, user: object) -> None:
         """Leave; the last one ends the thread and waits a moment for that."""
         self._users.discard(id(user))
-        mirror = self._mirror
-        if self._users or mirror is None:
+        thread = self._thread
+        if self._users or thread is None:
             return
-        self._mirror = None
+        self._thread = None
         with _registry:
-            mirror.opened.remove(self._opened)
-            last = not mirror.opened
-            if last and _running.get(mirror.key) is mirror:
-                del _running[mirror.key]
+            thread.opened.remove(self._opened)
+            last = not thread.opened
+            if last and _running.get(thread.key) is thread:
+                del _running[thread.key]
         if last:
-            mirror.stop()
-            await _happened(mirror.ended)
+            thread.stop()
+            await _happened(thread.ended)
 
     def forget(self) -> None:
         """In a forked child there is no such thread."""
-        self._mirror = None
+        self._thread = None
         self._users.clear()
 
-    def _join(self, name: str) -> Mirror:
+    def _join(self, name: str) -> StorageThread:
         storage = self._storage
         factory = callable(storage)
         key = (id(storage), name if factory else "")
         with _registry:
-            mirror = _running.get(key)
-            if mirror is None:
+            thread = _running.get(key)
+            if thread is None:
                 make = (lambda: storage(name)) if factory else (lambda: storage)
-                mirror = _running[key] = Mirror(key, make, name)
-                mirror.add(self._opened)
-                mirror.start()
-                return mirror
-        mirror.add(self._opened)
-        return mirror
+                thread = _running[key] = StorageThread(key, make, name)
+                thread.add(self._opened)
+                thread.start()
+                return thread
+        thread.add(self._opened)
+        return thread
 
 
 async def _happened(event: threading.Event) -> None:
