@@ -34,6 +34,9 @@ class Job(Record):
         task: what its handler runs in: a task of its own, or (`is_guest`) its caller's.
         held: it was cancelled, but a plain function of its runs on in a thread.
         stopped: the server's end has cancelled it, and its caller must be told.
+        is_guest: its task is its caller's: see `visit`.
+        _own_cancels: how often it has cancelled its task, and not taken that back.
+        _cancelled_before: how often the task had been cancelled when the job came into it.
     """
 
     slots: Slots
@@ -50,8 +53,8 @@ class Job(Record):
     held: bool = False
     stopped: bool = False
     is_guest: bool = False
-    _before: int = 0
-    _requests: int = 0
+    _cancelled_before: int = 0
+    _own_cancels: int = 0
     _ended: asyncio.Future[None] | None = None
 
     def cancel(self) -> None:
@@ -64,7 +67,7 @@ class Job(Record):
         """Cancel whatever it is."""
         self.cancelled = True
         if self.task is not None:
-            self._requests += 1
+            self._own_cancels += 1
             self.task.cancel()
             if not self.started:  # its coroutine will never run, and so never release
                 self.slots.release(self)
@@ -84,10 +87,10 @@ class Job(Record):
         """Take back its own cancellations. False when somebody else wants its task to end too."""
         task = self.task
         assert task is not None  # noqa: S101
-        while self._requests:
-            self._requests -= 1
+        while self._own_cancels:
+            self._own_cancels -= 1
             task.uncancel()
-        return task.cancelling() <= self._before
+        return task.cancelling() <= self._cancelled_before
 
     def failed_by(self, error: BaseException) -> bool:
         """Whether the handler failed with it, rather than being told to end.
@@ -97,18 +100,18 @@ class Job(Record):
         """
         if isinstance(error, asyncio.CancelledError):
             assert self.task is not None  # noqa: S101
-            return self.task.cancelling() <= self._before
+            return self.task.cancelling() <= self._cancelled_before
         return not isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
 
     def visit(self, task: asyncio.Task[Any]) -> None:
         """Run in this task, which is its caller's."""
         self.task = task
         self.is_guest = self.started = True
-        self._before = task.cancelling()
+        self._cancelled_before = task.cancelling()
 
     def leave(self) -> None:
         """Its caller goes on with its own work."""
-        if self._requests:
+        if self._own_cancels:
             self.settle()
         if not self.held:
             self.freed()
@@ -218,7 +221,7 @@ class Slots:
 
 
 class Watch(DeadlineTimer):
-    """Ends the jobs whose time is up: a job is not entered anywhere, it looks at whatever runs."""
+    """Cancels the jobs whose time is up. It keeps no list: it looks through all that run."""
 
     __slots__ = ("_slots",)
 

@@ -53,7 +53,8 @@ class Call(Record):
         deadline: when the whole call must have ended.
         connect_deadline, attempt_deadline: when this attempt must have a connection, its reply;
             never after `deadline`.
-        limits: the same two as far as policies have narrowed them; who does puts back what was.
+        limits: the same two as narrowed by policies around the attempt, such as `Timeout`; a policy
+            that sets them puts back afterwards what it found.
         attempt: the number of this attempt, from 1; 0 before the first.
         may_repeat: whether another attempt may follow this one; None when nobody repeats.
         max_attempts: this pattern's own number of attempts, None for the policy's.

@@ -124,14 +124,17 @@ class Job(Protocol):
 
 
 class Slots(Protocol):
-    """The cap of one connection or consumer on running handlers, as the server counts them."""
+    """The handlers that run for one connection or consumer, and the cap on their number."""
 
     @property
     def jobs(self) -> Collection[object]:
-        """What runs."""
+        """Those that run."""
 
     def drop(self) -> None:
-        """Whoever sent the events that wait has left before they were accepted: forget them."""
+        """Forget the events that wait for a free handler: they were not accepted yet.
+
+        Whoever sent them has left and is told so, or the broker gives them to another server.
+        """
 
     def cancel(self, id: Any) -> Sequence[Job]:  # noqa: A002
         """The caller of the request with this `Message.id` has left: cancel what handles it.
@@ -182,8 +185,9 @@ class App(Protocol):
         Args:
             pause: called when nothing more should be read from it.
             resume: called when reading may go on.
-            farewell: answer the requests that the server's end cuts short, because nothing else
-                tells their callers: no connection that closes, no broker that hands them to others.
+            farewell: when the server ends, answer the requests that this cuts short. For brokers
+                that do not tell the callers in another way: elsewhere their connection closes, or
+                another server is given the request.
         """
 
     def accept(

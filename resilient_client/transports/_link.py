@@ -58,10 +58,11 @@ def spawn(
 
 
 class Link(Generic[C]):
-    """Keeps `current` filled.
+    """One connection: dialled when it is first wanted, and again after every loss.
 
-    A call that finds it empty waits for the result of one dial, started at once, and gets that
-    dial's error; after a loss dialling goes on by itself until it succeeds or the link is closed.
+    Whoever finds it away (`current` is None) waits in `get` for the result of one dial, which is
+    started at once, and gets that dial's error. After a loss dialling goes on by itself besides,
+    until it succeeds or the link is closed.
 
     Args:
         endpoint: the URL for people.
@@ -69,6 +70,10 @@ class Link(Generic[C]):
             with the same connection object when it ends.
         notify: told of every change of status.
         dial_timeout: seconds that one dial may take; None where it bounds itself.
+
+    Attributes:
+        current: the connection; None while there is none.
+        dials: how many were tried.
     """
 
     def __init__(
@@ -89,8 +94,8 @@ class Link(Generic[C]):
         self._notify = notify
         self._dial_timeout = dial_timeout
         self._dialling: asyncio.Task[C] | None = None
-        self._keeper: asyncio.Task[None] | None = None
-        self._hurry: asyncio.Event | None = None
+        self._keeper: asyncio.Task[None] | None = None  # dials for ever after a loss
+        self._hurry: asyncio.Event | None = None  # ends its pause between two dials
         self._wait = 0.0  # before the next dial
         self._connected_at = 0.0
 
@@ -304,6 +309,6 @@ class LinkedTransport(BaseTransport, Generic[C]):
 
 
 def look_at(task: asyncio.Task[Any]) -> None:
-    """Everybody who waited for this task may have left: its error is then nobody's."""
+    """Take note of a task's error, which asyncio would report where nobody waits any more."""
     if not task.cancelled():
         task.exception()

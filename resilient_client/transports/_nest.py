@@ -1,4 +1,10 @@
-"""What the transports that carry Nest's packets have in common, on both ends."""
+"""What the transports that carry Nest's packets have in common, on both ends.
+
+Two ends of our make, which is to say of this package, know more than Nest does: a caller that
+leaves stops its handler. A client's request says of what make it is (`PEER_HEADER` in its metadata,
+which Nest does not look at). A server of our make then sends a greeting before its reply, and from
+there on the client tells it, by events of `CANCEL_ROUTE`, which callers have left.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.server")
 
 CANCEL_ROUTE = "resilient_client.cancel"
-"""An event that tells a peer of ours, and no other, that the caller of this id has left."""
+"""Where a server of our make hears that the caller of a request has left; the payload is its id."""
 LEFT_KEPT = 256
 """Calls whose callers have left, that a server which shows itself is told of."""
 MAX_PEERS = 64
@@ -64,7 +70,7 @@ def take_cancel(raw: bytes, slots: Slots) -> None:
 
 
 def greeting_packet(id_json: bytes) -> bytes:
-    """What shows a caller of ours, before its reply, that we are of its make: it may cancel."""
+    """Shows a client of our make, before its reply, that it may send cancels."""
     return b'{"id":%b,"metadata":%b}' % (id_json, _OURS)
 
 

@@ -23,7 +23,11 @@ STREAM_BYTES = 16 * 1024 * 1024
 
 
 class PendingReplies(DeadlineTimer):
-    """Replies by id. Every entry ends exactly once: resolved, failed, expired or forgotten."""
+    """Who waits for which reply, by id, on one connection or several.
+
+    Every entry ends exactly once: resolved, failed, expired (at the attempt's deadline) or
+    forgotten (nobody waits any more). A reply without an entry is counted as an orphan.
+    """
 
     __slots__ = ("__weakref__", "_new_future", "_table", "_tally")
 
@@ -33,11 +37,6 @@ class PendingReplies(DeadlineTimer):
         self._table: dict[Any, tuple[asyncio.Future[Reply], Call] | ItemStream] = {}
         self._tally = Tally() if tally is None else tally
         self._tally.watch(self)
-
-    @property
-    def orphans(self) -> int:
-        """Replies that nobody waited for (any more)."""
-        return self._tally.orphans
 
     def __len__(self) -> int:
         return len(self._table)
@@ -60,10 +59,10 @@ class PendingReplies(DeadlineTimer):
         """Write a request and wait for its reply; of a stream, for the first value.
 
         Args:
-            write: sets `call.sent` and writes; the entry is in the table by then.
-            leave: called when nobody waits any more before the end, as the caller has left or this
-                attempt is given up: the peer may be told. (Of the call's deadline it knows.) An
-                error that says that nothing was sent takes `call.sent` back.
+            write: sets `call.sent` and writes; the entry is in the table by then. Where an error
+                says that nothing was sent after all, `call.sent` is put back to what it was.
+            leave: called when the caller has left, or this attempt is given up for another: for
+                telling the peer to stop. Not called at the call's deadline, which the peer knows.
         """
         before = call.sent
         try:
@@ -89,17 +88,10 @@ class PendingReplies(DeadlineTimer):
         if new is None:  # a table serves one loop; asking for it costs as much as the rest
             new = self._new_future = asyncio.get_running_loop().create_future
         future = new()
-        self.adopt(key, future, call)
-        return future
-
-    def adopt(self, key: Any, future: asyncio.Future[Any], call: Call) -> None:
-        """Wait in the same way for a future that a library resolves: bounded, and failed with all.
-
-        `forget` when done waiting.
-        """
         self._table[key] = (future, call)
         if call.attempt_deadline < self.at:
             self.set(call.attempt_deadline)
+        return future
 
     def open(
         self, key: Any, call: Call, on_leave: Callable[[], object] | None = None

@@ -115,7 +115,7 @@ class BaseTransport:
             raise call.expired(sent=False) from None
 
     def _change(self, status: Status, reason: str = "") -> None:
-        """Another state of the connection, for those that keep none by a `Link`."""
+        """Change the status, and tell of it: for transports without a `Link`, which does it."""
         if self.status not in (status, "closed"):
             old, self.status = self.status, status
             self._notify(ConnectionChanged(self.endpoint, old, status, redact(reason)))

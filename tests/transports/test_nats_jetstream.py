@@ -364,7 +364,7 @@ async def test_slow_handlers_take_no_more_than_they_can(broker: Nats) -> None:
         consumer: Any = server._listeners[0]._consumers[0]  # type: ignore[attr-defined]
         held = 0
         while done < 500:
-            held = max(held, len(consumer._open))
+            held = max(held, len(consumer._unacknowledged))
             await asyncio.sleep(0.005)
     assert most == 5
     assert held <= 2 * _jetstream._BATCH

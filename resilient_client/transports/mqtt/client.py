@@ -210,7 +210,7 @@ class ClientTransport(LinkedTransport[Connection]):
                 partial(self._leave, connection, key),
             )
         except ResilientClientError as error:
-            raise _truth(error, connection, key, call) from None
+            raise _with_sent(error, connection, key, call) from None
         finally:
             call.sent = call.sent or sent
 
@@ -240,7 +240,7 @@ class ClientTransport(LinkedTransport[Connection]):
             connection.withdraw(key)
             raise
         except ResilientClientError as error:
-            raise _truth(error, connection, key, call) from None
+            raise _with_sent(error, connection, key, call) from None
         finally:
             call.sent = call.sent or sent
             self._replies.forget(key)
@@ -336,10 +336,13 @@ class ClientTransport(LinkedTransport[Connection]):
             await connection.leave()
 
 
-def _truth(
+def _with_sent(
     error: ResilientClientError, connection: Connection, key: str | int, call: Call
 ) -> ResilientClientError:
-    """The error, and `call.sent`, knowing whether the broker has given the message to anybody."""
+    """The error to raise for one that ended a call: it, and `call.sent`, say what was sent.
+
+    A message at QoS 1 may still wait here for its turn; one that the broker refuses reached nobody.
+    """
     connection.withdraw(key)
     if not call.sent:  # it was still waiting for its turn
         if isinstance(error, ConnectionLost):

@@ -181,7 +181,7 @@ class Consumer:
         self._current = current
         self._slots = app.slots(self._pause, self._resume)
         self._paused = self._stopped = False
-        self._open: dict[bytes, None] = {}  # what was delivered and is not acknowledged
+        self._unacknowledged: dict[bytes, None] = {}  # what was delivered and is not acknowledged
         self._inbox = b""
         self._sid = 0
         self._asked = 0  # events the server may still send
@@ -236,18 +236,18 @@ class Consumer:
         )
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
         connection.send(connection.message(subject, self._inbox.decode(), None, body))
-        self._again(_SILENCE)
+        self._ask_after(_SILENCE)
 
-    def _again(self, seconds: float) -> None:
-        """Ask anew after that much silence."""
+    def _ask_after(self, seconds: float) -> None:
+        """Ask once more after that much silence."""
         if self._watch is not None:
             self._watch.cancel()
         self._heard = False
-        self._watch = call_later(self._app.clock, seconds, self._anew)
+        self._watch = call_later(self._app.clock, seconds, self._ask_anew)
 
-    def _anew(self) -> None:
+    def _ask_anew(self) -> None:
         if self._heard:
-            self._again(_SILENCE)
+            self._ask_after(_SILENCE)
         else:
             self._asked = 0
             self._ask()
@@ -256,23 +256,23 @@ class Consumer:
         self._heard = True
         code = status(headers)
         if code and subject == self._inbox:
-            self._told(code, headers)
+            self._status_received(code, headers)
             return
         self._misses = 0
         self._asked -= 1
         if self._stopped:
             self._acknowledge(reply, b"-NAK")
             return
-        if not self._open:
+        if not self._unacknowledged:
             self._progress = call_later(self._app.clock, self._ack_wait / 3, self._in_progress)
-        self._open[reply] = None
+        self._unacknowledged[reply] = None
         self._accept(subject, reply, data, headers)
         self._ask()
 
-    def _told(self, code: int, headers: bytes | None) -> None:
+    def _status_received(self, code: int, headers: bytes | None) -> None:
         """A word of the server's own about what was asked for."""
         if code == _STILL_THERE:
-            self._again(_SILENCE)
+            self._ask_after(_SILENCE)
             return
         left = read_headers(headers or b"").get("nats-pending-messages", "")
         self._asked -= min(self._asked, int(left) if left.isdigit() else _BATCH)
@@ -289,7 +289,7 @@ class Consumer:
             self.detach()
             self._gone(connection)
         else:
-            self._again(_LATER)
+            self._ask_after(_LATER)
 
     def _accept(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         try:
@@ -333,8 +333,8 @@ class Consumer:
 
     def _acknowledge(self, reply: bytes, word: bytes) -> None:
         """Say what became of an event; with the connection gone it is delivered again later."""
-        self._open.pop(reply, None)
-        if not self._open and self._progress is not None:
+        self._unacknowledged.pop(reply, None)
+        if not self._unacknowledged and self._progress is not None:
             self._progress.cancel()
         connection = self._current()
         if connection is not None:
@@ -345,9 +345,9 @@ class Consumer:
     def _in_progress(self) -> None:
         connection = self._current()
         if connection is not None:
-            for reply in self._open:
+            for reply in self._unacknowledged:
                 connection.send(connection.message(reply.decode(), "", None, b"+WPI"))
-        if self._open:
+        if self._unacknowledged:
             self._progress = call_later(self._app.clock, self._ack_wait / 3, self._in_progress)
 
     def _pause(self) -> None:
@@ -372,7 +372,7 @@ class Consumer:
 
     def close(self) -> None:
         """Give back what was not done, for another replica to do."""
-        for reply in tuple(self._open):
+        for reply in tuple(self._unacknowledged):
             self._acknowledge(reply, b"-NAK")
         for timer in (self._watch, self._progress):
             if timer is not None:

@@ -109,7 +109,7 @@ class Consumer:
         if await self._make_group(session) and self._begun:
             self._tell(_REMOVED.format(self._stream))
         self._begun = True
-        for work, name in ((self._read, "read"), (self._mind, "mind")):
+        for work, name in ((self._read, "read"), (self._look_after, "look after")):
             spawn(self._unless_lost(session, work), f"{name} {self._stream}", self._tasks)
 
     async def _make_group(self, session: Session) -> bool:
@@ -206,9 +206,11 @@ class Consumer:
                 del self._held[entry]
         lost = [each for each in given if each not in self._held]
         if lost:
-            await self._again(session, await call("XCLAIM", stream, group, self.name, 0, *lost))
+            await self._take_redelivered(
+                session, await call("XCLAIM", stream, group, self.name, 0, *lost)
+            )
 
-    async def _mind(self, session: Session) -> None:
+    async def _look_after(self, session: Session) -> None:
         """Renew what is in work here, take over what was left undone elsewhere."""
         wait = int(self._ack_wait * 1000)
         stream, group, call = self._stream, self._group, session.commands.call
@@ -222,12 +224,12 @@ class Consumer:
                 cursor, entries, *_ = await call(
                     "XAUTOCLAIM", stream, group, self.name, wait, cursor, "COUNT", _BATCH
                 )
-                await self._again(session, entries)
+                await self._take_redelivered(session, entries)
                 if cursor == b"0-0":
                     break
             await asyncio.sleep(self._ack_wait / 3)
 
-    async def _again(self, session: Session, entries: Iterable[Any]) -> None:
+    async def _take_redelivered(self, session: Session, entries: Iterable[Any]) -> None:
         """Take events that were delivered before, unless they were too often."""
         for entry, fields in entries:
             if entry in self._held:
@@ -266,7 +268,7 @@ class Consumer:
             return
         routes = [path] if self._app.receivers(path) else []
         routes += [route for glob, route in self._globs if route != path and glob.match(path)]
-        respond = self._joint(entry, fields, deliveries, max(1, len(routes)))
+        respond = self._respond_at_the_last(entry, fields, deliveries, max(1, len(routes)))
         for route in routes or [path]:
             message = Message(
                 route,
@@ -279,8 +281,10 @@ class Consumer:
             )
             self._app.accept(message, respond, self._slots, "redis")
 
-    def _joint(self, entry: bytes, fields: list[bytes], deliveries: int, left: int) -> Respond:
-        """An event is over when the handlers of every pattern that matches it have ended."""
+    def _respond_at_the_last(
+        self, entry: bytes, fields: list[bytes], deliveries: int, left: int
+    ) -> Respond:
+        """An event is over when the handlers of all `left` patterns that match it have ended."""
         failure: RemoteError | None = None
 
         async def respond(reply: Reply) -> None:
