@@ -157,7 +157,6 @@ class Server(Router):
             telemetry=settings_of(telemetry),
         )
         self._app.observers.extend((self._watch, *observers))
-        self._urls = urls
         self._listeners: list[ServerListener] = []
         never: dict[str, str] | None = None
         for url in urls:

@@ -14,7 +14,6 @@ from resilient_client.policies._stack import (
     arrange,
     explain,
     standard,
-    validate,
     validate_server,
 )
 from resilient_client.policies.timeout import Timeout
@@ -38,7 +37,6 @@ __all__ = [
     "arrange",
     "explain",
     "standard",
-    "validate",
     "validate_server",
 ]
 

@@ -93,7 +93,7 @@ def standard(
         )
     if attempt_timeout is not UNSET and attempt_timeout is not None:
         stack.append(Timeout(attempt_timeout))
-    validate(stack)
+    arrange(stack)  # refuses layers that do not fit together
     return stack
 
 
@@ -135,15 +135,6 @@ def arrange(policies: Iterable[Policy]) -> Arrangement:
     _check_attempts(stack[attempts:], overall)
     outer = [policy for policy in around if not isinstance(policy, Timeout)] + outer
     return Arrangement(overall, outer, stack[choice:])
-
-
-def validate(policies: Iterable[Policy]) -> float | None:
-    """Check a client's stack as a whole; the overall timeout, if one is in it.
-
-    Raises:
-        ConfigurationError: see `arrange`.
-    """
-    return arrange(policies).overall
 
 
 def validate_server(policies: Iterable[Policy]) -> None:

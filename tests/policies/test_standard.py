@@ -22,7 +22,7 @@ from resilient_client import (
     defaults,
     standard,
 )
-from resilient_client.policies import arrange, validate, validate_server
+from resilient_client.policies import arrange, validate_server
 from resilient_client.testing import ScriptedTransport
 
 
@@ -122,9 +122,9 @@ def test_an_attempt_timeout_above_the_overall_one_names_both():
         with pytest.raises(ConfigurationError, match=r"5 s is above .* 2 s"):
             make()
     with pytest.raises(ConfigurationError, match=r"20 s is above .*default.* 10 s"):
-        validate([Retry(), Timeout(20)])
-    assert validate([Timeout(inf), Retry(), Timeout(20)]) == inf
-    assert validate([Timeout(5), Retry(), Timeout(5), Timeout(inf)]) == 5
+        arrange([Retry(), Timeout(20)])
+    assert arrange([Timeout(inf), Retry(), Timeout(20)]).overall == inf
+    assert arrange([Timeout(5), Retry(), Timeout(5), Timeout(inf)]).overall == 5
 
 
 @pytest.mark.parametrize("policy", [Retry(), Fallback(1)])
@@ -132,18 +132,18 @@ def test_retry_and_fallback_stand_outside_the_choice_of_the_endpoint(policy):
     name = type(policy).__name__
     with pytest.raises(ConfigurationError, match=f"{name} stands inside CircuitBreaker"):
         ClientProxy("tcp://127.0.0.1:1", policies=[CircuitBreaker(), policy])
-    validate([policy, CircuitBreaker()])
+    arrange([policy, CircuitBreaker()])
 
 
 def test_the_same_object_twice_is_refused_where_it_keeps_a_state():
     breaker, retry, mine = CircuitBreaker(), Retry(), Mine()
     with pytest.raises(ConfigurationError, match="same CircuitBreaker object"):
-        validate([breaker, breaker])
+        arrange([breaker, breaker])
     with pytest.raises(ConfigurationError, match="same Retry object"):
-        validate([retry, retry])
-    validate([mine, Retry(), mine])
+        arrange([retry, retry])
+    arrange([mine, Retry(), mine])
     limit = Timeout(1)
-    assert validate([limit, Retry(), limit]) == 1
+    assert arrange([limit, Retry(), limit]).overall == 1
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_same_object_twice_is_refused_where_it_keeps_a_state():
     ],
 )
 def test_what_is_no_policy_is_refused_with_advice(policy, hint):
-    for check in (validate, validate_server):
+    for check in (arrange, validate_server):
         with pytest.raises(ConfigurationError, match=hint):
             check([policy])
 

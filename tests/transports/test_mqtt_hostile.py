@@ -57,7 +57,7 @@ def test_every_reason_code_of_the_standard_has_its_name() -> None:
 def test_every_reason_code_becomes_an_error_of_ours() -> None:
     for code in range(256):
         told = {0x1F: "because"}
-        error: ResilientClientError | None = connect_error("mqtt://h", 5, code or 0x80, told)
+        error: ResilientClientError | None = connect_error("mqtt://h", code or 0x80, told)
         assert isinstance(error, ConfigurationError | ConnectError), code
         assert "because" in str(error)
         if code in CONNACK_CODES:
@@ -85,7 +85,7 @@ def test_every_reason_code_becomes_an_error_of_ours() -> None:
         1: ConfigurationError, 2: ConfigurationError, 3: ConnectError, 4: ConfigurationError,
         5: ConfigurationError, 6: ConnectError,
     }.items():  # fmt: skip
-        assert type(connect_error("mqtt://h", 4, code, {})) is kind, code
+        assert type(connect_error("mqtt://h", code, {})) is kind, code
     assert type(subscribe_error("t", 4, 0x80, {})) is ConfigurationError
 
 

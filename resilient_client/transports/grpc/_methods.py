@@ -43,10 +43,6 @@ class Method(Protocol):
         """The value of one response as `type`; `PayloadError` when it is no such value."""
 
 
-Body = tuple[Method, Any]
-"""A response on its way to whoever knows its type."""
-
-
 # ---------------------------------------------------------------------------- methods of a schema
 
 

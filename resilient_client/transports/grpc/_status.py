@@ -49,7 +49,6 @@ _MAX_TEXT = 3000
 _MAX_BINARY = 3000
 
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
-NUMBERS: dict[str, int] = {code.name: number for number, code in CODES.items()}
 _CANCELLED, _UNKNOWN, _INVALID_ARGUMENT, _DEADLINE_EXCEEDED = 1, 2, 3, 4
 _RESOURCE_EXHAUSTED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE = 8, 12, 13, 14
 

@@ -165,7 +165,7 @@ class Connection(SocketProtocol):
             self.send(self._login.packet())
         answer = await self._connack
         if code := answer.reasons[0]:
-            raise connect_error(self._endpoint, self.version, code, answer.properties)
+            raise connect_error(self._endpoint, code, answer.properties)
         told = answer.properties
         self.session = answer.session
         self.largest = told.get(MAXIMUM_PACKET, MAX_PACKET)

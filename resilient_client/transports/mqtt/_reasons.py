@@ -65,9 +65,7 @@ def reason_text(code: int, properties: Mapping[int, Any] | None = None) -> str:
     return f"{name} ({code:#04x})" + "".join(f", {text}" for text in more)
 
 
-def connect_error(
-    endpoint: str, version: int, code: int, properties: Mapping[int, Any]
-) -> ResilientClientError:
+def connect_error(endpoint: str, code: int, properties: Mapping[int, Any]) -> ResilientClientError:
     """Why the broker does not let us in."""
     if code < 0x80:
         code = _OLD_CONNECT_CODES.get(code, 0x80)
