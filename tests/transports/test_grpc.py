@@ -626,7 +626,7 @@ async def test_over_the_cap_a_request_is_throttled_with_pushback_and_an_event_wa
 async def test_each_connection_has_its_own_cap_and_those_that_have_gone_are_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("resilient_client.transports.grpc.server._KEPT", 2)
+    monkeypatch.setattr("resilient_client.transports.grpc._calls._KEPT", 2)
     server = Server(LOCAL, telemetry=False, max_calls_per_connection=1)
 
     @server.message_pattern("slow")
