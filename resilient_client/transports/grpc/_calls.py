@@ -13,7 +13,8 @@ from resilient_client.errors import INTERNAL_SERVER_ERROR, RemoteError
 from resilient_client.message import NO_VALUE, Message, Reply
 from resilient_client.transports.grpc._headers import RECEIVERS_HEADER, incoming, is_ours
 from resilient_client.transports.grpc._library import DecodeError, aio, grpc
-from resilient_client.transports.grpc._methods import EMIT, PatternsMethod, SchemaMethod
+from resilient_client.transports.grpc._methods import SchemaMethod
+from resilient_client.transports.grpc._patterns import EMIT, PatternsMethod
 from resilient_client.transports.grpc._status import status_name, status_of
 
 if TYPE_CHECKING:

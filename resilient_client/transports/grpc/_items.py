@@ -12,7 +12,8 @@ from resilient_client.message import NO_VALUE, Call
 from resilient_client.transports._link import spawn
 from resilient_client.transports.grpc._channel import Connection
 from resilient_client.transports.grpc._library import ERRORS, aio
-from resilient_client.transports.grpc._methods import Method, PatternsMethod
+from resilient_client.transports.grpc._methods import Method
+from resilient_client.transports.grpc._patterns import PatternsMethod
 from resilient_client.transports.grpc._waits import Waits
 
 Fail = Callable[[BaseException, Connection], ResilientClientError]

@@ -21,7 +21,7 @@ from resilient_client.transports.grpc._library import (
     health_pb2,
     reflection_pb2,
 )
-from resilient_client.transports.grpc._methods import PATTERNS_FILE, PATTERNS_SERVICE
+from resilient_client.transports.grpc._patterns import PATTERNS_FILE, PATTERNS_SERVICE
 from resilient_client.transports.grpc._schema import Schema, files_of
 
 V1 = "grpc.reflection.v1.ServerReflection"

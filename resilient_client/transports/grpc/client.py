@@ -44,13 +44,8 @@ from resilient_client.transports.grpc._items import (
     left_by_caller,
 )
 from resilient_client.transports.grpc._library import ERRORS, aio, grpc
-from resilient_client.transports.grpc._methods import (
-    PLAIN,
-    Method,
-    PatternsMethod,
-    SchemaMethod,
-    several,
-)
+from resilient_client.transports.grpc._methods import Method, SchemaMethod, several
+from resilient_client.transports.grpc._patterns import PLAIN, PatternsMethod
 from resilient_client.transports.grpc._reflection import discover
 from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
 from resilient_client.transports.grpc._status import error_of

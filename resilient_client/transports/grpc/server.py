@@ -24,7 +24,8 @@ from resilient_client.transports.grpc._library import (
     grpc,
     health_pb2,
 )
-from resilient_client.transports.grpc._methods import EMIT, SEND, STREAM, payload_type
+from resilient_client.transports.grpc._methods import payload_type
+from resilient_client.transports.grpc._patterns import EMIT, SEND, STREAM
 from resilient_client.transports.grpc._reflection import reflection_handlers
 from resilient_client.transports.grpc._schema import schema_of
 
