@@ -3,6 +3,17 @@
 What transports are built of is public here, for people who write their own: `Transport` and
 `ServerListener` say what the two ends are, the other names are blocks that ours are made of. They
 load when they are first used (PEP 562).
+
+Words that mean the same in all of them:
+
+- target: a URL taken apart; endpoint: the same for people, credentials redacted.
+- connection: one socket, or one object of a library's, that speaks the protocol.
+- session: what a client has while a connection lasts: who waits for which reply on it, and what the
+  peer is known to have done. Where a protocol takes two connections, they are one session.
+- link: keeps a connection or session, which is to say that it dials, again after every loss.
+- slots: a server's handlers that run for one connection or consumer, as many as may.
+- of our make, ours: a peer that is built with this package too. It shows itself, and is then told
+  which callers have left.
 """
 
 from __future__ import annotations
