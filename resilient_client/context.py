@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 from resilient_client._json import Record
@@ -55,7 +56,6 @@ class Context(Record):
 
     Attributes:
         pattern: the route of the handler's pattern, or the concrete subject under a wildcard.
-        headers: a read-only mapping of lower-case names to strings, as received.
         correlation_id: `x-correlation-id` as received, or a fresh one.
         state: what the server's lifespan yielded.
         transport: the scheme it came by, such as "tcp".
@@ -63,7 +63,7 @@ class Context(Record):
     """
 
     pattern: str
-    headers: Mapping[str, str]
+    _headers: Mapping[str, str]
     correlation_id: str
     deadline: float
     _clock: Clock
@@ -72,9 +72,14 @@ class Context(Record):
     raw: Any
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        """A read-only mapping of lower-case names to strings, as received."""
+        return MappingProxyType(self._headers)
+
+    @property
     def attempt(self) -> int:
         """Which attempt of the caller this is, from 1."""
-        told = self.headers.get(ATTEMPT_HEADER)
+        told = self._headers.get(ATTEMPT_HEADER)
         if told is not None and told.isascii() and told.isdigit() and len(told) < 6:
             return int(told)
         return 1
@@ -82,7 +87,7 @@ class Context(Record):
     @property
     def idempotency_key(self) -> str | None:
         """The same for every attempt of one call, when the caller gave one."""
-        return self.headers.get(IDEMPOTENCY_HEADER)
+        return self._headers.get(IDEMPOTENCY_HEADER)
 
     @property
     def remaining(self) -> float | None:

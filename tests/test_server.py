@@ -821,6 +821,24 @@ async def test_lifespan_state_reaches_handlers_and_its_end_runs(made: Any) -> No
     assert steps == ["start True", "end"]
 
 
+async def test_a_handler_reads_the_headers_it_was_sent_and_cannot_change_them() -> None:
+    server = memory()
+
+    @server.message_pattern("read")
+    async def read(context: Context) -> Any:
+        with pytest.raises(TypeError):
+            context.headers["x-tenant"] = "other"  # type: ignore[index]
+        return context.headers
+
+    @server.message_pattern("pass on")
+    async def pass_on(context: Context) -> Any:
+        return await client.send("read", headers=context.headers)
+
+    async with pair(server) as client:
+        headers = {"X-Tenant": "blue", "x-correlation-id": "abc"}
+        assert (await client.send("pass on", headers=headers))["x-tenant"] == "blue"
+
+
 async def test_a_policy_of_the_users_own_can_refuse_by_headers() -> None:
     class Authenticated:
         def wrap(self, handler: Any, clock: Any) -> Any:
