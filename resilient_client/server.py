@@ -19,9 +19,8 @@ from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory
 from resilient_client.patterns import prefixed
 from resilient_client.telemetry import settings_of
-from resilient_client.transports._base import Target
 from resilient_client.transports._link import spawn
-from resilient_client.transports._options import near_miss, refuse_unknown, server_listener
+from resilient_client.transports._options import near_miss, server_listeners
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -157,19 +156,7 @@ class Server(Router):
             telemetry=settings_of(telemetry),
         )
         self._app.observers.extend((self._watch, *observers))
-        self._listeners: list[ServerListener] = []
-        never: dict[str, str] | None = None
-        for url in urls:
-            if not isinstance(url, str):
-                self._listeners.append(url(self._app))
-                continue
-            listener, unknown = server_listener(url, self._app, options)
-            self._listeners.append(listener)
-            never = unknown if never is None else {k: v for k, v in unknown.items() if k in never}
-        if urls:
-            refuse_unknown(never or {}, [Target(url) for url in urls if isinstance(url, str)])
-        elif options:
-            raise ConfigurationError(f"options {sorted(options)} mean nothing without a URL")
+        self._listeners = server_listeners(urls, self._app, options)
         self._health: HealthEndpoint | None = None
         if health is not None:
             from resilient_client.health import HealthEndpoint

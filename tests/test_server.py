@@ -31,6 +31,8 @@ from resilient_client import (
     current_context,
 )
 from resilient_client.codecs import JsonCodec
+from resilient_client.transports import App, ServerListener, Target
+from resilient_client.transports.memory import ServerListener as MemoryListener
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -939,6 +941,12 @@ def test_a_number_that_makes_no_sense_is_refused(url: str, options: dict[str, An
 
 
 def test_a_server_without_a_url_or_with_nonsense_says_so() -> None:
+    def listener(app: App) -> ServerListener:
+        return MemoryListener(Target("memory://x"), app)
+
+    for without in ((), (listener,)):
+        with pytest.raises(ConfigurationError, match="nothing without a URL"):
+            Server(*without, queue="x")
     with pytest.raises(ConfigurationError, match="max_size"):
         Server("memory://x", max_sise=3)
     with pytest.raises(ConfigurationError, match="no transport speaks"):

@@ -44,7 +44,7 @@ def client_transport(
     """
     target, module = _resolve(url)
     settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
-    refuse_unknown(unknown, [target])
+    _refuse(unknown, [target])
     transport: Transport = module.ClientTransport(target, env, **settings)
     return transport
 
@@ -59,14 +59,32 @@ def client_options(url: str) -> dict[str, str]:
     return _parameters(module.ClientTransport) | _parameters(module.ServerListener)
 
 
-def server_listener(
-    url: str, app: App, options: Mapping[str, Any]
-) -> tuple[ServerListener, dict[str, str]]:
-    """The server's end for this URL, and the options that mean nothing to it with a near miss."""
-    target, module = _resolve(url)
-    settings, unknown = _settings(target, module, module.ServerListener, options)
-    refuse_unknown({k: v for k, v in unknown.items() if k not in options}, [target])
-    return module.ServerListener(target, app, **settings), unknown
+def server_listeners(
+    urls: Iterable[str | Callable[[App], ServerListener]], app: App, options: Mapping[str, Any]
+) -> list[ServerListener]:
+    """The server's ends for these URLs.
+
+    Raises:
+        ConfigurationError: unknown scheme, an option that none of them has, or the extra is not
+            installed.
+    """
+    listeners: list[ServerListener] = []
+    targets: list[Target] = []
+    nobodys = dict.fromkeys(options, "")  # options that none of them has had so far
+    for url in urls:
+        if not isinstance(url, str):
+            listeners.append(url(app))
+            continue
+        target, module = _resolve(url)
+        settings, unknown = _settings(target, module, module.ServerListener, options)
+        _refuse({k: v for k, v in unknown.items() if k not in options}, [target])
+        listeners.append(module.ServerListener(target, app, **settings))
+        targets.append(target)
+        nobodys = {name: unknown[name] for name in nobodys if name in unknown}
+    if nobodys and not targets:
+        raise ConfigurationError(f"options {sorted(options)} mean nothing without a URL")
+    _refuse(nobodys, targets)
+    return listeners
 
 
 def _resolve(url: str) -> tuple[Target, ModuleType]:
@@ -146,7 +164,7 @@ def _settings(
     return settings, unknown
 
 
-def refuse_unknown(unknown: Mapping[str, str], targets: list[Target]) -> None:
+def _refuse(unknown: Mapping[str, str], targets: list[Target]) -> None:
     """Raise `ConfigurationError` for the first of these options, naming the near miss."""
     for name, hint in unknown.items():
         schemes = ", ".join(sorted({target.scheme for target in targets}))
