@@ -55,7 +55,7 @@ from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment
-from resilient_client.transports._options import client_transport
+from resilient_client.transports._options import client_transports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -145,7 +145,8 @@ class ClientProxy:
             _observer(each) for each in several("observers", observers)
         ]
         self._observer: Observer | None = self._tell if self._observers else None
-        self._transports = self._open(target, options)
+        env = Environment(self._clock, self._codec, self._tell)
+        self._transports = client_transports(target, env, options, _KEYWORDS)
         self._endpoint = self._transports[0].endpoint
         self._encode, self._decode = self._transports[0].encode, self._transports[0].decode
         self._idempotent = self._transports[0].idempotent
@@ -179,41 +180,6 @@ class ClientProxy:
         self._process = os.getpid()
         _clients.add(self)
         self._closed = False
-
-    def _open(
-        self,
-        target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
-        options: dict[str, Any],
-    ) -> list[Transport]:
-        env = Environment(self._clock, self._codec, self._tell)
-        if not isinstance(target, str | list | tuple):
-            if options:
-                raise ConfigurationError(
-                    f"options {sorted(options)} mean nothing beside a Transport object",
-                    hint="give them to the transport itself",
-                )
-            if callable(target):
-                target = target(env)
-            if not hasattr(target, "request"):
-                raise ConfigurationError(
-                    f"{type(target).__name__} is neither a URL nor a Transport",
-                    hint='write ClientProxy("tcp://127.0.0.1:3001")',
-                )
-            return [target]  # type: ignore[list-item]
-        urls = [target] if isinstance(target, str) else list(target)
-        if not urls:
-            raise ConfigurationError("a client needs at least one URL")
-        for url in urls:
-            if not isinstance(url, str):
-                raise ConfigurationError(f"{type(url).__name__} among the URLs is not a text")
-        if len({url.partition("://")[0] for url in urls}) > 1:
-            raise ConfigurationError(
-                "the endpoints of one client speak one protocol",
-                hint="make a client per scheme",
-            )
-        if len(set(urls)) != len(urls):
-            raise ConfigurationError(f"the same endpoint twice in {len(urls)} URLs")
-        return [client_transport(url, env, options, _KEYWORDS) for url in urls]
 
     # ---------------------------------------------------------------------------- the pipeline
 

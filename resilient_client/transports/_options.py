@@ -15,7 +15,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from types import ModuleType
 
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
@@ -30,18 +30,55 @@ def known_schemes() -> list[str]:
     ]
 
 
-def client_transport(
-    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str] = ()
-) -> Transport:
-    """The client's end for this URL.
+def client_transports(
+    target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
+    env: Environment,
+    options: Mapping[str, Any],
+    keywords: Collection[str],
+) -> list[Transport]:
+    """The client's ends for what a client is given: one for each URL, or the one that is given.
 
     Args:
         options: the transport's own.
         keywords: what else could be meant by one that is unknown.
 
     Raises:
-        ConfigurationError: unknown scheme or option, or the extra is not installed.
+        ConfigurationError: it is none of these, unknown scheme or option, or the extra is not
+            installed.
     """
+    if not isinstance(target, str | list | tuple):
+        if options:
+            raise ConfigurationError(
+                f"options {sorted(options)} mean nothing beside a Transport object",
+                hint="give them to the transport itself",
+            )
+        if callable(target):
+            target = target(env)
+        if not hasattr(target, "request"):
+            raise ConfigurationError(
+                f"{type(target).__name__} is neither a URL nor a Transport",
+                hint='write ClientProxy("tcp://127.0.0.1:3001")',
+            )
+        return [target]  # type: ignore[list-item]
+    urls = [target] if isinstance(target, str) else list(target)
+    if not urls:
+        raise ConfigurationError("a client needs at least one URL")
+    for url in urls:
+        if not isinstance(url, str):
+            raise ConfigurationError(f"{type(url).__name__} among the URLs is not a text")
+    if len({url.partition("://")[0] for url in urls}) > 1:
+        raise ConfigurationError(
+            "the endpoints of one client speak one protocol",
+            hint="make a client per scheme",
+        )
+    if len(set(urls)) != len(urls):
+        raise ConfigurationError(f"the same endpoint twice in {len(urls)} URLs")
+    return [_client_transport(url, env, options, keywords) for url in urls]
+
+
+def _client_transport(
+    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str]
+) -> Transport:
     target, module = _resolve(url)
     settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
     _refuse(unknown, [target])
