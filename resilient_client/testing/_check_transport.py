@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -128,8 +127,7 @@ class _Suite:
             self.events.append(payload)
 
 
-Check = "Callable[[ClientProxy, _Suite], Awaitable[None]]"
-_checks: dict[str, Any] = {}
+_checks: dict[str, Callable[[ClientProxy, _Suite], Awaitable[None]]] = {}
 
 
 def _check(function: Any) -> Any:
@@ -389,5 +387,4 @@ async def check_transport(
             break
     left = asyncio.all_tasks() - before
     assert not left, f"tasks were left behind: {left}"
-    sys.stdout.flush()
     return run
