@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import PEER_HEADER
@@ -18,7 +17,6 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
-from resilient_client.patterns import lookup_route
 from resilient_client.transports._backlog import SILENCE
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
@@ -31,45 +29,19 @@ from resilient_client.transports._nest import (
     take_cancel,
 )
 from resilient_client.transports._packets import error_packet, read_request, text_event
-from resilient_client.transports.mqtt._codec import Answer, Delivery, text
+from resilient_client.transports.mqtt._codec import Answer, Delivery
 from resilient_client.transports.mqtt._connection import Connection
 from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
+from resilient_client.transports.mqtt._filters import Filters, checked_share, topic_of
 from resilient_client.transports.mqtt._reasons import subscribe_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Subscription, Target
 
 log = logging.getLogger("resilient_client.mqtt")
-
-_LONGEST_TOPIC = 16 * 1024  # characters
-_NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
-
-
-class _Found:
-    """What a topic stands for.
-
-    Attributes:
-        route: of the handler.
-        subject: the topic, when the route is another.
-        reply: the topic of its replies, as it is written.
-    """
-
-    __slots__ = ("_numbers", "_wild", "reply", "route", "subject")
-
-    def __init__(self, route: str, topic: str, numbers: frozenset[int], *, wild: bool) -> None:
-        self.route = route
-        self.subject = topic if wild or route != topic else None
-        self.reply = text(f"{topic}/reply")
-        self._numbers = numbers
-        self._wild = wild
-
-    def not_for_us(self, message: Delivery, external: bool) -> bool:  # noqa: FBT001
-        """A reply that a wildcard hears, or the copy for a pattern that another goes before."""
-        told = message.subscriptions
-        if told and self._numbers.isdisjoint(told):
-            return True
-        return self._wild and external and message.topic.endswith("/reply")
 
 
 class ServerListener:
@@ -108,7 +80,7 @@ class ServerListener:
         self.address = str(target)
         self._app = app
         self._qos = checked_qos(qos)
-        self._share = _checked_share(share)
+        self._share = checked_share(share)
         self._lasting = session_expiry > 0
         self._connector = Connector(
             self,
@@ -125,63 +97,19 @@ class ServerListener:
         self._slots = app.slots(self._pause, self._resume, farewell=True)
         self._paused = self._stopping = self._been_here = False
         self._silent_until = 0.0
-        self._filters: dict[str, int] = {}
-        self._exact: dict[str, str] = {}  # topic to route
-        self._wild: list[tuple[list[str], str]] = []  # levels of a filter to route
-        self._names: dict[str, set[str]] = {}  # route to the filters asked for
-        self._numbers: dict[str, frozenset[int]] = {}  # and their numbers
-        self._find = lru_cache(maxsize=1024)(self._look_up)
+        self._filters = self._filters_of(())
         self._cancellable = False  # the broker lets us hear cancel messages
 
     # --------------------------------------------------------------------------------- its patterns
 
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse a pattern that no subscription can have, when it is registered."""
-        _checked_share(handler.extras.get("share"))
+        checked_share(handler.extras.get("share"))
         checked_qos(handler.extras.get("qos", self._qos))
-        _topic_of(handler.route)
+        topic_of(handler.route)
 
-    def _subscriptions(self) -> dict[str, int]:
-        """Each topic filter with its options [3.8.3.1]."""
-        self._exact.clear()
-        self._wild.clear()
-        self._names.clear()
-        filters: dict[str, int] = {}
-        for handler in self._app.subscriptions():
-            group, topic = _topic_of(handler.route)
-            share = group or handler.extras.get("share", self._share)
-            if "+" in topic or "#" in topic:
-                self._wild.append((topic.split("/"), handler.route))
-            else:
-                self._exact.setdefault(topic, handler.route)
-            name = f"$share/{share}/{topic}" if share else topic
-            self._names.setdefault(handler.route, set()).add(name)
-            qos = handler.extras.get("qos", self._qos) if handler.is_event else 0
-            # events are state, perhaps: a retained one is for all who come later
-            fresh = 0 if handler.is_event or not self._new else _NO_RETAINED
-            old = filters.get(name)
-            filters[name] = qos | fresh if old is None else (old | qos) & (fresh | 1)
-        numbers = {name: number for number, name in enumerate(filters, 1)}
-        self._numbers = {
-            route: frozenset(numbers[name] for name in names)
-            for route, names in self._names.items()
-        }
-        return filters
-
-    def _look_up(self, topic: str) -> _Found | None:
-        """What a topic stands for, in Nest's order."""
-        if len(topic) > _LONGEST_TOPIC:  # there is no room for its reply's
-            return None
-        route = self._exact.get(topic)
-        if route is None and (known := lookup_route(topic)) is not None:
-            route = self._exact.get(known)
-        if route is not None:
-            return _Found(route, topic, self._numbers[route], wild=False)
-        levels = topic.split("/")
-        for wanted, route in self._wild:
-            if _matches(wanted, levels):
-                return _Found(route, topic, self._numbers[route], wild=True)
-        return None
+    def _filters_of(self, handlers: Iterable[Subscription]) -> Filters:
+        return Filters(handlers, qos=self._qos, share=self._share, version=self._connector.version)
 
     # --------------------------------------------------------------------------------- its messages
 
@@ -191,7 +119,7 @@ class ServerListener:
         if topic == CANCEL_ROUTE:
             self._cancel(connection, message)
             return
-        found = self._find(topic)
+        found = self._filters.find(topic)
         try:
             request = read_request(message.payload)
         except ProtocolError:
@@ -282,11 +210,16 @@ class ServerListener:
 
     async def ready(self, connection: Connection) -> None:
         """Subscribe on a new connection."""
-        if any(options & 1 for options in self._filters.values()) and not connection.maximum_qos:
+        if (
+            any(options & 1 for options in self._filters.asked.values())
+            and not connection.maximum_qos
+        ):
             raise ConfigurationError("the broker gives no messages at QoS 1", hint="use qos=0")
-        asked = [*self._filters.items(), (CANCEL_ROUTE, 0)]
+        asked = [*self._filters.asked.items(), (CANCEL_ROUTE, 0)]
         # a message that fits several patterns comes once for each
-        *answers, (_, cancel, _) = await connection.subscribe(asked, numbered=bool(self._wild))
+        *answers, (_, cancel, _) = await connection.subscribe(
+            asked, numbered=bool(self._filters.wild)
+        )
         self._cancellable = cancel < 0x80
         for topic, code, told in answers:
             if code >= 0x80:
@@ -324,19 +257,18 @@ class ServerListener:
     async def start(self) -> None:
         """See `ServerListener.start`."""
         self._stopping = self._paused = self._been_here = False
-        self._filters = self._subscriptions()
-        self._find.cache_clear()
+        self._filters = self._filters_of(self._app.subscriptions())
         await self._link.start()
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
         self._stopping = True
         connection = self._link.current
-        if connection is None or self._lasting or not self._filters:
+        if connection is None or self._lasting or not self._filters.asked:
             return
         try:
             async with asyncio.timeout(1.0):
-                await connection.forget(*self._filters)
+                await connection.forget(*self._filters.asked)
         except (TimeoutError, ConnectionLost):
             log.debug("%s: the broker did not confirm that we stop", self.address)
 
@@ -355,42 +287,3 @@ def _acknowledge(connection: Connection, message: Delivery) -> Any:
         connection.acknowledge(message, 0 if reply.error is None else 0x83)
 
     return respond
-
-
-def _topic_of(route: str) -> tuple[str | None, str]:
-    """The group of replicas and the topic filter that a route stands for."""
-    group = None
-    topic = route
-    if route.startswith("$share/"):
-        _, group, topic = (*route.split("/", 2), "", "")[:3]
-        _checked_share(group)
-    levels = topic.split("/")
-    for place, level in enumerate(levels):
-        wild = "+" in level or "#" in level
-        if wild and (len(level) > 1 or (level == "#" and place < len(levels) - 1)):
-            raise ConfigurationError(
-                f"{route!r} is no topic filter",
-                hint="+ stands for one whole level, # for all that follow, at the end",
-            )
-    if not topic:
-        raise ConfigurationError("an empty pattern is no topic filter")
-    text(topic)
-    return group, topic
-
-
-def _checked_share(share: str | None) -> str | None:
-    if share is not None and (not share or set(share) & {"/", "+", "#"}):
-        raise ConfigurationError(f"share={share!r} is no name of a group: one without / + and #")
-    return share
-
-
-def _matches(wanted: list[str], levels: list[str]) -> bool:
-    """Whether a topic's levels are what a filter stands for [4.7]."""
-    if levels[0].startswith("$") and wanted[0] in ("+", "#"):
-        return False
-    for place, level in enumerate(wanted):
-        if level == "#":
-            return True
-        if place >= len(levels) or level not in ("+", levels[place]):
-            return False
-    return len(wanted) == len(levels)
