@@ -225,6 +225,10 @@ def explain(
     urls = ", ".join(transport.endpoint for transport in transports)
     lines.append(_line("endpoint", urls if len(transports) == 1 else f"one of {urls}"))
     lines += [_line(_name(policy), _described(policy, repeated)) for policy in arranged.inner]
+    size: int | None = getattr(transports[0], "max_size", None)
+    if size is not None:
+        text = f"{size / 2**20:.4g} MiB" if size >= 2**20 else f"{size} bytes"
+        lines.append(_line("payload", f"{text} at most, each way"))
     for route, settings in patterns.items():
         said = []
         if settings.timeout is not None:

@@ -70,6 +70,11 @@ class BaseTransport:
         self._max_size = max_size
         self._tally = Tally()
 
+    @property
+    def max_size(self) -> int:
+        """Bytes of one payload, each way."""
+        return self._max_size
+
     def numbers(self) -> dict[str, int]:
         """What telemetry reads, from any thread, by the name of the metric."""
         return {"reply.pending": self._tally.pending, "reply.orphans": self._tally.orphans}

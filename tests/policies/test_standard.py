@@ -203,7 +203,7 @@ def test_explain_shows_every_layer_and_setting():
     lines = client.explain().splitlines()
     assert [line.split()[0] for line in lines] == [
         "client", "deadline", "Fallback", "Bulkhead", "Retry", "endpoint", "CircuitBreaker",
-        "Timeout", "Mine", "pattern", "pattern",
+        "Timeout", "Mine", "payload", "pattern", "pattern",
     ]  # fmt: skip
     text = "\n".join(lines)
     for setting in (
@@ -214,6 +214,7 @@ def test_explain_shows_every_layer_and_setting():
         "0.2 of calls + 10/s over 10 s",
         "one of tcp://127.0.0.1:1, tcp://127.0.0.1:2",
         "3 s for an attempt",
+        "16 MiB at most, each way",
         "slow: 60 s for the whole call, 1 attempt",
         "get: idempotent",
     ):
