@@ -31,9 +31,10 @@ from resilient_client.codecs import JsonCodec
 from resilient_client.errors import NO_HANDLER_MESSAGE
 from resilient_client.message import Reply
 from resilient_client.transports.amqp import _wire as wire
+from resilient_client.transports.amqp._acknowledgements import Acknowledgements
+from resilient_client.transports.amqp._consumer import _packet_of
 from resilient_client.transports.amqp._errors import REPLY_CODES, closed_error, unroutable
 from resilient_client.transports.amqp._topology import matches
-from resilient_client.transports.amqp.server import _Acknowledgements, _packet_of
 from tests.peers.script import scripted_peer, silence
 
 
@@ -254,7 +255,7 @@ async def test_acknowledgements_settle_each_message_once_whatever_the_order() ->
     for seed in range(200):
         rng = random.Random(seed)
         broker: Any = Broker()
-        acks = _Acknowledgements(broker, 1)
+        acks = Acknowledgements(broker, 1)
         open_tags: list[int] = []
         last = 0
         for _ in range(100):

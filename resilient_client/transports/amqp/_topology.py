@@ -1,4 +1,4 @@
-"""The queue and the exchange that both ends agree on."""
+"""The queue and the exchange that both ends agree on, and where their topics lead."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from resilient_client.transports.amqp import _wire as wire
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from resilient_client.transports._base import App
     from resilient_client.transports.amqp._channel import Channel
 
 MAX_NAME = 255
@@ -111,3 +112,27 @@ def matches(pattern: list[str], words: list[str]) -> bool:
         if not reached:
             return False
     return count in reached
+
+
+class Routes:
+    """Which handler a message is for, where patterns are topics."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._topics: dict[bool, list[tuple[list[str], str]]] = {False: [], True: []}
+        for each in app.subscriptions():
+            words = each.route.split(".")
+            if not {"*", "#"}.isdisjoint(words):
+                self._topics[each.is_event].append((words, each.route))
+
+    def find(self, route: str, *, is_event: bool) -> str:
+        """The handler's route: exactly this one, else the first topic that matches, as in Nest."""
+        app = self._app
+        if app.receivers(route) if is_event else app.handles(route):
+            return route
+        words = route.split(".")
+        for kind in (is_event, not is_event):
+            for pattern, found in self._topics[kind]:
+                if matches(pattern, words):
+                    return found
+        return route
