@@ -76,6 +76,7 @@ class _Parcel:
 
     def _cancel(self) -> None:
         self.left = True
+        self.listener.parcels.discard(self)
         if self.job is not None:
             self.job.cancel()
 
@@ -197,10 +198,10 @@ class ServerListener:
         """On the server's loop: a request has arrived."""
         if parcel.left:
             return
-        self.parcels.add(parcel)
         if _buses.get(self._name) is not self:
             parcel.lost()
             return
+        self.parcels.add(parcel)
         message.received = self.app.clock.now()
         parcel.job = self.app.accept(message, parcel.respond, self._slots, "memory")
 
