@@ -63,6 +63,7 @@ class RetryBudget:
         "_process",
         "_repeats",
         "_reserve",
+        "_since",
         "_step",
         "_until",
         "_withdrawals",
@@ -88,8 +89,8 @@ class RetryBudget:
         # what is counted errs on the side of fewer repeats.
         self._calls: deque[tuple[float, int]] = deque()
         self._past = 0  # the sum of those
-        self._current = 0  # calls since `_until - _step`
-        self._until = -inf
+        self._current = 0  # calls since `_since`
+        self._since = self._until = -inf
         self._withdrawals: deque[Withdrawal] = deque()
         self._repeats = 0
 
@@ -107,12 +108,12 @@ class RetryBudget:
 
     def _turn(self, now: float) -> None:
         if self._current:
-            self._calls.append((self._until - self._step, self._current))
+            self._calls.append((self._since, self._current))
             self._past += self._current
             self._current = 0
         if len(self._calls) > _STEPS:
             self._forget(now)
-        self._until = now + self._step
+        self._since, self._until = now, now + self._step
 
     def _forget(self, now: float) -> None:
         oldest = now - self.window
@@ -130,7 +131,7 @@ class RetryBudget:
         What is granted and then not used after all is brought back with its `give_back`.
         """
         self._forget(now)
-        if self._until - self._step <= now - self.window:
+        if self._since <= now - self.window:
             self._current = 0
         allowed = self.ratio * (self._past + self._current) + self._reserve
         if self._repeats + 1 > allowed + _ROUNDING:

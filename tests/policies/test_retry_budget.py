@@ -4,7 +4,7 @@ import asyncio
 from math import inf, nan
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resilient_client.errors import ConfigurationError
@@ -26,6 +26,9 @@ steps = st.lists(
     ratio=st.floats(0, 2) | st.sampled_from([0, 0.1, 0.2, 0.29]),
     reserve=st.floats(0, 5) | st.sampled_from([0, 0.1, 1]),
     window=st.floats(0.01, 20) | st.just(10),
+)
+@example(  # a call that is as old as the window, to the last bit
+    steps=[(0.9921875, 1, 0, 0), (0.9921875, 0, 1, 0)], ratio=1.0, reserve=0.0, window=0.9921875
 )
 def test_it_never_grants_more_than_its_bound_in_the_window_until_now(steps, ratio, reserve, window):
     budget = RetryBudget(ratio, reserve, window)
