@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from math import inf, isnan
 from typing import TypeVar
@@ -52,3 +53,31 @@ def several(name: str, given: Iterable[T]) -> list[T]:
     if isinstance(given, str | bytes) or not isinstance(given, Iterable):
         raise ConfigurationError(f"{name}={given!r} must be a list", hint=f"write {name}=[...]")
     return list(given)
+
+
+def text(name: str, value: object) -> str:
+    """A text."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name}= must be a text, not a {type(value).__name__}")
+    return value
+
+
+def having(name: str, value: object, *methods: str) -> None:
+    """Refuse what lacks one of these methods, and the class of what has them."""
+    if isinstance(value, type):
+        raise ConfigurationError(
+            f"{name}= is the class {value.__name__}", hint=f"give an object: {value.__name__}()"
+        )
+    for method in methods:
+        if not callable(getattr(value, method, None)):
+            raise ConfigurationError(f"{name}= is a {type(value).__name__}, which has no {method}")
+
+
+def plain(name: str, function: object) -> None:
+    """Refuse what is no function, or one that would have to be awaited: nobody would."""
+    if not callable(function):
+        raise ConfigurationError(f"{name}={function!r} is not a function")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"{name}={function!r} is a coroutine function", hint="write it as a plain def"
+        )

@@ -77,7 +77,7 @@ def _is_number(value: object) -> bool:
 
 def pattern_settings(patterns: Patterns | None) -> dict[str, PatternSettings]:
     """The settings of each pattern, by its route."""
-    if not patterns:
+    if patterns is None:
         return {}
     pairs = patterns.items() if isinstance(patterns, Mapping) else patterns
     known = {"timeout", "idempotent", "attempts"}

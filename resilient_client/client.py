@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from resilient_client import defaults
-from resilient_client._checks import several
+from resilient_client._checks import having, plain, several, text
 from resilient_client.call_settings import (
     NO_SETTINGS,
     check_key,
@@ -49,12 +51,14 @@ from resilient_client.errors import (
     conclude,
 )
 from resilient_client.events import CallRejected
+from resilient_client.loops import running_loop
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment
+from resilient_client.transports._link import spawn
 from resilient_client.transports._options import client_transports
 
 if TYPE_CHECKING:
@@ -80,6 +84,7 @@ _KEYWORDS = (
 )  # fmt: skip
 _NO_THREAD = 0
 _clients: WeakSet[ClientProxy] = WeakSet()
+_closing: set[asyncio.Task[Any]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class Health:
 class ClientProxy:
     """Calls one service, over whatever its URL says.
 
+    One that is dropped unclosed is closed in the background.
+
     Args:
         target: a URL, a list of URLs (several endpoints of one service), a `Transport`, or a
             function that makes one out of the client's `Environment`.
@@ -122,6 +129,8 @@ class ClientProxy:
         ConfigurationError: anything that cannot work, at once.
     """
 
+    _loop: asyncio.AbstractEventLoop | None = None
+
     def __init__(
         self,
         target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
@@ -139,18 +148,34 @@ class ClientProxy:
         from resilient_client.policies import standard
 
         self._clock: Clock = clock if clock is not None else MonotonicClock()
-        self._now = self._clock.now
         self._codec: Codec = codec if codec is not None else JsonCodec()
-        self._observers: list[Observer] = [
-            _observer(each) for each in several("observers", observers)
-        ]
+        having("clock", self._clock, "now", "sleep")
+        having("codec", self._codec, "encode", "decode", "convert")
+        self._now = self._clock.now
+        self._observers: list[Observer] = several("observers", observers)
+        for observer in self._observers:
+            plain("observer", observer)
         self._observer: Observer | None = self._tell if self._observers else None
-        env = Environment(self._clock, self._codec, self._tell)
+        this = ref(self)
+
+        # What outlives this client, such as a connection, must not keep it.
+        def tell(event: Event) -> None:
+            if (client := this()) is not None:
+                client._tell(event)  # noqa: SLF001
+
+        def listen(observer: Observer) -> None:
+            if (client := this()) is not None:
+                client.listen(observer)
+
+        self._told = tell
+        env = Environment(self._clock, self._codec, tell)
         self._transports = client_transports(target, env, options, _KEYWORDS)
         self._endpoint = self._transports[0].endpoint
         self._encode, self._decode = self._transports[0].encode, self._transports[0].decode
         self._idempotent = self._transports[0].idempotent
-        self.name = name if name is not None else self._endpoint.partition("://")[2].rstrip("/")
+        self.name = self._endpoint.partition("://")[2].rstrip("/")
+        if name is not None:
+            self.name = text("name", name)
         self._headers, self._ask_headers = headers_source(headers)
         self._patterns = pattern_settings(patterns)
         self._policies = standard() if policies is None else several("policies", policies)
@@ -167,14 +192,13 @@ class ClientProxy:
                 self._transports,
                 settings,
                 now=self._now,
-                listen=self.listen,
+                listen=listen,
                 breakers=self._breakers,
                 policies=self._policies,
             )
         self._handler = self._assemble()
         if self._telemetry is not None:
             self._telemetry.probe(self._now())
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_runs: Callable[[], bool] = bool
         self._thread = _NO_THREAD  # of the loop, while that is where it ran last
         self._process = os.getpid()
@@ -215,7 +239,7 @@ class ClientProxy:
             breaker.name = self.name
         self._breakers[transport.endpoint] = breaker
         self._guards[id(policy), transport.endpoint] = breaker
-        self._observed.append(breaker.observe(self._tell))
+        self._observed.append(breaker.observe(self._told))
         return breaker
 
     def _transmitter(self, transport: Transport, limit: float = inf) -> Handler:
@@ -566,7 +590,9 @@ class ClientProxy:
 
     async def aclose(self) -> None:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
-        if self._loop is not None:
+        if self._loop is None:
+            running_loop()
+        else:
             self._own_loop()
         self._closed = True
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
@@ -590,9 +616,16 @@ class ClientProxy:
     ) -> None:
         await self.aclose()
 
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed() or not self.holds_connections or finalizing():
+            return
+        with contextlib.suppress(RuntimeError):  # closed a moment ago
+            loop.call_soon_threadsafe(lambda: spawn(self.aclose(), "close a client", _closing))
+
     def _own_loop(self) -> None:
         """All state belongs to the loop of the first use, until that has closed or a fork came."""
-        loop, before = asyncio.get_running_loop(), self._loop
+        loop, before = running_loop(), self._loop
         if loop is before:
             self._thread = get_ident()
             return
@@ -648,7 +681,8 @@ class ClientProxy:
 
     def listen(self, callback: Observer) -> Callable[[], None]:
         """Call back with every change of state; the returned function ends that."""
-        self._observers.append(_observer(callback))
+        plain("observer", callback)
+        self._observers.append(callback)
         self._observer = self._tell
 
         def unsubscribe() -> None:
@@ -711,9 +745,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _observer(observer: Observer) -> Observer:
-    if not callable(observer):
-        raise ConfigurationError(f"observer {observer!r} is not a function of an event")
-    return observer

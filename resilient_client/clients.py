@@ -119,6 +119,11 @@ class Clients(_Clients[ClientProxy]):
         Raises:
             ConfigurationError: it cannot work; service and key are named, no value is shown.
         """
+        if not isinstance(services, Mapping):
+            raise ConfigurationError(
+                f"services are a mapping of names to settings, not a {type(services).__name__}",
+                hint="Clients.from_toml(path) reads a file",
+            )
         tables = dict(services)
         defaults = tables.pop("defaults", {})
         for name, settings in (("defaults", defaults), *tables.items()):

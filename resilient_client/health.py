@@ -25,6 +25,10 @@ class HealthEndpoint:
     """
 
     def __init__(self, url: str, unready: Callable[[], str]) -> None:
+        if not isinstance(url, str):
+            raise ConfigurationError(
+                f"health={url!r} is not an http:// address", hint="write http://127.0.0.1:8080"
+            )
         try:
             parts = urlsplit(url)
             port = parts.port if parts.port is not None else 80

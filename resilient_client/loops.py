@@ -27,6 +27,21 @@ and elsewhere a signal that comes an instant before the wait begins does not."""
 _log = logging.getLogger("resilient_client")
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The event loop that runs here.
+
+    Raises:
+        ConfigurationError: none does, or none of asyncio's kind.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError(
+            "no asyncio event loop runs here",
+            hint="SyncClientProxy needs none; under trio call it in trio.to_thread.run_sync",
+        ) from None
+
+
 def fast_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     """uvloop's, where it is installed (extra `fast`); None is asyncio's own."""
     try:

@@ -10,13 +10,13 @@ import signal
 import threading
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from resilient_client._checks import integer, seconds
+from resilient_client._checks import having, integer, plain, seconds, several, text
 from resilient_client.context import PING_PATTERN
 from resilient_client.dispatch import Dispatcher
 from resilient_client.errors import ConfigurationError
 from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.handlers import Handler, bind
-from resilient_client.loops import fast_loop_factory
+from resilient_client.loops import fast_loop_factory, running_loop
 from resilient_client.patterns import prefixed
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._link import spawn
@@ -46,7 +46,7 @@ class Router:
     """
 
     def __init__(self, prefix: str = "") -> None:
-        self.prefix = prefix
+        self.prefix = text("prefix", prefix)
         self._handlers: list[tuple[Pattern, bool, Callable[..., Any], dict[str, Any]]] = []
 
     def message_pattern(self, *patterns: Any, **extras: Any) -> Callable[[F], F]:
@@ -143,9 +143,18 @@ class Server(Router):
         if policies is not None:
             from resilient_client.policies import validate_server
 
-            policies = list(policies)
+            policies = several("policies", policies)
             validate_server(policies)
-        self.name = name if name is not None else "server"
+        if clock is not None:
+            having("clock", clock, "now", "sleep")
+        if codec is not None:
+            having("codec", codec, "encode", "decode", "convert")
+        observers = several("observers", observers)
+        for observer in observers:
+            plain("observer", observer)
+        if lifespan is not None:
+            plain("lifespan", lifespan)
+        self.name = text("name", name) if name is not None else "server"
         self._app = Dispatcher(
             policies=policies,
             codec=codec,
@@ -203,6 +212,8 @@ class Server(Router):
 
     def include(self, router: Router) -> None:
         """Add the router's handlers to this server's."""
+        if not isinstance(router, Router):
+            raise ConfigurationError(f"include() wants a Router, not a {type(router).__name__}")
         for pattern, is_event, function, extras in router._handlers:  # noqa: SLF001
             self._add(pattern, function, extras, is_event=is_event)
 
@@ -215,6 +226,8 @@ class Server(Router):
             raise ConfigurationError(f"{kind!r} is no class of exceptions", hint="name one of them")
 
         def decorate(function: F) -> F:
+            if not callable(function):
+                raise ConfigurationError(f"{function!r} is not a function of a {kind.__name__}")
             self._app.exceptions.register(kind, function)
             return function
 
@@ -240,6 +253,7 @@ class Server(Router):
                 payload can never be what its annotation says.
             ConnectError: a broker that is not there.
         """
+        running_loop()
         if self._started:
             raise ConfigurationError("this server has been started already")
         if not self._listeners and self._asgi is None:

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from resilient_client.errors import DeadlineExceeded, ReplyTimeout, ResilientClientError
+from resilient_client.loops import running_loop
 from resilient_client.message import NO_VALUE
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Stream(Generic[T]):
         return self
 
     async def _open(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         try:
             self._call, self._reply = await self._start()
         except BaseException:

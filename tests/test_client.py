@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import math
 import pickle
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pybreaker
@@ -38,6 +41,7 @@ from resilient_client import (
     standard,
 )
 from resilient_client.clock import Clock
+from resilient_client.codecs import JsonCodec
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
 from resilient_client.testing import FakeClock, ScriptedTransport
 from tests.peers.process import free_port
@@ -206,6 +210,19 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
         ("memory://x", {"polices": ()}, "did you mean 'policies'"),
         ("memory://x", {"policies": Retry()}, "policies="),
         ("memory://x", {"observers": [42]}, "not a function"),
+        ("memory://x", {"observers": [asyncio.sleep]}, "is a coroutine function"),
+        ("memory://x", {"name": ["MATH"]}, "name= must be a text, not a list"),
+        ("memory://x", {"codec": "json"}, "codec= is a str, which has no decode"),
+        ("memory://x", {"codec": JsonCodec}, "is the class JsonCodec"),
+        ("memory://x", {"clock": time.monotonic}, "has no now"),
+        ("memory://x", {"patterns": 0}, "maps patterns"),
+        ("memory://x", {"max_size": 0}, "max_size=0 must be a whole number from 1"),
+        ("memory://x?max_size=-1", {}, "max_size=-1 must be a whole number from 1"),
+        ("memory://x", {"max_size": "5"}, "max_size='5' must be a whole number"),
+        ("memory://x", {"max_size": 1.5}, "max_size=1.5 must be a whole number"),
+        ("memory://x", {"max_size": True}, "max_size=True must be a whole number"),
+        ("tcp://x", {"tls": "yes"}, "tls= must be bool | ssl.SSLContext, not str"),
+        ("redis://x", {"password": 5}, "password= must be str | None, not int"),
         ("memory://x", {"patterns": {"x": {"attempts": 2.5}}}, "whole number"),
         ("nowhere://x", {}, "no transport speaks"),
     ):
@@ -591,3 +608,90 @@ async def test_a_stream_is_for_one_task_at_a_time() -> None:
             assert await first == value
         assert [item async for item in items] == []
     assert begun == [1]
+
+
+async def test_memory_keeps_nothing_of_calls_whose_callers_left() -> None:
+    server = memory()
+
+    @server.message_pattern("wait")
+    async def wait() -> None:
+        await asyncio.sleep(10)
+
+    @server.message_pattern("forever")
+    async def forever():
+        while True:
+            yield 1
+            await asyncio.sleep(0.001)
+
+    async with server, quiet(server.addresses[0]) as client:
+        calls = [asyncio.ensure_future(client.send("wait")) for _ in range(5)]
+        await asyncio.sleep(0.01)
+        at_once = [asyncio.ensure_future(client.send("wait")) for _ in range(5)]
+        await asyncio.sleep(0)
+        for call in calls + at_once:
+            call.cancel()
+        await asyncio.wait(calls + at_once)
+        async with client.stream("forever") as values:
+            await anext(values)
+        await asyncio.sleep(0.01)
+        assert not server._listeners[0].parcels  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
+async def test_a_client_that_is_dropped_unclosed_leaves_no_connection(url: str) -> None:
+    def open_files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    server = Server(url, telemetry=False)
+
+    @server.message_pattern("echo")
+    async def echo(payload: int) -> int:
+        return payload
+
+    async with server:
+        before = open_files()
+        for number in range(5):
+            assert await ClientProxy(server.addresses[0]).send("echo", number) == number
+        for _ in range(100):
+            gc.collect()
+            await asyncio.sleep(0.01)
+            if open_files() == before:
+                break
+        assert open_files() == before
+
+
+async def test_a_stream_outlives_the_name_of_its_client() -> None:
+    server = memory()
+
+    @server.message_pattern("count")
+    async def count(payload: int):
+        for number in range(payload):
+            yield number
+
+    async with server:
+        values = quiet(server.addresses[0]).stream("count", 50)
+        assert await anext(values) == 0
+        gc.collect()
+        await asyncio.sleep(0.01)
+        assert [value async for value in values] == list(range(1, 50))
+
+
+def test_without_a_running_loop_of_asyncio_it_says_what_to_use() -> None:
+    """As under trio, which steps a coroutine just so."""
+    client = quiet("memory://nobody")
+    server = memory()
+    for coroutine in (
+        client.send("x"),
+        client.emit("x"),
+        client.connect(),
+        client.__aenter__(),
+        client.aclose(),
+        client.stream("x").__anext__(),
+        client.stream("x").__aenter__(),
+        server.start(),
+        server.__aenter__(),
+        server.serve(),
+    ):
+        with pytest.raises(ConfigurationError, match="no asyncio event loop") as caught:
+            coroutine.send(None)
+        assert "SyncClientProxy" in str(caught.value)

@@ -274,6 +274,8 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         toml(tmp_path, 'url = "memory://x"')
     with pytest.raises(ConfigurationError, match="'defaults' is not a table"):
         toml(tmp_path, "defaults = 3")
+    with pytest.raises(ConfigurationError, match="a mapping of names to settings, not a str"):
+        Clients.from_mapping("clients.toml")  # type: ignore[arg-type]
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:

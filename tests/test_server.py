@@ -7,6 +7,7 @@ import concurrent.futures
 import contextvars
 import functools
 import logging
+import math
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import asynccontextmanager
@@ -996,3 +997,46 @@ def test_an_option_of_a_handler_that_no_transport_has_is_refused(url, hint):
     with pytest.raises(ConfigurationError, match="option 'queu'") as caught:
         server.event_pattern("a", queu="workers")(lambda: None)
     assert hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "said"),
+    [
+        ((["memory://a", "memory://b"],), {}, "several URLs are several arguments"),
+        ((5,), {}, "int is neither a URL"),
+        ((None,), {}, "NoneType is neither a URL"),
+        (("memory://a",), {"policies": 5}, "policies=5 must be a list"),
+        (("memory://a",), {"observers": print}, "must be a list"),
+        (("memory://a",), {"observers": [5]}, "observer=5 is not a function"),
+        (("memory://a",), {"observers": [asyncio.sleep]}, "is a coroutine function"),
+        (("memory://a",), {"max_calls": "5"}, "max_calls='5' must be a whole number"),
+        (("memory://a",), {"max_calls_per_connection": 0}, "must be a whole number from 1"),
+        (("memory://a",), {"max_threads": 1.5}, "must be a whole number from 1"),
+        (("memory://a",), {"grace": "10"}, "must be a number of seconds"),
+        (("memory://a",), {"grace": math.nan}, "must be a number of seconds"),
+        (("memory://a",), {"grace": -1}, "must be a number of seconds"),
+        (("memory://a",), {"name": 5}, "name= must be a text"),
+        (("memory://a",), {"codec": "json"}, "codec= is a str"),
+        (("memory://a",), {"clock": 5}, "clock= is a int"),
+        (("memory://a",), {"health": 8080}, "health=8080 is not an http:// address"),
+        (("memory://a",), {"lifespan": 5}, "lifespan=5 is not a function"),
+        (("memory://a",), {"lifespan": asyncio.sleep}, "is a coroutine function"),
+        (("memory://a",), {"max_size": "5"}, "must be a whole number"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused_at_once(
+    arguments: tuple[Any, ...], settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Server(*arguments, **settings)
+    assert said in str(caught.value)
+
+
+def test_what_is_no_router_and_no_function_is_refused_at_once() -> None:
+    server = Server("memory://a")
+    with pytest.raises(ConfigurationError, match="wants a Router, not a list"):
+        server.include([])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="prefix= must be a text"):
+        Router(5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="not a function of a KeyError"):
+        server.exception_handler(KeyError)(5)  # type: ignore[type-var]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+from resilient_client._checks import plain
 from resilient_client.errors import ConfigurationError
 
 On: TypeAlias = (
@@ -25,6 +26,7 @@ def matcher(owner: str, on: object) -> Callable[[Exception], bool]:
     if all(isinstance(each, type) and issubclass(each, BaseException) for each in classes):
         return lambda error: isinstance(error, classes)
     if callable(on) and not isinstance(on, type):
+        plain(f"{owner}: on", on)
         return on
     raise ConfigurationError(
         f"{owner}(on={on!r}) is neither an exception class, a tuple of them, nor a function",

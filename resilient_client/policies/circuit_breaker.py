@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import pybreaker
 
-from resilient_client._checks import several
+from resilient_client._checks import plain, several
 from resilient_client.errors import UNSET, ConfigurationError, RejectedError
 from resilient_client.policies._circuit import mirror, rules, states
 from resilient_client.policies._circuit.calls import Calls
@@ -487,6 +487,7 @@ def _checked_exclusion(entry: Any) -> Any:
         raise ConfigurationError(
             f"exclude entry {entry!r} must be an exception class or a function of an exception"
         )
+    plain("exclude entry", entry)
     return entry
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import backoff
 
 from resilient_client import defaults
-from resilient_client._checks import integer
+from resilient_client._checks import integer, plain
 from resilient_client.errors import (
     ConfigurationError,
     Outcome,
@@ -109,10 +109,12 @@ class Retry:
                 **arguments,
             }
         self.arguments = arguments
-        if jitter is not None and not callable(jitter):
-            raise ConfigurationError(f"Retry: jitter={jitter!r} is not a function of the seconds")
+        if jitter is not None:
+            plain("Retry: jitter", jitter)
         try:
-            self._schedule()
+            waits = self._schedule()
+            if wait in WAITS.values():  # another may look at the errors it is sent
+                float(next(waits))
         except (TypeError, ValueError, AttributeError, StopIteration) as error:
             raise ConfigurationError(
                 f"Retry: wait={named(wait)} cannot be used as a wait generator: {error}",

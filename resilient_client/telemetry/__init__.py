@@ -62,7 +62,11 @@ class Telemetry:
                     f"{setting}= is a {type(value).__name__}, which has no {method}()"
                 )
         keys = self.baggage_keys
-        if isinstance(keys, str) or not all(isinstance(key, str) and key for key in keys):
+        if (
+            isinstance(keys, str)
+            or not isinstance(keys, Collection)
+            or not all(isinstance(key, str) and key for key in keys)
+        ):
             raise ConfigurationError(
                 f"baggage_keys={keys!r} is not a collection of names",
                 hint='write baggage_keys=("tenant",)',

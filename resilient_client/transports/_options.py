@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import ssl
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
@@ -21,13 +25,14 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
 
 
-def known_schemes() -> list[str]:
+@cache
+def known_schemes() -> tuple[str, ...]:
     """The schemes there is a module for; most also take a trailing s for TLS."""
-    return [
+    return tuple(
         module.name
         for module in iter_modules([str(Path(__file__).parent)])
         if not module.name.startswith("_")
-    ]
+    )
 
 
 def client_transports(
@@ -93,7 +98,7 @@ def client_options(url: str) -> dict[str, str]:
         ConfigurationError: unknown scheme, or the extra is not installed.
     """
     _, module = _resolve(url)
-    return _parameters(module.ClientTransport) | _parameters(module.ServerListener)
+    return _of_both(module)
 
 
 def server_listeners(
@@ -110,6 +115,11 @@ def server_listeners(
     nobodys = dict.fromkeys(options, "")  # options that none of them has had so far
     for url in urls:
         if not isinstance(url, str):
+            if not callable(url):
+                raise ConfigurationError(
+                    f"{type(url).__name__} is neither a URL nor makes a ServerListener",
+                    hint="several URLs are several arguments: Server(url, another)",
+                )
             listeners.append(url(app))
             continue
         target, module = _resolve(url)
@@ -159,7 +169,8 @@ def _load(name: str) -> ModuleType:
         ) from error
 
 
-def _parameters(cls: type) -> dict[str, str]:
+@cache
+def _parameters(cls: type) -> Mapping[str, str]:
     """The options of one end: the keyword-only parameters of its constructor, with their types.
 
     The types stay text (`from __future__ import annotations`): of a URL's options only the simple
@@ -170,6 +181,10 @@ def _parameters(cls: type) -> dict[str, str]:
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY
     }
+
+
+def _of_both(module: ModuleType) -> dict[str, str]:
+    return {**_parameters(module.ClientTransport), **_parameters(module.ServerListener)}
 
 
 def _settings(
@@ -185,7 +200,7 @@ def _settings(
         keywords: what else could be meant by a keyword.
     """
     mine = _parameters(end)
-    both = _parameters(module.ClientTransport) | _parameters(module.ServerListener)
+    both = _of_both(module)
     settings: dict[str, Any] = {}
     unknown: dict[str, str] = {}
     for name, text in parse_qsl(target.url.query, keep_blank_values=True):
@@ -198,6 +213,8 @@ def _settings(
             unknown[name] = near_miss(name, both, keywords)
         elif name in mine:
             settings[name] = value
+    for name, value in settings.items():
+        _refuse_unfit(name, value, mine[name])
     return settings, unknown
 
 
@@ -228,6 +245,23 @@ def _from_text(name: str, text: str, annotation: str) -> Any:
             f"the URL's option {name}={text!r} is not {annotation}",
             hint=None if simple else f"give {name}= as a keyword argument",
         ) from None
+
+
+_kinds = {"bool": bool, "str": str, "None": NoneType, "ssl.SSLContext": ssl.SSLContext}
+
+
+def _refuse_unfit(name: str, value: Any, annotation: str) -> None:
+    """Refuse what is not of the option's type; it is not shown, for it may be secret.
+
+    Numbers, and what is more than a choice of plain types, are their transport's business.
+    """
+    parts = _parts(annotation)
+    if parts <= _kinds.keys() and not isinstance(value, tuple(_kinds[part] for part in parts)):
+        raise ConfigurationError(
+            f"the option {name}= must be {annotation}, not {type(value).__name__}"
+        )
+    if name == "max_size":
+        integer(name, value)
 
 
 _booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

@@ -179,6 +179,7 @@ async def test_on_a_broker_the_destination_is_told_on_the_span_and_not_on_the_me
         ({"propagator": {}}, "no inject"),
         ({"baggage_keys": "tenant"}, "baggage_keys"),
         ({"baggage_keys": [1]}, "baggage_keys"),
+        ({"baggage_keys": 1}, "baggage_keys"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(given: dict[str, Any], text: str) -> None:
