@@ -926,6 +926,29 @@ async def test_a_proto_may_include_others(tmp_path: Path) -> None:
             assert await client.send("S/Same", data) == data
 
 
+async def test_a_short_name_that_two_services_have_is_refused_however_they_became_known(
+    tmp_path: Path,
+) -> None:
+    files = []
+    for package in ("one", "one.two"):
+        files.append(tmp_path / f"{package}.proto")
+        files[-1].write_text(
+            f'syntax = "proto3";\npackage {package};\nmessage M {{ int32 n = 1; }}\n'
+            "service S { rpc Same(M) returns (M); }"
+        )
+    server = Server(LOCAL, telemetry=False, proto=files)
+    server.message_pattern(["one.S/Same", "one.two.S/Same"])(lambda payload: payload)
+    async with server:
+        for options in ({"proto": files}, {}):
+            async with client_of(server, **options) as client:
+                assert await client.send("one.two.S/Same", {"n": 1}) == {"n": 1}
+                error = await error_of(client.send("S/Same", {"n": 1}))
+                assert isinstance(error, ConfigurationError), error
+                assert await client.send("two.S/Same", {"n": 1}) == {"n": 1}
+        async with client_of(server, package="one") as client:
+            assert await client.send("S/Same", {"n": 1}) == {"n": 1}
+
+
 KINDS = """
 edition = "2023";
 package kinds;

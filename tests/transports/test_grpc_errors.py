@@ -99,6 +99,8 @@ def test_every_code_has_its_meaning() -> None:
         ),
         ("UNAVAILABLE", "failed to connect to all addresses; x", True, ConnectionLost, True),
         ("UNAVAILABLE", "Stream removed (Socket closed)", True, ConnectionLost, True),
+        ("UNAVAILABLE", "max connection age", True, ConnectionLost, True),
+        ("UNAVAILABLE", "Cancelling all calls", True, ConnectionLost, True),
         ("UNAVAILABLE", "anything", False, ConnectionLost, True),
         ("UNAVAILABLE", "not today", True, RemoteError, True),
         ("CANCELLED", "", True, ConnectionLost, True),

@@ -69,7 +69,7 @@ async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -
     try:
         wanted = route.rpartition("/")[0]
         answer = await _said(rpc, list_services="")
-        names = [each.name for each in answer.list_services_response.service]
+        names = schema.told = [each.name for each in answer.list_services_response.service]
         for name in names:
             if name == wanted or name.endswith(f".{wanted}"):
                 answer = await _said(rpc, file_containing_symbol=name)

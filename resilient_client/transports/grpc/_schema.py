@@ -36,6 +36,7 @@ class Schema:
         self.pool = DescriptorPool()
         self.files: dict[str, descriptor_pb2.FileDescriptorProto] = {}
         self._package = package
+        self.told: list[str] = []  # all services that a server has, those that are not here too
         self._services: dict[str, descriptor.ServiceDescriptor] = {}
         self._methods: dict[str, SchemaMethod] = {}
         self._shapes: dict[str, Shape] = {}
@@ -94,13 +95,17 @@ class Schema:
         if known is not None:
             return known
         ending = f".{name}"
-        found = [full for full in self._services if full.endswith(ending)]
+        every = dict.fromkeys((*self._services, *filter(self._counts, self.told)))
+        found = [full for full in every if full.endswith(ending)]
         if len(found) > 1:
             raise ConfigurationError(
                 f"{route!r} may be a method of {' or '.join(sorted(found))}",
                 hint="write the package too, or give package=",
             )
-        return self._services[found[0]] if found else None
+        return self._services.get(found[0]) if found else None
+
+    def _counts(self, name: str) -> bool:
+        return self._package is None or name.rpartition(".")[0] == self._package
 
     def method(self, route: str) -> SchemaMethod | None:
         """The method a route names; None when no service here has such a name.

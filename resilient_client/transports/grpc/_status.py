@@ -64,7 +64,7 @@ _LOST = re.compile(
     r"(Stream removed|Socket closed|Connection reset|Connection closed|recvmsg|sendmsg|Broken pipe"
     r"|GOAWAY|Transport closed|Endpoint closing|ping timeout|[Kk]eepalive|Channel closed"
     r"|failed to connect|Connection timed out|tcp handshaker shutdown|transport is closing"
-    r"|Too many pings|goaway)"
+    r"|Too many pings|goaway|max connection age|Cancelling all calls)"
 )
 # What libraries say about messages and metadata over their limits, of either side.
 _TOO_LARGE = re.compile(
