@@ -927,6 +927,7 @@ async def test_the_health_endpoint_answers_livez_and_readyz() -> None:
         ("redis://x", {"stream": "s", "ack_wait": 0}),
         ("redis://x", {"stream": "s", "max_deliver": 0}),
         ("nats://x", {"ack_wait": -1}),
+        ("nats://x", {"heartbeat": 0}),
         ("amqp://x", {"queue": "q", "prefetch": True}),
         ("kafka://x", {"concurrency": "2"}),
         ("kafka://x", {"partitions": 0}),

@@ -8,6 +8,7 @@ import ssl
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import seconds
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -45,7 +46,8 @@ class Connector:
         heartbeat: seconds between two pings; after two without an answer the connection is over.
 
     Raises:
-        ConfigurationError: more than one way to be admitted, or a server that is no address.
+        ConfigurationError: more than one way to be admitted, a server that is no address, or no
+            number of seconds.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class Connector:
         self._jetstream = False
         self._turn = 0
         self._tls = client_tls(tls)
-        self._heartbeat = heartbeat
+        self._heartbeat = seconds("heartbeat", heartbeat)
         if target.password is None and target.username is not None and token is None:
             token = target.username  # as nats-py and the nats command read it
         ways = {
