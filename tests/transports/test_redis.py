@@ -200,6 +200,8 @@ async def test_every_replica_gets_every_message_and_sharing_is_refused(
         server_of(f"{url}?queue=q")
     assert "stream=" in caught.value.hint
     with pytest.raises(ConfigurationError, match="no queue groups"):
+        client_of(f"{url}?queue=q")
+    with pytest.raises(ConfigurationError, match="no queue groups"):
         server_of(url).event_pattern("x", queue="q")(_same)
 
 

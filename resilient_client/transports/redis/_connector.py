@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 6379
 
 
+def no_queues(who: str) -> ConfigurationError:
+    """The refusal of `queue=`, wherever it was given."""
+    return ConfigurationError(
+        f"{who} has no queue groups",
+        hint="every subscriber of a Redis channel gets every message: share events with stream=, "
+        "requests over nats:// or amqp://",
+    )
+
+
 class Connector:
     """Where Redis is and how to be let in. The options are redis-py's, where it has them.
 

@@ -30,7 +30,7 @@ from resilient_client.transports._nest import CANCEL_ROUTE, Peers, cancel_packet
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.redis._connection import Refused, error_of, ignore
-from resilient_client.transports.redis._connector import Connector
+from resilient_client.transports.redis._connector import Connector, no_queues
 from resilient_client.transports.redis._session import Session
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         ssl_ca_certs, ssl_certfile, ssl_keyfile: paths of PEM files, instead of `tls=`.
         stream: events are added to this stream instead of being published.
         stream_length: entries it keeps, about; older ones are dropped, read or not.
+        queue: refused: pub/sub cannot share.
         max_size: bytes of one payload, each way.
     """
 
@@ -101,8 +102,11 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         ssl_keyfile: str | None = None,
         stream: str | None = None,
         stream_length: int = STREAM_LENGTH,
+        queue: str | None = None,
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
+        if queue is not None:
+            raise no_queues("redis://")
         super().__init__(target, env, max_size)
         self._connector = Connector(
             target,

@@ -30,7 +30,7 @@ from resilient_client.transports._nest import (
 )
 from resilient_client.transports._packets import read_request, text_event
 from resilient_client.transports.redis._connection import Refused
-from resilient_client.transports.redis._connector import Connector
+from resilient_client.transports.redis._connector import Connector, no_queues
 from resilient_client.transports.redis._consumer import ACK_WAIT, MAX_DELIVER, Consumer
 from resilient_client.transports.redis._session import Session, together
 from resilient_client.transports.redis.client import STREAM_LENGTH
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.redis")
 
 _CANCEL = CANCEL_ROUTE.encode()
-_SHARED_HINT = (
-    "every subscriber of a Redis channel gets every message: share events with stream=, "
-    "requests over nats:// or amqp://"
-)
 
 
 class ServerListener:
@@ -89,7 +85,7 @@ class ServerListener:
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
         if queue is not None:
-            raise ConfigurationError("redis:// has no queue groups", hint=_SHARED_HINT)
+            raise no_queues("redis://")
         self.address = str(target)
         self._app = app
         self._max_size = max_size
@@ -128,9 +124,7 @@ class ServerListener:
     def check_pattern(self, handler: Subscription) -> None:
         """Refuse what a handler asks for and Redis does not have."""
         if "queue" in handler.extras:
-            raise ConfigurationError(
-                f"{handler.route}: redis:// has no queue groups", hint=_SHARED_HINT
-            )
+            raise no_queues(f"{handler.route}: redis://")
         try:
             handler.route.encode()
         except UnicodeEncodeError as error:
