@@ -105,6 +105,8 @@ class Call(Record):
 
     def failed(self, error: BaseException, now: float) -> None:
         """Note an attempt that is given up while the call goes on."""
+        if isinstance(error, ResilientClientError) and error.sent:
+            self.sent = True  # also where a policy of the user's own says so
         entry = (self.attempt, self.endpoint, self.attempt_started, now, error)
         if self.failures:
             self.failures.append(entry)

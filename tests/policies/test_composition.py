@@ -276,6 +276,27 @@ async def test_an_open_circuit_is_the_end_of_the_call_and_sent_is_the_truth():
     assert (len(peer.requests), clock.sleeps) == (1, [0.1])
 
 
+async def test_sent_is_also_what_a_policy_of_the_users_own_says_of_an_earlier_attempt():
+    errors = [ConnectionLost("cut")]
+
+    class Cut:
+        def wrap(self, handler, clock):
+            async def cut(call):
+                if errors:
+                    raise errors.pop()
+                return await handler(call)
+
+            return cut
+
+    clock = FakeClock(autojump=True)
+    policies = [*standard(retry=retry(), circuit_breaker=CircuitBreaker(fail_max=1)), Cut()]
+    client = ClientProxy(ScriptedTransport(), policies=policies, clock=clock, telemetry=False)
+    with pytest.raises(CircuitOpenError) as caught:
+        await client.send("p", idempotent=True)
+    assert [attempt.sent for attempt in caught.value.attempts] == [True, False]
+    assert caught.value.sent
+
+
 async def test_patterns_bring_their_own_settings():
     clock = FakeClock(autojump=True)
     peer = ScriptedTransport([LOST], forever=True)
