@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from contextvars import Context
 from copy import copy
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from resilient_client.message import Call
     from resilient_client.transports._base import App, Environment, Target
     from resilient_client.transports._socket import SocketProtocol
+
+log = logging.getLogger("resilient_client.server")
 
 C = TypeVar("C")
 
@@ -209,8 +212,12 @@ class Link(Generic[C]):
                     if isinstance(error, ConfigurationError):  # such as wrong credentials
                         self._change("idle", str(error))
                         break
+                    self._still_away(str(error))
         finally:
             self._keeper = None
+
+    def _still_away(self, reason: str) -> None:
+        """A dial after a loss has failed; another follows."""
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or until a call starts a dial of its own."""
@@ -258,6 +265,7 @@ class ServerLink(Link[C]):
         super().__init__(
             endpoint, dial, clock=app.clock, notify=app.notify, dial_timeout=dial_timeout
         )
+        self._away = ""  # why it is not back yet, as last told
 
     async def start(self) -> None:
         """Connect, or raise what stands against it; anew where it has been closed."""
@@ -272,6 +280,15 @@ class ServerLink(Link[C]):
             ConnectError: it has not, in `RETURN_WAIT` seconds.
         """
         return self.current or await self.get(self._clock.now() + RETURN_WAIT)
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        self._away = ""
+        super()._change(status, reason)
+
+    def _still_away(self, reason: str) -> None:
+        if reason != self._away:
+            self._away = reason
+            log.warning("%s: not back yet: %s", self._endpoint, reason)
 
 
 class LinkedTransport(BaseTransport, Generic[C]):

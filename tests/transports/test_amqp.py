@@ -358,6 +358,33 @@ async def test_a_queue_deleted_under_both_ends_is_told_and_made_again(
         assert (await client.emit("echo", 1)).receivers == 0
 
 
+async def test_an_exchange_deleted_under_both_ends_is_made_again_and_leads_to_the_queue(
+    rabbitmq_broker: RabbitMQ, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resilient_client.transports.amqp._consumer.BIND_AGAIN", 0.3)
+    options = {"queue": unique, "exchange": unique}
+    heard: list[int] = []
+    states: list[str] = []
+    server = server_of(
+        rabbitmq_broker.url, observers=[lambda e: states.append(getattr(e, "new", ""))], **options
+    )
+    server.event_pattern("order.*")(heard.append)
+    async with server, client_of(rabbitmq_broker.url, **options) as client:
+        await client.emit("order.new", 1)
+        async with channel_to(rabbitmq_broker) as channel:
+            await channel.call(commands.Exchange.Delete(exchange=unique))
+        error = await error_of(client.emit("order.new", 2))
+        assert isinstance(error, ConnectionLost), error  # not for good: coming back makes it anew
+        assert "no exchange" in str(error)
+        for n in range(3, 203):
+            receipt = await outcome(client.emit("order.new", n))
+            if getattr(receipt, "delivery", "") == "stored":
+                break
+            await asyncio.sleep(0.05)
+        await eventually(lambda: heard == [1, n])
+        assert states == ["connecting", "connected"]  # the server has not had to come back
+
+
 async def test_a_server_that_may_not_declare_its_queue_again_says_so_and_ends_trying(
     rabbitmq_broker: RabbitMQ, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:

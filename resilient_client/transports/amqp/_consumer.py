@@ -23,6 +23,7 @@ from resilient_client.errors import (
 from resilient_client.events import Degraded
 from resilient_client.message import Message, Reply
 from resilient_client.transports._frames import ENVELOPE
+from resilient_client.transports._link import look_at, spawn
 from resilient_client.transports._nest import answer, reply_packet
 from resilient_client.transports._packets import NO_HANDLER_JSON, read_request
 from resilient_client.transports.amqp import _wire as wire
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.amqp")
 
+BIND_AGAIN = 10.0
+"""Seconds between two looks whether the exchange and what leads from it to the queue are there."""
 _CONSUMER = "resilient_client"
 _GREETED = 10_000  # clients remembered as greeted
 _LOST_REPLICA = RemoteError(
@@ -64,6 +67,7 @@ class Consumer:
         self._acks: Acknowledgements
         self._channel: Channel
         self._greeted: dict[bytes, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:
         """Connect twice, declare, subscribe."""
@@ -90,8 +94,7 @@ class Consumer:
         await replies.call(wire.BasicConsume(queue=wire.REPLY_TO.decode(), no_ack=True))
         channel = self._channel = await self.consuming.channel()
         await topology.declare_queue(channel)
-        await topology.declare_exchange(channel)
-        await topology.bind(channel, {each.route for each in self._app.subscriptions()})
+        await self._bind()
         if self._ack:
             await channel.call(wire.BasicQos(prefetch_count=self._listener.prefetch))
         self._acks = Acknowledgements(self.consuming, channel.number)
@@ -101,12 +104,25 @@ class Consumer:
             wire.BasicConsume(queue=topology.queue, consumer_tag=_CONSUMER, no_ack=not self._ack)
         )
 
+    async def _bind(self) -> None:
+        """Have the exchange lead to the queue; and again: nobody tells that one was deleted."""
+        topology, channel = self._listener.topology, self._channel
+        await topology.declare_exchange(channel)
+        await topology.bind(channel, {each.route for each in self._app.subscriptions()})
+        if topology.exchange is not None and topology.declare:
+            self._timer = self.consuming.loop.call_later(BIND_AGAIN, self._bind_again)
+
+    def _bind_again(self) -> None:
+        if not self.consuming.closed:
+            spawn(self._bind(), f"bind {self._listener.topology.queue}").add_done_callback(look_at)
+
     # ---- its end ----
 
     def _lost(self, connection: Connection, reason: str) -> None:
         """One of the two has ended, so the other does."""
         for each in (self.consuming, self.replying):
             each.abort(reason)
+        self._stop_timer()
         self._slots.close()
         self._listener.link.lost(self, reason)
 
@@ -120,8 +136,13 @@ class Consumer:
         text = f"RabbitMQ takes nothing in: {reason}"
         self._app.notify(Degraded(self._listener.address, text))
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
     async def stop(self) -> None:
         """Take nothing new in."""
+        self._stop_timer()
         if not self.consuming.closed:
             try:
                 async with asyncio.timeout(1.0):
@@ -133,6 +154,7 @@ class Consumer:
 
     async def aclose(self) -> None:
         """Say goodbye."""
+        self._stop_timer()
         self._acks.flush()
         self.replying.flush()
         await asyncio.gather(self.consuming.farewell(), self.replying.farewell())

@@ -60,6 +60,8 @@ def closed_error(code: int, text: str, where: str, *, dialling: bool) -> Resilie
     kind = REPLY_CODES.get(code, "lost")
     if kind == "configuration" and code != 403 and _PASSING.search(text):
         kind = "lost"
+    if code == 404 and not dialling:  # an exchange was deleted: coming back, it is made anew
+        kind = "lost"
     said = f"RabbitMQ at {where} says: {text or code}"
     if kind == "configuration":
         return ConfigurationError(said, sent=not dialling, hint=_HINTS.get(code))
