@@ -331,6 +331,7 @@ async def test_refused_rights_are_fatal_and_say_what_is_missing(
         "user sender on >s ~* resetchannels &orders* +@all",
         "user hearer on >s ~* resetchannels &orders* &resilient_client.* +@all -publish -xadd",
         "user mute on >s ~* &* +@all -subscribe -ping",
+        "user homebound on >s ~* &* +@all -select",
     ]
     broker = new_broker(Redis, acl=acl)
     place = f"127.0.0.1:{broker.port}"
@@ -352,6 +353,10 @@ async def test_refused_rights_are_fatal_and_say_what_is_missing(
                 assert not error.sent
         async with client_of(f"redis://mute:s@{place}") as client:
             assert (await client.emit("orders.echo", 1)).receivers == 1, "it need not ping"
+        async with client_of(f"redis://:@{place}") as client:
+            assert (await client.emit("orders.echo", 1)).receivers == 1, "no password is none"
+    with pytest.raises(ConfigurationError, match="'select' command"):
+        await client_of(f"redis://homebound:s@{place}/3").connect()
     async with echo_server(f"redis://sender:s@{place}", "orders"):
         assert "channels of this package are refused" in caplog.text
     with pytest.raises(ConfigurationError, match=r"SUBSCRIBE secret\.echo"):

@@ -13,6 +13,7 @@ import pytest
 from resilient_client import (
     ClientProxy,
     ConfigurationError,
+    ConnectError,
     ConnectionLost,
     Context,
     RemoteError,
@@ -496,3 +497,59 @@ async def test_an_emit_under_way_when_the_connection_breaks_may_have_been_stored
             error = await call
             assert isinstance(error, ConnectionLost)
             assert error.sent
+
+
+@pytest.mark.parametrize("right", ["xreadgroup", "xpending", "xclaim", "xautoclaim", "xack"])
+async def test_a_user_who_may_not_work_on_a_stream_is_refused_when_the_server_starts(
+    new_broker: NewBroker, right: str
+) -> None:
+    broker = new_broker(Redis, acl=[f"user worker on >s ~* &* +@all -{right}"])
+    server = stream_server(f"redis://worker:s@127.0.0.1:{broker.port}", "orders", print)
+    with pytest.raises(ConfigurationError, match=f"{right.upper()} orders: Redis says NOPERM"):
+        await server.start()
+
+
+async def test_a_consumer_that_died_long_ago_is_struck_off_when_it_has_nothing_in_work(
+    redis_broker: Redis, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resilient_client.transports.redis._consumer._ABSENT", 0.2)
+    dead, busy, foreign = "host-1-deadbeef", "host-2-deadbeef", "reports"
+
+    def ask(*words: str | bytes | int) -> Any:
+        return command(redis_broker, *words)
+
+    def names() -> set[str]:
+        return {each[1].decode() for each in ask("XINFO", "CONSUMERS", unique, unique)}
+
+    ask("XGROUP", "CREATE", unique, unique, 0, "MKSTREAM")
+    for name in (dead, foreign):
+        ask("XGROUP", "CREATECONSUMER", unique, unique, name)
+    packet = json.dumps({"pattern": "order.placed", "data": 1})
+    ask("XADD", unique, "*", "packet", packet)
+    ask("XREADGROUP", "GROUP", unique, busy, "STREAMS", unique, ">")
+    await asyncio.sleep(2.1)  # ten times the wait, which is more
+    heard: list[Any] = []
+    async with stream_server(redis_broker.url, unique, heard.append, ack_wait=0.2):
+        await eventually(lambda: dead not in names())
+        await eventually(lambda: heard == [1])  # taken over from the one that had it
+        await eventually(lambda: busy not in names())
+        assert foreign in names()
+        assert len(names()) == 2
+
+
+async def test_a_redis_that_has_become_a_replica_is_left_for_whoever_has_its_name_now(
+    new_broker: NewBroker, unique: str
+) -> None:
+    old, new = new_broker(Redis), new_broker(Redis)
+    async with TcpProxy(old.port) as name:
+        async with client_of(f"redis://127.0.0.1:{name.port}", stream=unique) as client:
+            await client.emit("order.placed", 1)
+            name.target = (new.host, new.port)  # connections that are open stay where they are
+            command(old, "REPLICAOF", new.host, new.port)
+            error = await error_of(client.emit("order.placed", 2))
+            assert isinstance(error, ConnectError), error
+            assert not error.sent
+            await eventually(lambda: name.accepted > 2)  # two for each session
+            await eventually(lambda: client.status == "connected")
+            assert (await client.emit("order.placed", 3)).delivery == "stored"
+    assert command(new, "XLEN", unique) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import (
     ConfigurationError,
@@ -60,8 +60,8 @@ class Connector:
         ssl_keyfile: str | None = None,
     ) -> None:
         self._target = target
-        self._username = username if username is not None else target.username
-        self._password = password if password is not None else target.password
+        self._username = (username if username is not None else target.username) or None
+        self._password = (password if password is not None else target.password) or None
         self._db = _database(target) if db is None else db
         if (ssl_ca_certs or ssl_certfile) and not isinstance(tls, ssl.SSLContext):
             tls = _context(ssl_ca_certs, ssl_certfile, ssl_keyfile)
@@ -108,18 +108,22 @@ async def _connect(
     """
     connection = await dial(make, target, DEFAULT_PORT, tls)
     try:
-        replies = []
+        replies: list[tuple[str, asyncio.Future[Any]]] = []
+
+        def ask(*command: str | int) -> None:
+            replies.append((str(command[0]), connection.call(*command)))
+
         if password is not None or username is not None:
             login = (username, password or "") if username else (password or "",)
-            replies.append(connection.call("AUTH", *login))
+            ask("AUTH", *login)
         if db:
-            replies.append(connection.call("SELECT", db))
-        replies.append(connection.call("PING"))
-        for reply in replies:
+            ask("SELECT", db)
+        ask("PING")
+        for command, reply in replies:
             try:
                 await reply
             except Refused as error:
-                if error.code == "NOPERM":  # it may log in, and not ping
+                if error.code == "NOPERM" and command == "PING":  # it may log in, and not ping
                     continue
                 raise error_of(error, f"connecting to {target}") from None
     except ConnectionLost as error:

@@ -46,6 +46,18 @@ _BATCH = 64  # events asked for at once
 _BLOCK = 1000  # milliseconds a read waits; below the silence that counts as a lost connection
 _ACK_TIMEOUT = 5.0
 _LONGEST_WAIT = 30.0  # seconds before what Redis refuses is tried again
+_ABSENT = 3600.0  # seconds after which a consumer that has nothing in work is taken for dead
+_NEVER = "18446744073709551615-18446744073709551615"  # the last id there can be
+_FORGET = r"""
+for _, each in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+  local of = {}
+  for i = 1, #each, 2 do of[each[i]] = each[i + 1] end
+  if of.pending == 0 and of.idle > tonumber(ARGV[2])
+      and string.match(of.name, '%-%d+%-%x%x%x%x%x%x%x%x$') then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], of.name)
+  end
+end
+"""  # in one step: a consumer that returned in between would lose what it was given
 _REMOVED = "the stream {} or its group was removed, with what was in it: made anew"
 
 
@@ -108,6 +120,7 @@ class Consumer:
         ]
         if await self._make_group(session) and self._begun:
             self._tell(_REMOVED.format(self._stream))
+        await self._try_rights(session)
         self._begun = True
         for work, name in ((self._read, "read"), (self._look_after, "look after")):
             spawn(self._unless_lost(session, work), f"{name} {self._stream}", self._tasks)
@@ -124,6 +137,26 @@ class Consumer:
             raise error_of(error, f"XGROUP CREATE {self._stream} {self._group}") from None
         return True
 
+    async def _try_rights(self, session: Session) -> None:
+        """Do everything that working takes, in a way that changes nothing.
+
+        Raises:
+            ConfigurationError: this user may not, or Redis is too old.
+        """
+        stream, group, name = self._stream, self._group, self.name
+        for command in (
+            ("XREADGROUP", "GROUP", group, name, "COUNT", 1, "STREAMS", stream, _NEVER),
+            ("XPENDING", stream, group, "-", "+", 1, name),
+            ("XCLAIM", stream, group, name, 0, "0-0", "JUSTID"),
+            ("XAUTOCLAIM", stream, group, name, 2**52, "0-0", "COUNT", 1, "JUSTID"),
+            ("XACK", stream, group, "0-0"),
+        ):
+            try:
+                await session.commands.call(*command)
+            except Refused as error:
+                if error.code != "NOGROUP":  # removed in this moment: reading makes it anew
+                    raise error_of(error, f"{command[0]} {stream}") from None
+
     async def _unless_lost(self, session: Session, work: Any) -> None:
         """Do it, again after an error of Redis's, until the session or the server ends."""
         wait = 0.5
@@ -138,6 +171,8 @@ class Consumer:
                         if await self._make_group(session):
                             self._tell(_REMOVED.format(self._stream))
                         continue
+                    except ConnectionLost:
+                        return
                     except ResilientClientError as refused:
                         self._tell(str(refused))
                 else:
@@ -214,7 +249,11 @@ class Consumer:
         """Renew what is in work here, take over what was left undone elsewhere."""
         wait = int(self._ack_wait * 1000)
         stream, group, call = self._stream, self._group, session.commands.call
+        loop, looked = asyncio.get_running_loop(), -_ABSENT
         while True:
+            if loop.time() - looked > _ABSENT:
+                looked = loop.time()
+                await self._forget_the_dead(session)
             running = [each for each, handled in self._held.items() if not handled]
             for start in range(0, len(running), 1000):
                 ids = running[start : start + 1000]
@@ -228,6 +267,14 @@ class Consumer:
                 if cursor == b"0-0":
                     break
             await asyncio.sleep(self._ack_wait / 3)
+
+    async def _forget_the_dead(self, session: Session) -> None:
+        """Strike consumers like this one off the group that went without a word, long ago."""
+        longest = int(max(_ABSENT, 10 * self._ack_wait) * 1000)
+        try:
+            await session.commands.call("EVAL", _FORGET, 1, self._stream, self._group, longest)
+        except Refused as error:  # they cost some bytes each, no more
+            log.debug("dead consumers stay in the group %s: %s", self._group, error)
 
     async def _take_redelivered(self, session: Session, entries: Iterable[Any]) -> None:
         """Take events that were delivered before, unless they were too often."""

@@ -253,7 +253,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         if stream is not None:
             length = self._stream_length
             command = ("XADD", stream, "MAXLEN", "~", length, "*", "packet", packet)
-        done = partial(_handed_over, replies, key, f"{command[0]} {stream or call.route}")
+        done = partial(_handed_over, session, key, f"{command[0]} {stream or call.route}")
 
         def write() -> None:
             call.sent = True
@@ -274,12 +274,15 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             await session.close()
 
 
-def _handed_over(replies: PendingReplies, key: str, doing: str, reply: Any) -> None:
+def _handed_over(session: _ClientSession, key: str, doing: str, reply: Any) -> None:
     """Redis has answered an event: with the receivers, or its id in the stream."""
     if isinstance(reply, Exception):
-        replies.fail(key, _error_in(reply, doing))
+        session.replies.fail(key, _error_in(reply, doing))
+        if isinstance(reply, Refused) and reply.code == "READONLY":
+            # the host's name may lead to another Redis by now
+            session.commands.give_up(ConnectionLost("Redis has become a replica"))
     else:
-        replies.value(key, reply, last=True)
+        session.replies.value(key, reply, last=True)
 
 
 def _error_in(reply: Any, doing: str) -> ResilientClientError:
