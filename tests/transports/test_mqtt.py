@@ -603,6 +603,20 @@ async def test_wrong_credentials_are_final_at_once_and_never_shown(
     await client.aclose()
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_a_broker_that_gives_less_than_was_asked_for_is_refused(
+    new_broker: NewBroker, version: str
+) -> None:
+    broker = new_broker(Mosquitto, options=["max_qos 0"])
+    server = server_at(broker, version=version)
+    server.event_pattern("orders")(print)
+    with pytest.raises(ConfigurationError, match="no messages at QoS 1") as refused:
+        await server.start()
+    assert refused.value.hint == "use qos=0"
+    async with (least := server_at(broker, version=version, qos=0)):
+        assert least
+
+
 async def test_a_topic_that_may_not_be_written_is_a_clear_error_at_once(
     new_broker: NewBroker, unique: str
 ) -> None:
@@ -864,6 +878,33 @@ async def test_a_pattern_that_is_no_topic_is_refused_before_anything_is_sent(
                 error = await error_of(call)
                 assert isinstance(error, ConfigurationError), pattern[:10]
                 assert not error.sent
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_what_a_broker_would_end_the_connection_for_costs_no_other_call(
+    mqtt_broker: Mosquitto, unique: str, version: str
+) -> None:
+    release = asyncio.Event()
+    server = server_at(mqtt_broker, version=version)
+
+    @server.message_pattern(unique)
+    async def slow(payload: int) -> int:
+        await release.wait()
+        return payload
+
+    with pytest.raises(ConfigurationError, match="control character"):
+        server.message_pattern(f"{unique}/\x85")(slow)
+    async with server, client_of(mqtt_broker, version=version) as client:
+        pending = asyncio.ensure_future(client.send(unique, 1))
+        for unfit in "\t\x1b\x7f\x9f\ufdd0\uffff\U0010fffe":
+            for call in (client.send(f"{unique}{unfit}", 1), client.emit(f"{unique}{unfit}", 1)):
+                error = await error_of(call)
+                assert isinstance(error, ConfigurationError), (unfit, error)
+        if version == "5":  # a header is a user property
+            error = await error_of(client.send(unique, 1, headers={"x-note": "a\tb"}))
+            assert isinstance(error, PayloadError), error
+        release.set()
+        assert await pending == 1
 
 
 async def test_a_broker_that_is_not_there_ends_the_start() -> None:

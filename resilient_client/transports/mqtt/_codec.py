@@ -6,6 +6,7 @@ standard for version 5; version 3.1.1 differs by having no properties and fewer 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ _WIDTHS = {  # of numbers, in bytes; 0 is a length of their own
 }  # fmt: skip
 _TEXTS = frozenset({0x03, 0x08, 0x12, 0x15, 0x1A, 0x1C, 0x1F})
 _BINARY = frozenset({0x09, 0x16})
+_NO_CHARACTERS = "".join(chr(plane << 16 | 0xFFFE | last) for plane in range(17) for last in (0, 1))
+_unfit = re.compile(f"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef{_NO_CHARACTERS}]").search
 
 
 # ---- pieces ----
@@ -89,6 +92,21 @@ def text(value: str) -> bytes:
     return size + raw
 
 
+def topic_text(topic: str) -> bytes:
+    """A topic or filter of ours, as `text`.
+
+    Raises:
+        ConfigurationError: it cannot be one, or holds what a broker may end the connection for
+            [1.5.4].
+    """
+    raw = text(topic)
+    if _unfit(topic):
+        raise ConfigurationError(
+            f"{topic[:40]!r} holds a control character, for which a broker ends the connection"
+        )
+    return raw
+
+
 def _binary(data: bytes, at: int) -> tuple[bytes, int]:
     start = at + 2
     stop = start + int.from_bytes(data[at:start], "big")
@@ -114,13 +132,16 @@ def user_properties(metadata: Mapping[str, str]) -> bytes:
     """Metadata as user properties, without a length.
 
     Raises:
-        PayloadError: a value is longer than 65535 bytes.
+        PayloadError: a value is longer than 65535 bytes, or holds a tab, for which a broker ends
+            the connection. (No header has another control character.)
     """
     parts: list[bytes] = []
     for name, value in metadata.items():
         raw = value.encode(errors="replace")
         if len(raw) > 0xFFFF:
             raise PayloadError(f"the header {name!r} is too long for MQTT")
+        if b"\t" in raw:
+            raise PayloadError(f"the header {name!r} holds a tab, which MQTT does not carry")
         parts += (_user_property(name), len(raw).to_bytes(2, "big"), raw)
     return b"".join(parts)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from resilient_client.errors import ConfigurationError
 from resilient_client.patterns import lookup_route
-from resilient_client.transports.mqtt._codec import text
+from resilient_client.transports.mqtt._codec import text, topic_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,7 +122,7 @@ def topic_of(route: str) -> tuple[str | None, str]:
             )
     if not topic:
         raise ConfigurationError("an empty pattern is no topic filter")
-    text(topic)
+    topic_text(topic)
     return group, topic
 
 

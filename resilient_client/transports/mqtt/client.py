@@ -32,6 +32,7 @@ from resilient_client.transports.mqtt._codec import (
     Answer,
     Delivery,
     text,
+    topic_text,
     user_properties,
 )
 from resilient_client.transports.mqtt._connection import Connection
@@ -67,7 +68,7 @@ class _Topic:
     def __init__(self, route: str) -> None:
         if not route or "+" in route or "#" in route or route.startswith("$share/"):
             raise ConfigurationError(f"{route!r} is no topic to publish to", hint=_TOPIC_RULE)
-        self.raw = text(route)
+        self.raw = topic_text(route)
         self.json = pattern_json(route)
         self.reply = f"{route}/reply"
         text(self.reply)

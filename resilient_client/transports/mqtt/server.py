@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.mqtt")
 
+_LESS = "the broker gives no messages at QoS 1"
+
 
 class ServerListener:
     """The server's end: one connection, a subscription for each pattern.
@@ -214,7 +216,7 @@ class ServerListener:
             any(options & 1 for options in self._filters.asked.values())
             and not connection.maximum_qos
         ):
-            raise ConfigurationError("the broker gives no messages at QoS 1", hint="use qos=0")
+            raise ConfigurationError(_LESS, hint="use qos=0")
         asked = [*self._filters.asked.items(), (CANCEL_ROUTE, 0)]
         # a message that fits several patterns comes once for each
         *answers, (_, cancel, _) = await connection.subscribe(
@@ -224,6 +226,8 @@ class ServerListener:
         for topic, code, told in answers:
             if code >= 0x80:
                 raise subscribe_error(topic, connection.version, code, told)
+            if code < self._filters.asked[topic] & 1:
+                raise ConfigurationError(f"{_LESS} on {topic}", hint="use qos=0")
         if self._paused:
             connection.pause()
         if self._lasting and self._been_here and not connection.session:
