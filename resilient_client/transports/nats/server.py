@@ -225,8 +225,8 @@ class ServerListener:
             if self._link.status != "reconnecting" or connection.closed:
                 raise
             # requests need no JetStream: they are served while it is not there
-            log.warning("%s: no events of stream %s: %s", self.address, self._stream, error)
-            self._app.notify(Degraded(self.address, str(error)))
+            reason = f"no events of stream {self._stream}: {error.args[0]}"
+            self._app.notify(Degraded(self.address, reason))
             self._restore(connection)
         self._greeted.clear()
         connection.subscribe(self._cancels, self._cancel)
