@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from resilient_client._json import Record, field
 from resilient_client.codecs import Codec
 from resilient_client.errors import (
+    ConnectError,
     DeadlineExceeded,
     Outcome,
     RemoteError,
@@ -122,6 +123,16 @@ class Call(Record):
         if self.attempt_deadline >= self.deadline:
             return DeadlineExceeded("the call's time ran out", sent=sent or self.sent)
         return ReplyTimeout("no reply within this attempt's time", sent=sent)
+
+    def unready(self, what: str) -> ResilientClientError:
+        """The error for a wait that ended at `connect_deadline`: nothing of this attempt was sent.
+
+        `DeadlineExceeded` when that is the whole call's deadline, `ConnectError` when it is this
+        attempt's.
+        """
+        if self.connect_deadline >= self.deadline:
+            return DeadlineExceeded(f"the call's time ran out: {what}", sent=self.sent)
+        return ConnectError(what)
 
     def __repr__(self) -> str:
         return f"<Call {self.kind} {self.route!r} attempt={self.attempt}>"

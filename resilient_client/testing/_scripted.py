@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resilient_client.clock import MonotonicClock, call_later
 from resilient_client.codecs import JsonCodec
-from resilient_client.errors import ConnectError, ReplyTimeout, ResilientClientError, client_closed
+from resilient_client.errors import ReplyTimeout, ResilientClientError, client_closed
 from resilient_client.message import NO_VALUE, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class ScriptedTransport:
             return
         await _wait(self._clock, left)
         if connecting:
-            raise ConnectError(f"no connection to {self.endpoint} in time")
+            raise call.unready(f"no connection to {self.endpoint} in time")
         raise call.expired(sent=True)
 
     async def _reply(self, call: Call, answer: Any) -> Reply:

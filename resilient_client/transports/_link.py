@@ -102,17 +102,20 @@ class Link(Generic[C]):
         self._wait = 0.0  # before the next dial
         self._connected_at = 0.0
 
-    async def get(self, deadline: float) -> C:
-        """The connection.
+    async def get(self, deadline: float, call: Call | None = None) -> C:
+        """The connection, for a call if one waits for it.
 
         Raises:
             ConnectError: the dial that was waited for failed, or did not end by `deadline`.
+            DeadlineExceeded: that was the end of the whole call's time.
         """
         while (connection := self.current) is None:
             if self.status == "closed":
                 raise client_closed()
             dialling = self._dialling or self._start_dial()
-            await self._until(dialling, deadline)
+            if not await self._until(dialling, deadline):
+                late = f"no connection to {self._endpoint} in time"
+                raise ConnectError(late) if call is None else call.unready(late)
             if self.current is None:
                 error = dialling.exception()
                 if error is None:
@@ -131,8 +134,8 @@ class Link(Generic[C]):
         task.add_done_callback(look_at)
         return task
 
-    async def _until(self, task: asyncio.Task[C], deadline: float) -> None:
-        """Wait for a dial that others may wait for too; raise when the time is up."""
+    async def _until(self, task: asyncio.Task[C], deadline: float) -> bool:
+        """Wait for a dial that others may wait for too; False when the time is up before."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def over(value: bool) -> None:  # noqa: FBT001
@@ -148,14 +151,14 @@ class Link(Generic[C]):
             left = deadline - self._clock.now()
             timer = call_later(self._clock, left, lambda: over(False))
         try:
-            if not await waiter:
-                raise ConnectError(f"no connection to {self._endpoint} in time")
+            in_time = await waiter
         finally:
             task.remove_done_callback(ended)
             if timer is not None:
                 timer.cancel()
-        if task.cancelled():
+        if in_time and task.cancelled():
             raise client_closed()
+        return in_time
 
     async def _dialled(self) -> C:
         try:

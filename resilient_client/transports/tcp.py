@@ -178,7 +178,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
-        stream = self._link.current or await self._link.get(call.connect_deadline)
+        stream = self._link.current or await self._link.get(call.connect_deadline, call)
         if stream.congested:
             await self._drained(stream, call)
         key = str(next(self._ids))
@@ -214,7 +214,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         return self._publish(call) if stream is None or stream.congested else _written(stream, call)
 
     async def _publish(self, call: Call) -> Receipt:
-        stream = self._link.current or await self._link.get(call.connect_deadline)
+        stream = self._link.current or await self._link.get(call.connect_deadline, call)
         if stream.congested:
             await self._drained(stream, call)
         return _written(stream, call)

@@ -254,7 +254,7 @@ class ClientTransport(LinkedTransport[_Session]):
         Raises:
             NoHandlerError: no queue wants it, says RabbitMQ; it was not sent.
         """
-        session = self._link.current or await self._link.get(call.connect_deadline)
+        session = self._link.current or await self._link.get(call.connect_deadline, call)
         if session.connection.congested:
             await self._drained(session.connection, call)
         key = b"%b%x" % (self._prefix, next(self._ids))
@@ -268,7 +268,7 @@ class ClientTransport(LinkedTransport[_Session]):
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: waits for RabbitMQ's confirmation."""
-        session = self._link.current or await self._link.get(call.connect_deadline)
+        session = self._link.current or await self._link.get(call.connect_deadline, call)
         if session.connection.congested:
             await self._drained(session.connection, call)
         message_id = fresh_id().encode()

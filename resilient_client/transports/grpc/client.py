@@ -192,7 +192,7 @@ class ClientTransport(LinkedTransport[Connection]):
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
-        connection = self._link.current or await self._link.get(call.connect_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         unary = None
         try:
             asked: Asked = call.body or await self._learn(call, connection)
@@ -227,7 +227,7 @@ class ClientTransport(LinkedTransport[Connection]):
 
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: a request whose answer says only that it was taken."""
-        connection = self._link.current or await self._link.get(call.attempt_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         asked: Asked = call.body or await self._learn(call, connection)
         method = asked.method
         try:

@@ -151,7 +151,8 @@ class ForeignClient:
     ) -> Reply:
         now = self._clock.now()
         # a little before our own deadline, so that it is this library that says what happened
-        connect = max(0.001, min(self._patience, call.connect_deadline - now - 0.02))
+        left = call.connect_deadline - now - 0.02
+        connect = max(0.001, min(self._patience, left))
         read = None
         if call.attempt_deadline < inf and call.kind != "stream":
             read = max(0.001, call.attempt_deadline - now) + 0.05
@@ -176,6 +177,8 @@ class ForeignClient:
                 raise
             if mapped.sent:
                 call.sent = True
+            elif type(mapped) is ConnectError and self._clock.now() >= now + left:
+                mapped = call.unready(str(mapped))
             raise mapped from error
 
     async def connect(self, deadline: float) -> None:

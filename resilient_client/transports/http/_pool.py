@@ -76,7 +76,7 @@ class Pool:
         Raises:
             ConnectError: there is none by `deadline`.
             Overloaded: all are in use, and none became free within the pool's patience.
-            DeadlineExceeded: nor within the call's own time.
+            DeadlineExceeded: the end of the call's own time came first.
         """
         if self.closed:
             raise client_closed()
@@ -88,7 +88,7 @@ class Pool:
                 connection = await self._turn(deadline, call)
             if connection is None or connection.closed:
                 try:
-                    connection = await self._dial(deadline)
+                    connection = await self._dial(deadline, call)
                 except BaseException:
                     self._give(None)
                     raise
@@ -174,7 +174,7 @@ class Pool:
         if self._idle:
             self._reaper = loop.call_at(self._idle[0].keep_until, self._reap)
 
-    async def _dial(self, deadline: float) -> Connection:
+    async def _dial(self, deadline: float, call: Call | None) -> Connection:
         """Connect: the name is resolved anew each time."""
         left = min(DIAL_TIMEOUT, deadline - self._clock.now())
         options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if self._named else {}
@@ -187,7 +187,10 @@ class Pool:
                 )
         except TimeoutError as error:
             text = f"no connection to {self.endpoint} in {max(0.0, left):.3g} s"
-            raise ConnectError(text) from (error.__cause__ if error.errno else None)
+            late: ResilientClientError = ConnectError(text)
+            if call is not None and not error.errno and left < DIAL_TIMEOUT:
+                late = call.unready(text)
+            raise late from (error.__cause__ if error.errno else None)
         except OSError as error:
             raise not_connected(self.endpoint, error) from error
         if self.closed:

@@ -129,7 +129,7 @@ class _Connection:
 
         Raises:
             ConfigurationError: they cannot be.
-            ConnectError: they are not, in `left` seconds.
+            ConnectError, DeadlineExceeded: they are not, in `left` seconds.
         """
         name = call.route + REPLY_SUFFIX if reply else call.route
         task = self._preparing.get(name)
@@ -140,7 +140,7 @@ class _Connection:
             task.add_done_callback(partial(self._prepared, name))
         done, _ = await asyncio.wait({task}, timeout=left if left < float("inf") else None)
         if not done:
-            raise ConnectError(f"topic {call.route} was not ready in time")
+            raise call.unready(f"topic {call.route} was not ready in time")
         if task.cancelled():
             raise ConnectError("the connection to the broker ended")
         error = task.exception()
@@ -387,7 +387,7 @@ class ClientTransport(LinkedTransport[_Connection]):
 
     async def _request(self, call: Call) -> Reply:
         """The same where something must be waited for: a connection, the topics, or room."""
-        connection = self._link.current or await self._link.get(call.connect_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if call.route not in connection.places:
             left = call.connect_deadline - self._clock.now()
             await connection.prepare(call, reply=True, left=left)
@@ -407,7 +407,7 @@ class ClientTransport(LinkedTransport[_Connection]):
 
     async def _publish(self, call: Call) -> Receipt:
         """The same where something must be waited for: a connection, the topic, or room."""
-        connection = self._link.current or await self._link.get(call.connect_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if connection.topics.known(call.route) is None:
             left = call.connect_deadline - self._clock.now()
             await connection.prepare(call, reply=False, left=left)

@@ -186,7 +186,7 @@ class ClientTransport(LinkedTransport[Connection]):
             topic.users -= 1
 
     async def _request(self, topic: _Topic, call: Call) -> Reply:
-        connection = self._link.current or await self._link.get(call.connect_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if topic.subscribed is not connection or connection.congested:
             await self._prepared(call, connection, topic)
         key = self._prefix + str(next(self._ids))
@@ -224,7 +224,7 @@ class ClientTransport(LinkedTransport[Connection]):
         return self._written(connection, topic, call)
 
     async def _publish(self, topic: _Topic, call: Call) -> Receipt:
-        connection = self._link.current or await self._link.get(call.connect_deadline)
+        connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if connection.congested:
             await self._prepared(call, connection)
         if not self._qos:

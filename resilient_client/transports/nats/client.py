@@ -209,7 +209,7 @@ class ClientTransport(LinkedTransport[_Session]):
         return self._stream is not None and call.kind == "emit"
 
     async def _writable(self, call: Call) -> _Session:
-        session = self._link.current or await self._link.get(call.connect_deadline)
+        session = self._link.current or await self._link.get(call.connect_deadline, call)
         if session.connection.socket.congested:
             await self._drained(session.connection.socket, call)
         return session

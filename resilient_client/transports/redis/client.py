@@ -159,7 +159,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
     async def _ready(self, call: Call, channel: str | None = None) -> _ClientSession:
         """A session that can be written to, and listens to the reply channel."""
         while True:
-            session = self._link.current or await self._link.get(call.connect_deadline)
+            session = self._link.current or await self._link.get(call.connect_deadline, call)
             if session.commands.congested:
                 await self._drained(session.commands, call)
             elif channel is None or channel in session.heard:

@@ -1,0 +1,67 @@
+"""A peer that cannot be reached in the time there is, over every transport."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, aclosing
+from typing import Any
+
+import httpx
+import pytest
+
+from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, standard
+
+SCHEMES = ("tcp", "http", "redis", "nats", "amqp", "mqtt", "kafka", "grpc")
+
+
+@pytest.fixture
+def nowhere() -> Iterator[str]:
+    """Host and port of a listener whose queue is full: who dials it hears nothing."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def client_of(scheme: str, nowhere: str, **settings: Any) -> ClientProxy:
+    if scheme == "amqp":
+        settings["queue"] = "orders"
+    if scheme == "httpx":
+        scheme, settings["client"] = "http", httpx.AsyncClient()
+    return ClientProxy(f"{scheme}://{nowhere}", telemetry=False, **settings)
+
+
+@pytest.mark.parametrize("kind", ["send", "emit", "stream"])
+@pytest.mark.parametrize("scheme", [*SCHEMES, "httpx"])
+async def test_a_call_whose_time_ends_while_connecting_says_that_its_time_ran_out(
+    scheme: str, kind: str, nowhere: str
+) -> None:
+    async with aclosing(client_of(scheme, nowhere)) as client:
+        with pytest.raises(DeadlineExceeded) as raised:
+            if kind == "send":
+                await client.send("orders", timeout=0.2)
+            elif kind == "emit":
+                await client.emit("orders", timeout=0.2)
+            else:
+                await anext(aiter(client.stream("orders", timeout=0.2)))
+    assert isinstance(raised.value, TimeoutError)
+    assert not raised.value.sent
+    assert len(raised.value.attempts) == 1
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "httpx"])
+async def test_an_attempt_whose_time_ends_while_connecting_is_followed_by_another(
+    scheme: str, nowhere: str
+) -> None:
+    policies = standard(timeout=5.0, attempt_timeout=0.1)
+    async with aclosing(client_of(scheme, nowhere, policies=policies)) as client:
+        with pytest.raises(ConnectError) as raised:
+            await client.send("orders")
+    assert not raised.value.sent
+    assert len(raised.value.attempts) == 3
