@@ -68,6 +68,8 @@ class Row:
                 yield rig
             return
         query, options = self.settings()
+        if self.broker == "nats" and query:  # no two streams may have a subject in common
+            stop_broker("nats")
         try:
             async with brokered(
                 self.scheme, "asyncio", self.broker, query=query, service_options=options
