@@ -282,6 +282,23 @@ async def test_what_a_transaction_wrote_counts_when_it_is_committed(
     assert heard == [1, 3]
 
 
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_what_others_have_compressed_is_read(
+    kafka_broker: Kafka, unique: str, codec: str
+) -> None:
+    heard: list[Any] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.event_pattern(unique)(heard.append)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap, compression_type=codec)
+    await producer.start()
+    try:
+        async with server:
+            await producer.send_and_wait(unique, b"abc" * 10_000)
+            await eventually(lambda: heard == ["abc" * 10_000])
+    finally:
+        await producer.stop()
+
+
 async def test_a_message_above_the_limit_fails_alone(kafka_broker: Kafka, unique: str) -> None:
     async with client_of(f"{kafka_broker.url}?partitions=1") as client:
         for _ in range(2):

@@ -236,6 +236,32 @@ async def test_a_group_that_was_away_finds_what_came_meanwhile(
     assert sorted(heard) == list(range(10))
 
 
+async def test_a_server_that_begins_again_goes_on_where_its_group_was_put_meanwhile(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    """As kafka-consumer-groups.sh --reset-offsets does."""
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1)
+    server.event_pattern(unique)(heard.append)
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        async with server:
+            for n in range(3):
+                await client.emit(unique, n)
+            await eventually(lambda: heard == [0, 1, 2])
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=kafka_broker.bootstrap, group_id=f"{unique}-server"
+        )
+        await consumer.start()
+        try:
+            place = TopicPartition(unique, 0)
+            consumer.assign([place])
+            await consumer.commit({place: 1})
+        finally:
+            await consumer.stop()
+        async with server:
+            await eventually(lambda: sorted(heard) == [0, 1, 1, 2, 2])
+
+
 async def test_only_what_outlives_its_topics_retention_is_lost_to_a_group_that_was_away(
     kafka_broker: Kafka, unique: str
 ) -> None:

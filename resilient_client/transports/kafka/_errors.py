@@ -185,6 +185,8 @@ def _text(error: BaseException) -> str:
 def _hint(error: BaseException) -> str:
     if isinstance(error, kafka.UnsupportedSaslMechanismError):
         return "choose one of the broker's with sasl="
+    if isinstance(error, kafka.UnsupportedCodecError):
+        return 'pip install "resilient-client[kafka]": it brings what reads compressed records'
     if isinstance(error, REFUSED[:13]):
         return "check the user, the password and sasl= (the mechanism)"
     if isinstance(error, kafka.InconsistentGroupProtocolError):

@@ -112,6 +112,14 @@ class Partitions:
         self._held.clear()
         self.drop_waiting()
 
+    def forget_committed(self) -> None:
+        """The server has ended: what it begins with next time is said by the group again."""
+        self._lanes = {
+            place: lane
+            for place, lane in self._lanes.items()
+            if lane.running or lane.prefix != lane.committed
+        }
+
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         """Let what runs end, within reason, and commit it before others go on from there."""
         places = set(revoked)

@@ -297,6 +297,7 @@ class ServerListener:
             await self._partitions.commit()
         await self._leave()
         await self._events.ended()
+        self._partitions.forget_committed()
 
     async def _leave(self) -> None:
         """Leave the group, with everything that was made to be in it."""
