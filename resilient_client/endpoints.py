@@ -20,8 +20,9 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
 
     One that refuses (an open breaker) is passed over. One that could not be reached is followed by
     another at once, within the same attempt and each endpoint once: nothing was sent. Whoever takes
-    over takes the next turn, so that those that work share the calls evenly. When all refuse, the
-    refusal that ends first is raised.
+    over takes the next turn, so that those that work share the calls evenly. A call that is
+    repeated goes to where it has not failed yet, while there is such an endpoint. When all refuse,
+    the refusal that ends first is raised.
 
     Args:
         endpoints: URL and handler of each; the handler includes what guards that endpoint.
@@ -36,11 +37,16 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
         refusal: RejectedError | None = None
         refused_at: str | None = None
         unreached = False
+        fresh: set[int] = set()
+        if call.failures:
+            failed_at = {failure[1] for failure in call.failures}
+            fresh.update(i for i, (url, _) in enumerate(endpoints) if url not in failed_at)
         while len(tried) < number:
             index = next(turn) % number
-            if index in tried:
+            if index in tried or (fresh and index not in fresh):
                 continue
             tried.add(index)
+            fresh.discard(index)
             call.endpoint, handler = endpoints[index]
             try:
                 return await handler(call)

@@ -337,6 +337,27 @@ async def test_a_never_sent_failure_goes_on_to_the_next_endpoint_at_once() -> No
     await lonely.aclose()
 
 
+async def test_a_repeated_call_goes_to_another_endpoint_however_many_calls_there_are() -> None:
+    asked = 0
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.read(1000)
+        asked += 1
+        writer.close()
+
+    dying = await asyncio.start_server(cut, "127.0.0.1", 0)
+    port = dying.sockets[0].getsockname()[1]
+    server = Server("tcp://127.0.0.1:0", telemetry=False)
+    server.message_pattern("double")(lambda payload: payload * 2)
+    async with dying, server:
+        urls = [f"tcp://127.0.0.1:{port}", server.addresses[0]]
+        async with quiet(urls, policies=[Retry(2, factor=0.001)]) as client:
+            calls = (client.send("double", n, idempotent=True) for n in range(40))
+            assert await asyncio.gather(*calls) == [2 * n for n in range(40)]
+    assert asked
+
+
 @pytest.mark.parametrize(("given", "name"), [("prices", "prices"), (None, "twins")])
 def test_the_breakers_of_several_endpoints_bear_the_name_of_the_one_that_was_given(
     given: str | None, name: str
