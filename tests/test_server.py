@@ -23,6 +23,7 @@ from resilient_client import (
     DeadlineExceeded,
     InvalidPayloadError,
     NoHandlerError,
+    PayloadError,
     RemoteError,
     ReplyTimeout,
     Router,
@@ -840,6 +841,44 @@ async def test_a_handler_reads_the_headers_it_was_sent_and_cannot_change_them() 
     async with pair(server) as client:
         headers = {"X-Tenant": "blue", "x-correlation-id": "abc"}
         assert (await client.send("pass on", headers=headers))["x-tenant"] == "blue"
+
+
+async def test_what_is_larger_than_an_end_of_a_bus_takes_is_an_error_at_once() -> None:
+    heard: list[str] = []
+    server = memory(max_size=1000)
+    server.message_pattern("make")(lambda payload: "x" * payload)
+    server.event_pattern("heard")(heard.append)
+
+    @server.message_pattern("items")
+    async def items(payload: int) -> AsyncIterator[str]:
+        yield "first"
+        yield "x" * payload
+
+    @server.message_pattern("fail")
+    async def fail(payload: int) -> None:
+        raise RemoteError("x" * payload)
+
+    async with pair(server) as client:
+        for attempt in (client.send("make", 2000), client.send("fail", 2000)):
+            with pytest.raises(RemoteError, match="more than max_size="):
+                await attempt
+        async with client.stream("items", 2000) as stream:
+            assert await anext(stream) == "first"
+            with pytest.raises(RemoteError, match="more than max_size="):
+                await anext(stream)
+        with pytest.raises(RemoteError, match="more than max_size=") as caught:
+            await client.send("make", "x" * 2000)
+        assert caught.value.status == 413
+        await client.emit("heard", "x" * 2000)
+        await client.emit("heard", "short")
+        assert await client.send("make", 3) == "xxx"
+        assert heard == ["short"]
+        async with ClientProxy(server.addresses[0], max_size=100, telemetry=False) as small:
+            with pytest.raises(PayloadError, match="more than max_size=100"):
+                await small.send("make", 500)
+            with pytest.raises(PayloadError, match="more than max_size=100"):
+                [item async for item in small.stream("items", 500)]
+            assert await small.send("make", 3) == "xxx"
 
 
 async def test_a_policy_of_the_users_own_can_refuse_by_headers() -> None:

@@ -7,6 +7,7 @@ works there.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from contextlib import suppress
@@ -17,6 +18,7 @@ from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
     ConnectionLost,
+    PayloadError,
     RemoteError,
     client_closed,
     remote_error,
@@ -28,10 +30,12 @@ from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._transport import BaseTransport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from resilient_client.message import Call
     from resilient_client.transports._base import App, Environment, Job, Target
+
+log = logging.getLogger("resilient_client.server")
 
 _buses: dict[str, ServerListener] = {}
 _lock = threading.Lock()
@@ -60,9 +64,12 @@ def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arg
 class _Parcel:
     """One request on the bus, and the way back to its caller."""
 
-    __slots__ = ("job", "key", "left", "listener", "loop", "replies")
+    __slots__ = ("job", "key", "largest", "left", "listener", "loop", "replies")
 
-    def __init__(self, replies: PendingReplies, key: int, listener: ServerListener) -> None:
+    def __init__(
+        self, replies: PendingReplies, key: int, listener: ServerListener, largest: int
+    ) -> None:
+        self.largest = largest  # bytes that the caller takes
         self.replies = replies
         self.key = key
         self.listener = listener
@@ -83,27 +90,44 @@ class _Parcel:
     async def respond(self, reply: Reply) -> None:
         """On the server's loop: put the reply on the bus."""
         self.listener.parcels.discard(self)
-        replies, key = self.replies, self.key
-        if reply.error is not None:
-            self._fail(reply.error)
-        elif reply.items is not None:
-            try:
-                while True:
-                    body = await reply.items.receive(float("inf"))
-                    _post(self.loop, replies.value, key, body, False)
-            except StopAsyncIteration:
-                _post(self.loop, replies.end, key)
-            except RemoteError as error:
-                self._fail(error)
-        elif reply.body is NO_VALUE:
-            _post(self.loop, replies.end, key)
-        else:
-            _post(self.loop, replies.value, key, reply.body, True, reply.headers)
+        try:
+            if reply.error is not None:
+                self.fail(reply.error)
+            elif reply.items is not None:
+                try:
+                    while True:
+                        self._value(await reply.items.receive(float("inf")), last=False)
+                except StopAsyncIteration:
+                    _post(self.loop, self.replies.end, self.key)
+                except RemoteError as error:
+                    self.fail(error)
+            elif reply.body is NO_VALUE:
+                _post(self.loop, self.replies.end, self.key)
+            else:
+                self._value(reply.body, reply.headers, last=True)
+        except PayloadError as error:
+            log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
+            self.fail(RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500))
 
-    def _fail(self, error: RemoteError) -> None:
+    def _value(self, body: Any, headers: Mapping[str, str] | None = None, *, last: bool) -> None:
+        self.listener.check(body)
+        _post(self.loop, self._arrived, body, last, headers)
+
+    def _arrived(self, body: Any, last: bool, headers: Mapping[str, str] | None) -> None:  # noqa: FBT001
+        """On the caller's loop."""
+        if len(body) <= self.largest:
+            self.replies.value(self.key, body, last, headers)
+            return
+        text = f"the answer has {len(body)} bytes, more than max_size={self.largest}"
+        self.replies.fail(self.key, PayloadError(text, sent=True))
+        self.leave()
+
+    def fail(self, error: RemoteError) -> None:
+        """On the server's loop: answer with this error."""
         codec = self.listener.app.codec
-        payload = codec.decode(codec.encode(wire_error(error)), Any)
-        _post(self.loop, self.replies.fail, self.key, remote_error(payload))
+        encoded = codec.encode(wire_error(error))
+        self.listener.check(encoded)
+        _post(self.loop, self.replies.fail, self.key, remote_error(codec.decode(encoded, Any)))
 
     def lost(self) -> None:
         """The server has gone."""
@@ -144,7 +168,7 @@ class ClientTransport(BaseTransport):
         listener = self._listener()
         key = next(self._keys)
         replies = self._replies
-        parcel = _Parcel(replies, key, listener)
+        parcel = _Parcel(replies, key, listener, self._max_size)
         message = Message(call.route, call.body, call.metadata, key)
 
         def write() -> None:
@@ -201,14 +225,29 @@ class ServerListener:
         if _buses.get(self._name) is not self:
             parcel.lost()
             return
+        try:
+            self.check(message.body)
+        except PayloadError as error:
+            parcel.fail(RemoteError(f"the payload is refused: {error.args[0]}", status=413))
+            return
         self.parcels.add(parcel)
         message.received = self.app.clock.now()
         parcel.job = self.app.accept(message, parcel.respond, self._slots, "memory")
 
     def event(self, message: Message) -> None:
         """On the server's loop: an event has arrived."""
+        try:
+            self.check(message.body)
+        except PayloadError as error:
+            log.warning("an event was dropped: %s", error.args[0])
+            return
         message.received = self.app.clock.now()
         self.app.accept(message, None, self._slots, "memory")
+
+    def check(self, body: Any) -> None:
+        """Raise `PayloadError` for a payload that is too large."""
+        if len(body) > self._max_size:
+            raise PayloadError(f"it has {len(body)} bytes, more than max_size= allows")
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
