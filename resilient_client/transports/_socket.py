@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from resilient_client.transports._base import Target
 
-_GROUP = 16  # frames written together, after the first of a loop turn, which goes at once
+_GROUP, _MAX_GROUP = 16, 256  # frames written together: so many at first, then ever more
+_LARGE = 16 * 1024  # bytes of a frame that is not to be waited with
 
 
 class SocketProtocol(asyncio.BufferedProtocol):
@@ -33,7 +34,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
         self.loop = asyncio.get_running_loop()
         self.closed = self.congested = self.paused = False
         self._queue: list[bytes] = []
-        self._flushing = False
+        self._flushing, self._group = False, _GROUP
         self._writable: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -43,16 +44,18 @@ class SocketProtocol(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send(self, data: bytes) -> None:
-        """Write: the first frame of a loop turn at once, then in groups.
+        """Write: the first frame of a loop turn at once, then in growing groups.
 
         One write per turn would make the two ends take turns; one per frame costs a system call
         each.
         """
         if self._flushing:
             self._queue.append(data)
-            if len(self._queue) >= _GROUP:
+            if len(self._queue) >= self._group or len(data) > _LARGE:
                 self.transport.write(b"".join(self._queue))
                 self._queue.clear()
+                if self._group < _MAX_GROUP:
+                    self._group *= 2
         else:
             self.transport.write(data)
             self._flushing = True
@@ -60,7 +63,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write what waits for its group."""
-        self._flushing = False
+        self._flushing, self._group = False, _GROUP
         if self._queue and not self.closed:
             self.transport.write(b"".join(self._queue))
         self._queue.clear()
