@@ -42,7 +42,7 @@ def client_of(scheme: str, nowhere: str, **settings: Any) -> ClientProxy:
 async def test_a_call_whose_time_ends_while_connecting_says_that_its_time_ran_out(
     scheme: str, kind: str, nowhere: str
 ) -> None:
-    # before httpx has told of a connection it may have sent: it loads most of itself when first used
+    # until httpx has told of a connection it may have sent, and it loads most of itself at first
     timeout = 1.0 if scheme == "httpx" else 0.2
     async with aclosing(client_of(scheme, nowhere)) as client:
         with pytest.raises(DeadlineExceeded) as raised:
