@@ -127,8 +127,9 @@ class Consumer:
         self._listener.link.lost(self, reason)
 
     def _queue_gone(self) -> None:
-        """The queue was deleted under us: declare it again, on new connections."""
-        reason = f"the queue {self._listener.topology.queue!r} was deleted"
+        """The broker gives us nothing more: declare the queue again, on new connections."""
+        queue = self._listener.topology.queue
+        reason = f"the queue {queue!r} was deleted, or the node it lives on is gone"
         self._app.notify(Degraded(self._listener.address, reason))
         self.consuming.abort(reason)
 
