@@ -158,6 +158,24 @@ async def test_a_missing_topic_that_may_not_be_made_is_named(
     assert f"{unique}.no" not in kafka_broker.topics()
 
 
+async def test_a_server_needs_no_topics_but_its_own(kafka_broker: Kafka, unique: str) -> None:
+    """Where it may make none it does without those by which pings and cancelled calls travel."""
+    own = ["resilient_client.ping", "resilient_client.ping.reply", "resilient_client.cancel"]
+    kafka_broker.delete_topics(*own)
+    kafka_broker.create_topics(f"{unique}.echo", f"{unique}.echo.reply", f"{unique}.event")
+    heard: list[Any] = []
+    server = Server(kafka_broker.url, telemetry=False, declare=False, group=unique)
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    server.event_pattern(f"{unique}.event")(heard.append)
+    async with server, client_of(kafka_broker.url, declare=False) as client:
+        assert await client.send(f"{unique}.echo", 1) == 1
+        await client.emit(f"{unique}.event", 2)
+        await eventually(lambda: heard == [2])
+        health = await client.ping()
+        assert isinstance(health.error, ConfigurationError), health
+    assert not set(own) & set(kafka_broker.topics())
+
+
 @pytest.mark.timeout(180)
 async def test_more_replicas_than_brokers_are_named_as_the_reason(
     kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch

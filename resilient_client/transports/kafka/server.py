@@ -11,6 +11,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._checks import integer, seconds
+from resilient_client.context import PING_PATTERN
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     ConfigurationError,
@@ -246,7 +247,13 @@ class ServerListener:
         replies = {
             each.route + REPLY_SUFFIX for each in self._app.subscriptions() if not each.is_event
         }
-        there = await self._topics.ensure(sorted(routes | replies), START_TIMEOUT)
+        pings = {PING_PATTERN, PING_PATTERN + REPLY_SUFFIX}
+        there = await self._topics.ensure(sorted((routes | replies) - pings), START_TIMEOUT)
+        try:
+            there |= await self._topics.ensure(sorted(pings), START_TIMEOUT)
+        except ConfigurationError as error:
+            log.info("pings will not be answered: %s", error.args[0])
+            routes.discard(PING_PATTERN)
         self._partitions.expect(there)
         await self._cancels.listen(made, self._topics)
         consumer = AIOKafkaConsumer(
