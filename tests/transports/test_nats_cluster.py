@@ -17,6 +17,7 @@ import pytest
 
 from resilient_client import (
     ClientProxy,
+    ConnectError,
     ConnectionLost,
     Receipt,
     ResilientClientError,
@@ -222,6 +223,11 @@ async def test_a_stream_with_replicas_loses_no_event_with_its_leader(stored: lis
                     stored[leader].kill()
         assert acknowledged == set(range(100))
         await eventually(lambda: acknowledged <= set(heard))
+
+
+def test_a_cluster_that_lacks_nodes_now_is_not_refused_for_good() -> None:
+    error = {"code": 400, "err_code": 10005, "description": "no suitable peers for placement"}
+    assert isinstance(_jetstream.refused(error, "stream shop"), ConnectError)
 
 
 async def test_a_consumer_goes_on_when_the_node_that_had_its_question_comes_back(

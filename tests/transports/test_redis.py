@@ -363,6 +363,18 @@ async def test_refused_rights_are_fatal_and_say_what_is_missing(
         await echo_server(f"redis://sender:s@{place}", "secret").start()
 
 
+async def test_the_log_says_why_a_server_is_not_back_yet_and_says_it_once(
+    new_broker: NewBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker(Redis)
+    async with echo_server(broker.url, "orders"):
+        broker.kill()
+        await eventually(lambda: "not back yet" in caplog.text)
+        await asyncio.sleep(1.0)  # it tries several times
+        assert caplog.text.count("not back yet") == 1
+        assert "refused" in caplog.text
+
+
 async def test_what_a_url_cannot_say_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="does not name a database"):
         client_of("redis://127.0.0.1/orders")

@@ -54,7 +54,7 @@ _SILENCE = 2 * _HEARTBEAT + 1.0  # after which it is put again: whoever had it i
 _STILL_THERE, _EXPIRED = 100, frozenset({404, 408})  # what the server says of such a question
 _LATER = 0.5  # seconds until it is put again when nobody answers it
 _LONGEST_DELAY = 30.0  # seconds before an event is delivered again after its handler failed
-_NO_STREAM, _NAME_IN_USE = 10059, 10058
+_NO_STREAM, _NAME_IN_USE, _NO_PEERS = 10059, 10058, 10005
 _FULL = frozenset({10023, 10028, 10047, 10077})  # resources, memory, disk; the stream's own limits
 _name = re.compile(r"[^\s.*>/\\]+").fullmatch
 
@@ -74,7 +74,7 @@ def refused(error: Mapping[str, Any], what: str) -> ResilientClientError:
     code = error.get("code")
     if error.get("err_code") in _FULL:
         return Throttled(text, status=503, sent=False)
-    if isinstance(code, int) and code >= 500:
+    if (isinstance(code, int) and code >= 500) or error.get("err_code") == _NO_PEERS:
         return ConnectError(text, hint="the broker cannot store it now")
     return ConfigurationError(text, sent=False)
 
