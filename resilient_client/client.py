@@ -83,6 +83,8 @@ _KEYWORDS = (
     "policies", "name", "headers", "patterns", "codec", "clock", "observers", "telemetry",
 )  # fmt: skip
 _NO_THREAD = 0
+_FAR = 1e12
+"""A deadline that no peer needs to be told of, in seconds of any clock: numbers end somewhere."""
 _clients: WeakSet[ClientProxy] = WeakSet()
 _closing: set[asyncio.Task[Any]] = set()
 
@@ -280,7 +282,7 @@ class ClientProxy:
                 call.attempt_deadline = min(call.attempt_deadline, attempt)
             if call.kind == "emit":
                 return emitted(call)
-            if deadline < inf:
+            if deadline < _FAR:
                 metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
             if call.idle_timeout < inf:
                 call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)

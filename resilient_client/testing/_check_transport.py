@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -273,6 +274,16 @@ async def _deadline(client: ClientProxy, suite: _Suite) -> None:
     assert error.sent
     assert 0.25 < took < 0.3 + SLACK, took
     await asyncio.wait_for(suite.cancelled.wait(), 2 + SLACK)
+
+
+@_check
+async def _for_ever(client: ClientProxy, suite: _Suite) -> None:
+    """A timeout of months, years or more than any clock counts is as good as none."""
+    for timeout in (5e6, 1e9, float(sys.maxsize), sys.float_info.max):
+        assert await client.send("check.echo", 1, timeout=timeout) == 1, timeout
+        values = client.stream("check.count", 1, timeout=timeout, idle_timeout=timeout)
+        assert [value async for value in values] == [0], timeout
+        await client.emit("check.event", timeout, timeout=timeout)
 
 
 @_check

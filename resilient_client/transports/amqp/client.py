@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from resilient_client.transports.amqp._connection import Connection
     from resilient_client.transports.amqp._wire import Delivery
 
+_LONGEST = 9
+"""Digits of the milliseconds that a request may wait in the queue, eleven days: RabbitMQ refuses an
+expiration of fifty."""
+
 
 class _Session:
     """What one connection has: a channel for requests and replies, one for confirmed events."""
@@ -95,9 +99,8 @@ class _Session:
         """The frames of a request."""
         packet = request_packet(pattern_json(call.pattern), call.body, None, key)
         left = call.metadata.get(DEADLINE_HEADER)
-        properties = wire.request_properties(
-            wire.table(call.metadata), key, None if left is None else left.encode()
-        )
+        expiration = None if left is None or len(left) > _LONGEST else left.encode()
+        properties = wire.request_properties(wire.table(call.metadata), key, expiration)
         content = wire.content_frames(1, properties, packet, self.connection.frame_max)
         return self._place(1, call.route) + content
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Mapping
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import (
@@ -61,6 +60,7 @@ _LATE = 0.02  # seconds after a deadline until which the library may say so itse
 _EARLY = 0.005  # seconds by which the library's timer may be ahead of our clock
 # The wire has three digits of a timeout, rounded up: without this 30 s would arrive as 30.1.
 _ROUNDING = 0.002
+_FAR = 1e9  # seconds: a little more, and the library's timer is over at once
 _CLOSING = 1.0  # seconds the channels get to close
 
 
@@ -280,7 +280,7 @@ class ClientTransport(LinkedTransport[Connection]):
         left = deadline - self._clock.now()
         if left <= 0:
             raise call.expired(sent=False)
-        return None if left == inf else left - _ROUNDING if left > 1 else left
+        return None if left >= _FAR else left - _ROUNDING if left > 1 else left
 
     def _metadata(self, call: Call) -> list[Pair]:
         metadata = outgoing(call.metadata)
