@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from resilient_client.message import Call
 
+PEER_FAILED = "the peer failed, by a fault of its own: its log says why"
+"""The hint of an error that nobody meant for the caller."""
 INTERNAL_SERVER_ERROR = "Internal server error"
 NO_HANDLER_MESSAGE = "There is no matching message handler defined in the remote service."
 DEADLINE_EXCEEDED_CODE = "DEADLINE_EXCEEDED"
@@ -382,7 +384,7 @@ class RemoteError(ResilientClientError):
         if status in _FAILURE_STATUSES or self.message == INTERNAL_SERVER_ERROR:
             self.outcome = Outcome.FAILURE
             if hint is None:
-                self.hint = "the peer failed, by a fault of its own: its log says why"
+                self.hint = PEER_FAILED
 
     @property
     def payload(self) -> Any:

@@ -125,6 +125,7 @@ def test_an_error_that_nobody_meant_for_the_caller_is_a_failure() -> None:
                  "Exception was thrown by handler."):  # fmt: skip
         error = error_of(rpc_error(grpc.StatusCode.UNKNOWN, text))
         assert error.outcome is Outcome.FAILURE, text
+        assert "its log" in error.hint
     assert error_of(rpc_error(grpc.StatusCode.UNKNOWN, "boom")).outcome is Outcome.SUCCESS
 
 

@@ -14,6 +14,7 @@ from resilient_client import _json
 from resilient_client.errors import (
     DEADLINE_EXCEEDED_CODE,
     INTERNAL_SERVER_ERROR,
+    PEER_FAILED,
     ConfigurationError,
     ConnectError,
     ConnectionLost,
@@ -245,6 +246,7 @@ def _answered(
     remote = RemoteError(said.message, **about)
     if number in (_INTERNAL, _UNAVAILABLE) or (number == _UNKNOWN and _unmeant(text)):
         remote.outcome = Outcome.FAILURE
+        remote.hint = PEER_FAILED
     return remote
 
 
