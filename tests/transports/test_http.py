@@ -194,6 +194,18 @@ async def test_statuses_say_what_went_wrong():
         assert (await http.get("/echo")).headers["allow"] == "POST, OPTIONS"
 
 
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_client_that_sends_too_much_reads_why_it_is_refused(told: bool):
+    async def pieces():
+        for _ in range(80):
+            yield b"x" * 2**16
+
+    async with raw(max_size=2**20) as (http, _):
+        for _ in range(3):
+            content: Any = b"x" * (5 * 2**20) if told else pieces()
+            assert (await http.post("/echo", content=content)).status_code == 413
+
+
 async def test_a_stranger_reads_a_stream_as_events():
     async with raw() as (http, _):
         answer = await http.post("/count", json=2)

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.http")
 
+_LINGER = 64 * 2**20
+"""Bytes of a body that is too large which are read, and thrown away, before it is refused."""
 _JSON = (b"content-type", b"application/json")
 _CORRELATION = CORRELATION_HEADER.encode()
 _OURS = (PEER_HEADER.encode(), b"1")
@@ -140,6 +142,8 @@ class Exchange:
     async def _body(self, headers: dict[str, str], max_size: int) -> bytes:
         told = headers.get("content-length", "")
         if told.isascii() and told.isdigit() and (len(told) > 15 or int(told) > max_size):
+            if len(told) <= 15 and int(told) <= _LINGER and "expect" not in headers:
+                await self._discard()
             raise too_large(max_size)
         chunks: list[bytes] = []
         size = 0
@@ -151,12 +155,27 @@ class Exchange:
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > max_size:
+                if message.get("more_body", False):
+                    await self._discard()
                 raise too_large(max_size)
             chunks.append(chunk)
             more = message.get("more_body", False)
         if size and not is_json(headers.get("content-type", "application/json")):
             raise refused(415, "The body is JSON, and its content-type says so")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def _discard(self) -> None:
+        """Read what is left of a body that is refused, up to a point.
+
+        Many clients see no answer that comes before they have sent all of it, but a reset.
+        """
+        left, more = _LINGER, True
+        while more and left > 0:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     async def _unheard(self, route: str, headers: dict[str, str], received: float) -> None:
         """A pattern that nobody handles: the app says so, and counts it. The body is not read."""
