@@ -17,6 +17,7 @@ from resilient_client import ClientProxy, Server
 from tests.calls import outcome
 from tests.peers.brokers import require_broker
 from tests.peers.kafka import Kafka, KafkaCluster
+from tests.peers.proxy import TcpProxy
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -152,3 +153,30 @@ async def test_a_server_that_says_nothing_does_not_keep_from_the_others(
             async with server, ClientProxy(url, policies=(), **options) as client:
                 assert await client.send(f"{unique}.echo", number) == number
             assert time.monotonic() - started < 5
+
+
+async def test_who_was_connected_comes_back_by_the_brokers_it_knew(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    async with TcpProxy(kafka_broker.port) as proxy:  # the broker tells its own address
+        url = f"kafka://127.0.0.1:{proxy.port}"
+        server = Server(url, group=unique, telemetry=False)
+        server.message_pattern(unique)(lambda payload: payload)
+        client = ClientProxy(url, policies=(), telemetry=False)
+        await server.start()
+        assert await client.send(unique, 1) == 1
+    try:  # the one of the URL is gone now
+        ends: list[Any] = [client._transports[0], server._listeners[0]]
+        before = [each._link.current for each in ends]
+        before[0].lost("made up")
+        ends[1]._give_out()
+        await eventually(
+            lambda: all(
+                each._link.current not in (None, old)
+                for each, old in zip(ends, before, strict=True)
+            )
+        )
+        assert await client.send(unique, 2) == 2
+    finally:
+        await client.aclose()
+        await server.aclose()

@@ -116,13 +116,20 @@ def settings(
     return made
 
 
-async def first_answering(made: dict[str, Any]) -> dict[str, Any]:
+async def first_answering(made: dict[str, Any], cluster: Any = None) -> dict[str, Any]:
     """These settings with the one server that answers first, or refuses this client.
 
     aiokafka asks them one after another, and a silent one for as long as a request may take. Where
     none answers they are as they were: whoever uses them finds out why.
+
+    Args:
+        cluster: what a connection before this one knew; its brokers are asked too.
     """
-    servers = made["bootstrap_servers"]
+    servers = list(made["bootstrap_servers"])
+    for broker in () if cluster is None else cluster.brokers():
+        host = f"[{broker.host}]" if ":" in broker.host else broker.host
+        servers.append(f"{host}:{broker.port}")
+    servers = list(dict.fromkeys(servers))
     if len(servers) == 1:
         return made
     rest = _of_connections(made)

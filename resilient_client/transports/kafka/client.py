@@ -309,6 +309,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         )
         self._topics = declared(declare=declare, partitions=partitions, replication=replication)
         self._ending: set[_Connection] = set()
+        self._cluster: Any = None  # as the last connection knew it
 
     def encode(self, call: Call) -> None:
         """See `Transport.encode`."""
@@ -323,7 +324,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         return self._values.decode(body, type)
 
     async def _dial(self) -> _Connection:
-        made = await first_answering(self._made)
+        made = await first_answering(self._made, self._cluster)
         producer = new_producer(made, self._max_size)
         consumer = AIOKafkaConsumer(**made, enable_auto_commit=False, isolation_level=COMMITTED)
         try:
@@ -334,6 +335,7 @@ class ClientTransport(LinkedTransport[_Connection]):
             if isinstance(error, (*AIOKAFKA_ERRORS, OSError)):
                 raise await why_unreachable(self._made, self.endpoint, error) from error
             raise
+        self._cluster = producer.client.cluster
         return _Connection(
             producer,
             consumer,

@@ -141,6 +141,7 @@ class ServerListener:
         self._flow = asyncio.Event()
         self._flow.set()
         self._producer: Any = None
+        self._cluster: Any = None  # as the last producer knew it
         self._answers = Answers(self._values, self.address, request_timeout)
         self._events = Events(
             app,
@@ -230,13 +231,14 @@ class ServerListener:
         self._worn_out = False
         try:
             async with asyncio.timeout(self._request_timeout):
-                made = await first_answering(self._made)
+                made = await first_answering(self._made, self._cluster)
                 producer = self._producer = new_producer(made, self._max_size)
                 await producer.start()
         except TimeoutError as error:
             raise ConnectError(f"{self.address}: no answer in {self._request_timeout} s") from error
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise await why_unreachable(self._made, self.address, error) from error
+        self._cluster = producer.client.cluster
         on_ended(producer, self._give_out)
         self._answers.outbox = Outbox(
             producer, self.address, self._app.clock, self._answered, self._give_out
