@@ -311,6 +311,12 @@ class DeadlineExceeded(ResilientClientError, TimeoutError):
             self.outcome = Outcome.NEVER_SENT
 
 
+class ConnectTimeout(ConnectError, DeadlineExceeded):
+    """The whole call's time ran out while it waited for a connection: both, for who catches one."""
+
+    hint = "allow more with timeout=, or check that the service is running there"
+
+
 class RejectedError(ResilientClientError):
     """Refused on this side, before anything of this attempt was sent."""
 

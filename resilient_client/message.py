@@ -12,6 +12,7 @@ from resilient_client._json import Record, field
 from resilient_client.codecs import Codec
 from resilient_client.errors import (
     ConnectError,
+    ConnectTimeout,
     DeadlineExceeded,
     Outcome,
     RemoteError,
@@ -124,15 +125,14 @@ class Call(Record):
             return DeadlineExceeded("the call's time ran out", sent=sent or self.sent)
         return ReplyTimeout("no reply within this attempt's time", sent=sent)
 
-    def unready(self, what: str) -> ResilientClientError:
+    def unready(self, what: str) -> ConnectError:
         """The error for a wait that ended at `connect_deadline`: nothing of this attempt was sent.
 
-        `DeadlineExceeded` when that is the whole call's deadline, `ConnectError` when it is this
-        attempt's.
+        `ConnectError`, and `DeadlineExceeded` besides when that is the whole call's deadline.
         """
-        if self.connect_deadline >= self.deadline:
-            return DeadlineExceeded(f"the call's time ran out: {what}", sent=self.sent)
-        return ConnectError(what)
+        return (
+            ConnectTimeout(what) if self.connect_deadline >= self.deadline else ConnectError(what)
+        )
 
     def __repr__(self) -> str:
         return f"<Call {self.kind} {self.route!r} attempt={self.attempt}>"

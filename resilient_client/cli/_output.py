@@ -25,14 +25,14 @@ FAILED, USAGE, UNREACHABLE, REJECTED, TIMED_OUT = 1, 2, 3, 4, 5
 
 def exit_code(error: ResilientClientError) -> int:
     """What kind of error it is, as a shell sees it."""
-    if isinstance(error, DeadlineExceeded | ReplyTimeout):
-        return TIMED_OUT
     if isinstance(error, RejectedError):
         return REJECTED
     if isinstance(error, ConfigurationError):
         return USAGE
     if isinstance(error, ConnectError):
         return UNREACHABLE
+    if isinstance(error, DeadlineExceeded | ReplyTimeout):
+        return TIMED_OUT
     if isinstance(error, NoHandlerError) and error.outcome is Outcome.NEVER_SENT:
         return UNREACHABLE
     if isinstance(error, PayloadError) and not error.sent:

@@ -32,7 +32,14 @@ _NAMES = {  # by class name, because some classes load libraries
 _code = re.compile(r"[A-Z][A-Z0-9_]{0,63}").fullmatch
 
 _TEXTS_OF_OURS = frozenset(
-    {"ConnectError", "ConnectionLost", "DeadlineExceeded", "Overloaded", "ReplyTimeout"}
+    {
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectionLost",
+        "DeadlineExceeded",
+        "Overloaded",
+        "ReplyTimeout",
+    }
 )
 _OUTCOMES = {
     "timeout": "timeout",

@@ -107,7 +107,6 @@ class Link(Generic[C]):
 
         Raises:
             ConnectError: the dial that was waited for failed, or did not end by `deadline`.
-            DeadlineExceeded: that was the end of the whole call's time.
         """
         while (connection := self.current) is None:
             if self.status == "closed":

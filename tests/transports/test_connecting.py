@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, standard
+from resilient_client.errors import ConnectTimeout, Outcome
 
 SCHEMES = ("tcp", "http", "redis", "nats", "amqp", "mqtt", "kafka", "grpc")
 
@@ -45,14 +46,17 @@ async def test_a_call_whose_time_ends_while_connecting_says_that_its_time_ran_ou
     # until httpx has told of a connection it may have sent, and it loads most of itself at first
     timeout = 1.0 if scheme == "httpx" else 0.2
     async with aclosing(client_of(scheme, nowhere)) as client:
-        with pytest.raises(DeadlineExceeded) as raised:
+        with pytest.raises(ConnectTimeout) as raised:
             if kind == "send":
                 await client.send("orders", timeout=timeout)
             elif kind == "emit":
                 await client.emit("orders", timeout=timeout)
             else:
                 await anext(aiter(client.stream("orders", timeout=timeout)))
+    assert isinstance(raised.value, ConnectError)
+    assert isinstance(raised.value, DeadlineExceeded)
     assert isinstance(raised.value, TimeoutError)
+    assert raised.value.outcome is Outcome.NEVER_SENT
     assert not raised.value.sent
     assert len(raised.value.attempts) == 1
 
@@ -65,5 +69,6 @@ async def test_an_attempt_whose_time_ends_while_connecting_is_followed_by_anothe
     async with aclosing(client_of(scheme, nowhere, policies=policies)) as client:
         with pytest.raises(ConnectError) as raised:
             await client.send("orders")
+    assert not isinstance(raised.value, TimeoutError)
     assert not raised.value.sent
     assert len(raised.value.attempts) == 3

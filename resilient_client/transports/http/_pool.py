@@ -187,7 +187,7 @@ class Pool:
                 )
         except TimeoutError as error:
             text = f"no connection to {self.endpoint} in {max(0.0, left):.3g} s"
-            late: ResilientClientError = ConnectError(text)
+            late = ConnectError(text)
             if call is not None and not error.errno and left < DIAL_TIMEOUT:
                 late = call.unready(text)
             raise late from (error.__cause__ if error.errno else None)
