@@ -128,8 +128,10 @@ class ForeignClient:
             timer = call_later(self._clock, left, lambda: over(False))
         try:
             if not await waiter:
-                call.sent = call.sent or progress.sent or not progress.told
-                raise call.expired(sent=progress.sent or not progress.told)
+                if progress.told and not progress.sent:
+                    raise call.unready(f"no connection to {self._origin} in time")
+                call.sent = True
+                raise call.expired(sent=True)
         except BaseException:
             progress.leave(task, cancels=self._cancels)
             raise
