@@ -56,13 +56,14 @@ class Peer:
         await self.packet(0x10)
         self.write(connack)
 
-    async def subscribed(self, code: int = 0, more: bytes = b"") -> None:
+    async def subscribed(self, code: int | None = None, more: bytes = b"") -> None:
+        """Answer a SUBSCRIBE: with this code, or the quality of service that was asked for."""
         body = await self.packet(0x80)
-        filters, at = 0, 3
+        codes, at = bytearray(), read_properties(body, 2)[1]
         while at < len(body):
             at += 3 + int.from_bytes(body[at : at + 2], "big")
-            filters += 1
-        answer = body[:2] + varint(len(more)) + more + bytes([code]) * filters
+            codes.append(body[at - 1] & 3 if code is None else code)
+        answer = body[:2] + varint(len(more)) + more + codes
         self.write(b"\x90" + varint(len(answer)) + answer)
 
 
