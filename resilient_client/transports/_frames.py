@@ -12,7 +12,7 @@ ENVELOPE = 64 * 1024
 
 _MAX_HEADER = 64
 _MAX_PLAIN_HEADER = 16
-_BUFFER = 64 * 1024
+_FIRST_BUFFER, _BUFFER = 4 * 1024, 64 * 1024
 _MIN_ROOM = 4096
 _LENGTH = re.compile(rb"\s*\+?([0-9]+)")  # parseInt: what follows the digits is ignored
 _CONTINUATION = bytes(range(0x80, 0xC0))
@@ -35,8 +35,9 @@ def frame(json: bytes) -> bytes:
 class FrameReader:
     """Takes frames out of a byte stream, for `asyncio.BufferedProtocol`.
 
-    The receive buffer is used over and over; it grows with what has arrived of a large frame, never
-    by what was announced, and not beyond `max_size`.
+    The receive buffer is used over and over. It is small for a connection that says little, and
+    grows with what has arrived of a large frame, never by what was announced, and not beyond
+    `max_size`.
 
     What comes before something malformed is returned; then `error` is set, nothing more is
     returned, and both methods raise it.
@@ -57,8 +58,7 @@ class FrameReader:
     def __init__(self, max_size: int = DEFAULT_MAX_SIZE) -> None:
         """Take frames whose payload is at most `max_size` bytes (the envelope comes on top)."""
         self._limit = max_size + ENVELOPE
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
+        self._renew(_FIRST_BUFFER)
         self._start = 0  # of the frame's header, or of its text once the length is known
         self._end = 0  # of what has been received
         self._length = -1  # of the current frame in UTF-16 units, -1: not known yet
@@ -111,11 +111,17 @@ class FrameReader:
             if not frames:
                 raise
         if self._start == self._end:
+            size, filled = len(self._buffer), self._end
             self._start = self._end = 0
-            if len(self._buffer) > _BUFFER:
-                self._buffer = bytearray(_BUFFER)
-                self._view = memoryview(self._buffer)
+            if size > _BUFFER:
+                self._renew(_BUFFER)
+            elif filled == size < _BUFFER:  # there was more to read
+                self._renew(4 * size)
         return frames
+
+    def _renew(self, size: int) -> None:
+        self._buffer = bytearray(size)
+        self._view = memoryview(self._buffer)
 
     def _take_plain(self, frames: list[bytes]) -> None:
         """Take complete ASCII frames, which most are, the quick way; stop before any other."""
@@ -211,13 +217,13 @@ class FrameReader:
         return stop - first >= need
 
     def _make_room(self) -> None:
-        kept = self._end - self._start
-        if self._start > 0 and kept <= len(self._buffer) // 2:
-            self._view[:kept] = self._view[self._start : self._end].tobytes()
+        size, kept = len(self._buffer), self._end - self._start
+        rest = self._view[self._start : self._end]
+        if self._end == size < _BUFFER:  # there was more to read
+            self._renew(4 * size)
+        elif self._start == 0 or kept > size // 2:
+            self._renew(min(2 * size, self._limit + _MAX_HEADER + _BUFFER))
         else:
-            size = min(2 * len(self._buffer), self._limit + _MAX_HEADER + _BUFFER)
-            buffer = bytearray(size)
-            buffer[:kept] = self._view[self._start : self._end]
-            self._buffer = buffer
-            self._view = memoryview(buffer)
+            rest = memoryview(rest.tobytes())  # the places may overlap
+        self._view[:kept] = rest
         self._start, self._end = 0, kept

@@ -135,6 +135,17 @@ def test_the_buffer_makes_room_when_frames_end_in_the_middle_of_reads() -> None:
     assert len(reader._buffer) == 64 * 1024
 
 
+def test_the_buffer_is_small_until_there_is_more_to_read_than_it_holds() -> None:
+    reader = FrameReader()
+    for _ in range(100):
+        assert feed(reader, frame(TEXTS[1])) == [TEXTS[1]]
+    assert len(reader._buffer) == 4 * 1024
+    for size in (4 * 1024, 16 * 1024, 64 * 1024, 64 * 1024):
+        assert len(reader._buffer) == size
+        whole = frame(b"1" * (size - len("65536#")))
+        feed(reader, b" " * (size - len(whole)) + whole, size)
+
+
 @pytest.mark.parametrize(
     "header", [b" 2#", b"\t\n\v\f\r 2#", b"+2#", b"002#", b" +02#", b"2abc#", b"2 #", b"2.9#",
                b"2-#"]
@@ -208,7 +219,7 @@ def test_a_frame_whose_bytes_are_more_than_the_limit_is_refused() -> None:
 def test_an_announced_length_alone_takes_no_memory() -> None:
     reader = FrameReader()
     feed(reader, b"%d#" % (16 * 1024 * 1024) + b"x" * 1000)
-    assert len(reader._buffer) == 64 * 1024
+    assert len(reader._buffer) == 4 * 1024
     assert reader.incomplete
 
 
