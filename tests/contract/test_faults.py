@@ -419,7 +419,7 @@ def test_f8_a_peer_that_takes_nothing_costs_errors_and_no_memory(
                 async with timed(0.2):
                     await asyncio.gather(*(emit() for _ in range(32)))
             assert told.pop(Receipt, 0) < 80, "most of 80 MB finds no room"
-            assert set(told) <= set(UNTAKEN), told
+            assert all(issubclass(each, UNTAKEN) for each in told), told
             assert resident() - before < 40 * 1024 * 1024
             rig.proxy.heal()
             deadline = time.monotonic() + 5 + SLACK

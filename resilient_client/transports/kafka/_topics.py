@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._checks import integer
@@ -127,16 +128,26 @@ class Topics:
         return name in self._known
 
     async def _look_or_make(self, names: list[str]) -> None:
-        made = False
+        made: list[str] = []
         while True:
             absent = await self._look(names)
             if not absent and all(name in self._known for name in names):
-                return
+                break
             if absent and not made:
                 if not self._declare:
                     raise self._missing(absent[0], "is missing (declare=False)")
-                made = await self._make(absent)
+                made = absent if await self._make(absent) else []
             await asyncio.sleep(RETRY_WAIT)
+        places = [(name, number) for name in made for number in range(self._known[name])]
+        await asyncio.gather(*(self._led(*place) for place in places))
+
+    async def _led(self, name: str, partition: int) -> None:
+        """Wait until its leader knows that it is, a moment after it was named.
+
+        Until then it refuses everybody, and aiokafka's consumers complain in the log.
+        """
+        with suppress(*AWAY):  # one that is down is not waited for
+            await self.end_of(name, partition)
 
     async def _look(self, names: list[str]) -> list[str]:
         """Note those that have their leaders; the names of those that do not exist."""
