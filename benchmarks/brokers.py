@@ -53,7 +53,8 @@ PLACES = {
         options={"options": ["autosave_on_changes false", "autosave_interval 1800"]},
         also={"ours, all defaults, qos=0": "?qos=0"},  # as Nest
     ),
-    "kafka": Place("kafka", "aiokafka", "", {"transport": "kafka"}, "emit:1000"),
+    # topics of one partition, like those of the bare library
+    "kafka": Place("kafka", "aiokafka", "?partitions=1", {"transport": "kafka"}, "emit:1000"),
 }
 
 
