@@ -66,6 +66,7 @@ def untold(loop: asyncio.AbstractEventLoop) -> int:
     It keeps one object for each, which nothing else refers to. An event for a loop that has closed
     is logged as an error by another loop, if there is one, and the object stays for ever.
     """
+    gc.collect()  # what was told may wait for that; the library holds what was not
     kept = [each for each in gc.get_objects() if type(each).__name__ == "CallbackWrapper"]
     futures = [each for each in gc.get_referents(*kept) if isinstance(each, asyncio.Future)]
     return sum(each.get_loop() is loop for each in futures)
