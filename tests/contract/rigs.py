@@ -236,8 +236,9 @@ async def redis(loop: str) -> AsyncIterator[Rig]:
 async def redis_stream(loop: str) -> AsyncIterator[Rig]:
     """Durable events; a stream for each test, so that none sees what another left."""
     query = f"?stream=faults-{next(_numbers)}"
-    about: dict[str, Any] = {"tells_loss": True, "may_duplicate": 5, "detects_freeze": 4.0}
-    async with brokered("redis", loop, "redis", query=query, **about) as rig:
+    async with brokered(
+        "redis", loop, "redis", query=query, tells_loss=True, detects_freeze=4.0
+    ) as rig:
         yield rig
 
 
