@@ -260,8 +260,7 @@ class _ServerStream(_Stream):
         self._listener = listener
         self._app = app
         self._now = app.clock.now
-        self._slots = app.slots(self._pause, self._resume)
-        self._full = False
+        self._slots = app.slots(self.pause, self.resume)
         self._greeted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -330,18 +329,14 @@ class _ServerStream(_Stream):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self._full and not self.closed:
+        if not self.paused and not self.closed:
             self.transport.resume_reading()
 
-    def _pause(self) -> None:
-        self._full = True
-        if not self.closed:
-            self.transport.pause_reading()
-
-    def _resume(self) -> None:
-        self._full = False
-        if not self.congested and not self.closed:
-            self.transport.resume_reading()
+    def resume(self) -> None:
+        if self.congested:  # then it reads on when the peer has read
+            self.paused = False
+        else:
+            super().resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
