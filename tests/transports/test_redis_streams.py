@@ -216,6 +216,31 @@ async def test_a_killed_redis_loses_no_event_that_was_stored(new_broker: NewBrok
     assert set(heard.values()) == {1}, "a repeated delivery is not run again in the same process"
 
 
+async def test_an_acknowledgement_that_a_killed_redis_has_forgotten_is_given_again(
+    redis_broker: Redis, unique: str
+) -> None:
+    """It may put off writing what it has answered; then it holds the event to be in work here."""
+    heard: Counter[int] = Counter()
+
+    async def hear(n: int) -> None:
+        heard[n] += 1
+
+    server = stream_server(redis_broker.url, unique, hear, group=unique)
+    async with server, client_of(redis_broker.url, stream=unique) as client:
+        await client.emit("order.placed", 1)
+        await eventually(lambda: heard[1] == 1)
+        await eventually(lambda: pending(redis_broker, unique, unique) == 0)
+        name = server._listeners[0]._consumer.name  # type: ignore[attr-defined]
+        [[entry, _]] = command(redis_broker, "XRANGE", unique, "-", "+")
+        command(redis_broker, "XCLAIM", unique, unique, name, "0", entry, "FORCE", "JUSTID")
+        assert pending(redis_broker, unique, unique) == 1
+        command(redis_broker, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await eventually(lambda: pending(redis_broker, unique, unique) == 0)
+        await client.emit("order.placed", 2)
+        await eventually(lambda: heard[2] == 1)
+    assert heard == {1: 1, 2: 1}
+
+
 async def test_what_a_killed_server_had_begun_goes_to_another(new_broker: NewBroker) -> None:
     broker = new_broker(Redis)
     url = f"{broker.url}?stream=s&ack_wait=1"

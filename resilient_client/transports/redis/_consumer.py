@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+from collections import deque
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ MAX_DELIVER = 5
 _BATCH = 64  # events asked for at once
 _BLOCK = 1000  # milliseconds a read waits; below the silence that counts as a lost connection
 _ACK_TIMEOUT = 5.0
+_REMEMBERED = 1000  # events that were acknowledged
 _LONGEST_WAIT = 30.0  # seconds before what Redis refuses is tried again
 _ABSENT = 3600.0  # seconds after which a consumer that has nothing in work is taken for dead
 _NEVER = "18446744073709551615-18446744073709551615"  # the last id there can be
@@ -99,6 +101,7 @@ class Consumer:
         self._is_glob = is_glob
         self._globs: list[tuple[re.Pattern[str], str]] = []
         self._held: dict[bytes, bool] = {}  # ids of events in work; True: handled, not acknowledged
+        self._acknowledged: deque[bytes] = deque(maxlen=_REMEMBERED)
         self._room = asyncio.Event()
         self._room.set()
         self._slots = app.slots(self._room.clear, self._room.set)
@@ -234,6 +237,8 @@ class Consumer:
         """What was given to us on the connection before: acknowledge it, or take it."""
         call, stream, group = session.commands.call, self._stream, self._group
         given = [e[0] for e in await call("XPENDING", stream, group, "-", "+", 10_000, self.name)]
+        # What it has answered last, a Redis that was killed may not have written to its file yet.
+        self._held.update(dict.fromkeys(set(given).intersection(self._acknowledged), True))
         for entry in [each for each, handled in self._held.items() if handled]:
             if entry in given:
                 await self._acknowledge(entry)
@@ -373,6 +378,7 @@ class Consumer:
             log.warning("event %s could not be acknowledged: %s", entry.decode(), error)
         else:
             self._held.pop(entry, None)
+            self._acknowledged.append(entry)
 
     async def _set_aside(
         self,
