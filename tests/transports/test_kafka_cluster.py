@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 
-from resilient_client import ClientProxy, Server
+from resilient_client import ClientProxy, DeadlineExceeded, Receipt, Server
 from tests.calls import outcome
 from tests.peers.brokers import require_broker
 from tests.peers.kafka import Kafka, KafkaCluster
@@ -121,6 +121,34 @@ async def test_a_broker_of_three_that_is_killed_costs_no_call_and_no_event() -> 
                 assert await later.send("echo", -1, timeout=20) == -1
             await load.for_seconds(1)
             await load.check()
+
+
+async def test_how_long_an_event_waits_for_its_partitions_leader_is_for_its_deadline_to_say(
+    unique: str,
+) -> None:
+    """Longer than `request_timeout`, too; and the time of one says nothing about another's."""
+    async with three_brokers() as brokers:
+        client = ClientProxy(
+            brokers[0].url,
+            policies=(),
+            telemetry=False,
+            servers=[each.bootstrap for each in brokers],
+            partitions=1,
+            replication=1,
+            request_timeout=1,
+        )
+        async with client:
+            await client.emit(unique, 0)
+            [topic] = await details(brokers[0], lambda admin: admin.describe_topics([unique]))
+            leader = brokers[topic["partitions"][0]["leader"] - 1]
+            leader.kill()
+            hasty = asyncio.ensure_future(outcome(client.emit(unique, 1, timeout=2)))
+            patient = asyncio.ensure_future(outcome(client.emit(unique, 2, timeout=60)))
+            assert isinstance(await hasty, DeadlineExceeded)
+            await asyncio.sleep(2)
+            assert not patient.done()
+            await leader.start_async()
+            assert await patient == Receipt("stored")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ _WAKE = 128  # callers, in one turn of the loop
 
 def new_producer(made: Mapping[str, Any], max_size: int) -> AIOKafkaProducer:
     """A producer of acknowledged records, each stored once, with these settings beside."""
-    return AIOKafkaProducer(
+    producer = AIOKafkaProducer(
         **made,
         acks="all",
         enable_idempotence=True,
@@ -45,6 +45,10 @@ def new_producer(made: Mapping[str, Any], max_size: int) -> AIOKafkaProducer:
         max_batch_size=BATCH_SIZE,
         max_request_size=max_size + _OVERHEAD,
     )
+    # How long a partition may be without a leader is for each call's deadline to say; and what was
+    # sent once must not be given up: its sequence number would be missing from then on.
+    producer._message_accumulator._batch_ttl = inf  # noqa: SLF001
+    return producer
 
 
 class Batch:
