@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from textwrap import dedent
 from typing import Any
 
+import opentelemetry.sdk.trace
 import pytest
 from opentelemetry.trace import StatusCode
 
@@ -31,7 +33,7 @@ from resilient_client import (
     Timeout,
     standard,
 )
-from resilient_client.testing import NEVER, FakeClock, ScriptedTransport, Streamed
+from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport, Streamed
 from tests.telemetry.kit import Recorded, attributes
 
 _names = itertools.count()
@@ -474,23 +476,35 @@ async def test_the_last_error_is_the_calls(recorded: Recorded) -> None:
 
 
 async def test_an_attempt_nobody_expected_to_be_repeated_gets_its_span_afterwards(
-    recorded: Recorded,
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = FakeClock(autojump=True)
+    for module in (time, opentelemetry.sdk.trace):
+        monkeypatch.setattr(module, "time_ns", lambda: round(clock.now() * 1e9))
     client = ClientProxy(
-        ScriptedTransport([ConnectError("refused"), 1]),
-        policies=[Retry(wait=_constant, seconds=0, jitter=None)],
+        ScriptedTransport([Delayed(2.0, ConnectError("refused")), 1]),
+        policies=[Retry(wait=_constant, seconds=0.5, jitter=None)],
         telemetry=recorded.settings,
+        clock=clock,
     )
+    began = clock.now()
     assert await client.send("sum") == 1
     assert recorded.tree() == tree("""
         CLIENT sum
           CLIENT attempt sum ! connection_error
           CLIENT attempt sum
     """)
-    call, first, second = sorted(recorded.spans, key=lambda each: each.start_time or 0)
-    slack = 1_000_000  # nanoseconds: the two clocks are read one after the other
-    assert call.start_time - slack <= first.start_time <= first.end_time  # type: ignore[operator]
-    assert first.end_time <= second.start_time + slack  # type: ignore[operator]
+    times = {
+        (span.name, (span.attributes or {}).get("resilient_client.attempt.number")): [
+            (at or 0) / 1e9 - began for at in (span.start_time, span.end_time)
+        ]
+        for span in recorded.spans
+    }
+    assert times == {
+        ("sum", None): [0, 2.5],
+        ("attempt sum", 1): [0, 2],
+        ("attempt sum", 2): [2.5, 2.5],
+    }
 
 
 @pytest.mark.parametrize(
