@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from resilient_client import ClientProxy
-from tests.peers.brokers import BROKERS, Kafka, free_port, require_broker
+from tests.peers.brokers import BROKERS, Kafka, RabbitMQ, free_port, require_broker
 from tests.peers.process import Peer
 from tests.peers.proxy import TcpProxy
 
@@ -108,6 +108,11 @@ class Rig:
         settings.setdefault("policies", ())
         settings.setdefault("telemetry", False)
         return ClientProxy(self.client_url, **self.options, **settings)
+
+    async def settle(self) -> None:
+        """Have on the middle's disk what the service has declared."""
+        if isinstance(self.middle, RabbitMQ):
+            await asyncio.to_thread(self.middle.settle)
 
     async def kill(self) -> None:
         """SIGKILL; new connections are refused, as they are where nobody listens."""

@@ -161,6 +161,7 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
                         group.create_task(emit(n))
                         await asyncio.sleep(0.01)
 
+            await rig.settle()
             load = asyncio.create_task(steady())
             await rig.journal("event", 20)
             await rig.kill()

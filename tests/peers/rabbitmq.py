@@ -194,6 +194,14 @@ class RabbitMQ(Peer):
             raise PeerError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def settle(self) -> None:
+        """Have on the disk what was declared, before a kill.
+
+        Mnesia writes the end of a declaration up to two seconds after RabbitMQ has answered, and
+        takes back, after a restart, what it finds without an end.
+        """
+        self.ctl("eval", "mnesia:sync_log().")
+
     def stop(self) -> None:
         if self._epmd is not None:
             end(self._epmd)

@@ -655,9 +655,7 @@ async def test_events_survive_the_broker_only_when_queue_and_event_are_durable(
     fleeting = {"queue": f"{unique}-fleeting", "durable": False}
     url = own_broker.url
     async with client_of(url, **lasting) as one, client_of(url, **fleeting) as other:
-        # The queue itself must be on the disk: Mnesia writes the end of its declaration up to two
-        # seconds later, and takes back what it finds without an end.
-        await asyncio.to_thread(own_broker.ctl, "eval", "mnesia:sync_log().")
+        await asyncio.to_thread(own_broker.settle)  # the queue itself
         stored = await asyncio.gather(*(one.emit("e", n) for n in range(200)))
         accepted = await asyncio.gather(*(other.emit("e", n) for n in range(200)))
         assert {each.delivery for each in stored} == {"stored"}
