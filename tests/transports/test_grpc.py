@@ -788,6 +788,41 @@ async def test_a_frozen_peer_is_noticed_within_the_budget_of_keepalive() -> None
         service.stop()
 
 
+async def test_no_call_is_placed_on_a_connection_whose_peer_has_been_silent_for_too_long() -> None:
+    """The library may take its time to give it up: so it says what it says, and stays READY."""
+    text = "Stream removed (Delayed close due to in-progress write (ping timeout))"
+    code = grpc.StatusCode.UNAVAILABLE
+    silence = aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=text)
+    release = asyncio.Event()
+    server = Server(LOCAL, telemetry=False)
+
+    @server.message_pattern("late")
+    async def late() -> str:
+        await release.wait()
+        return "late"
+
+    server.message_pattern("sum")(sum)
+    async with (
+        server,
+        ClientProxy(server.addresses[0], policies=(), telemetry=False) as client,
+    ):
+        assert await client.send("sum", [1, 2]) == 3
+        transport: Any = client._transports[0]
+        silent = transport._link.current
+        under_way = asyncio.ensure_future(client.send("late"))
+        await asyncio.sleep(0.1)
+
+        async def tell(*_: Any) -> Any:
+            raise silence
+
+        silent._unaries = dict.fromkeys(silent._unaries, tell)
+        assert isinstance(await error_of(client.send("sum", [1, 2])), ConnectionLost)
+        assert await client.send("sum", [1, 2]) == 3
+        assert transport._link.current is not silent
+        release.set()
+        assert await under_way == "late"
+
+
 def test_the_sync_client_and_a_server_in_another_loop_of_the_same_process(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -67,6 +67,7 @@ _LOST = re.compile(
     r"|failed to connect|Connection timed out|tcp handshaker shutdown|transport is closing"
     r"|Too many pings|goaway|max connection age|Cancelling all calls)"
 )
+_SILENT = re.compile(r"ping timeout|[Kk]eepalive")  # what our own end says of a silent peer
 # What libraries say about messages and metadata over their limits, of either side.
 _TOO_LARGE = re.compile(
     r"larger than max|metadata size exceeds|message exceeds (the )?maximum"
@@ -191,6 +192,16 @@ def error_of(
     if isinstance(error, aio.UsageError):  # "Channel is closed."
         return ConnectError(str(error))
     return ConnectionLost(f"{type(error).__name__}: {error}")
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether a call ended because the peer has been silent for too long."""
+    return (
+        isinstance(error, aio.AioRpcError)
+        and error.code() is grpc.StatusCode.UNAVAILABLE
+        and not error.trailing_metadata()
+        and _SILENT.search(error.details() or "") is not None
+    )
 
 
 def not_connected(text: str) -> ResilientClientError:
