@@ -86,7 +86,8 @@ class Rig:
         proxy: between the client and the middle.
         tells_loss: whether an emit that does not arrive is always told: False where writing is all
             that is proved.
-        may_duplicate: how many events at most are delivered again after the broker was killed.
+        forgets: seconds before its kill whose acknowledgements the broker may have forgotten: what
+            it was told then is delivered again.
         tells_absence: whether an emit that nobody is subscribed to is told. False where the broker
             drops it in silence, as between its own return and the service's.
         detects_freeze: seconds within which a frozen middle is noticed by itself; None: only calls'
@@ -100,7 +101,7 @@ class Rig:
     proxy: TcpProxy
     options: dict[str, Any] = field(default_factory=dict)
     tells_loss: bool = False
-    may_duplicate: int = 0
+    forgets: float = 0.0
     tells_absence: bool = True
     detects_freeze: float | None = None
 
@@ -226,7 +227,7 @@ _numbers = itertools.count()
 @asynccontextmanager
 async def amqp(loop: str) -> AsyncIterator[Rig]:
     query = f"?queue=faults-{next(_numbers)}"
-    about: dict[str, Any] = {"tells_loss": True, "may_duplicate": 5, "detects_freeze": 15.0}
+    about: dict[str, Any] = {"tells_loss": True, "forgets": 0.5, "detects_freeze": 15.0}
     async with brokered("amqp", loop, "rabbitmq", query=query, **about) as rig:
         yield rig
 
@@ -294,7 +295,7 @@ async def nats_stream(loop: str) -> AsyncIterator[Rig]:
         query="?stream=faults",
         service_options={"ack_wait": 2.0},
         tells_loss=True,
-        may_duplicate=30,
+        forgets=0.5,
         detects_freeze=10.0,
     ) as rig:
         yield rig

@@ -35,6 +35,7 @@ from tests.peers.process import resident
 
 from .rigs import DIRECT, RIGS, Rig
 
+EVENTS = 210  # one in every hundredth of a second
 SLACK = 1.0  # seconds beyond what is promised, for a machine that is busy with something else
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -142,6 +143,7 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
 ) -> None:
     async def test(rig: Rig) -> None:
         told: dict[int, Any] = {}
+        began: dict[int, float] = {}
         at: dict[int, float] = {}
         noticed: list[float] = []
 
@@ -152,18 +154,20 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
         async with rig.client(observers=[observe]) as client:
 
             async def emit(n: int) -> None:
+                began[n] = time.monotonic()
                 told[n] = await outcome(client.emit("fault.event", n, timeout=1))
                 at[n] = time.monotonic()
 
             async def steady() -> None:
                 async with asyncio.TaskGroup() as group:
-                    for n in range(150):
+                    for n in range(EVENTS):
                         group.create_task(emit(n))
                         await asyncio.sleep(0.01)
 
             await rig.settle()
             load = asyncio.create_task(steady())
-            await rig.journal("event", 20)
+            await rig.journal("event", 80)
+            killed = time.monotonic()
             await rig.kill()
             await asyncio.sleep(0.2)
             await rig.restart()
@@ -174,9 +178,13 @@ def test_f1_events_at_100_a_second_through_a_kill_are_delivered_or_told(
             n for n, r in told.items() if not isinstance(r, Exception) and r.receivers != 0
         }
         heard = Counter(await rig.journal("event", len(ok), 2.0))
-        assert len(told) == 150
-        repeated = sum(count - 1 for count in heard.values())
-        assert repeated <= rig.may_duplicate, "an event was repeated"
+        assert len(told) == EVENTS
+        assert [
+            (n, count, began[n] - killed, at[n] - killed)
+            for n, count in heard.items()
+            if count > 1
+            and not (rig.forgets and began[n] <= killed and at[n] >= killed - rig.forgets)
+        ] == [], "events were repeated"
         lost = ok - set(heard)
         if not rig.tells_absence:  # the service must return, too
             back = min(n for n in heard if at[n] > returned)
