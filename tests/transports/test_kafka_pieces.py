@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import inspect
 import ssl
+import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -341,3 +344,33 @@ def test_settings_that_cannot_work_are_refused_at_once() -> None:
     secure: Any = ClientProxy("kafkas://127.0.0.1:9")._transports[0]
     assert secure._made["security_protocol"] == "SSL"
     assert isinstance(secure._made["ssl_context"], ssl.SSLContext)
+
+
+@pytest.mark.filterwarnings("error")  # such as: Unclosed AIOKafkaConnection
+async def test_giving_up_while_the_first_broker_is_asked_closes_that_connection() -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def broker(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Tells its versions, and nothing more."""
+        (size,) = struct.unpack(">i", await reader.readexactly(4))
+        correlation = (await reader.readexactly(size))[4:8]
+        versions = [(3, 0, 5), (18, 0, 2), (22, 0, 1)]
+        answer = correlation + struct.pack(">hi", 0, len(versions))
+        answer += b"".join(struct.pack(">hhh", *each) for each in versions)
+        writer.write(struct.pack(">i", len(answer)) + answer)
+        await reader.readexactly(4)
+        asked.set()
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(broker, "127.0.0.1", 0) as listening:
+        url = f"kafka://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        client = ClientProxy(url, policies=(), telemetry=False)
+        connecting = asyncio.ensure_future(client.connect())
+        await asyncio.wait_for(asked.wait(), 10)
+        await client.aclose()
+        with pytest.raises(ConnectError):
+            await connecting
+        await asyncio.wait_for(ended.wait(), 10)
+        gc.collect()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, TopicPartition
-from resilient_client.transports.kafka._driver import why_unreachable
+from resilient_client.transports.kafka._driver import start, why_unreachable
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Cancels:
         places = [TopicPartition(CANCEL_ROUTE, number) for number in range(there[CANCEL_ROUTE])]
         try:
             async with asyncio.timeout(self._request_timeout):
-                await consumer.start()
+                await start(consumer)
                 consumer.assign(places)
                 await consumer.seek_to_end(*places)
         except (*AIOKAFKA_ERRORS, OSError, TimeoutError) as error:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import ssl
 from contextlib import suppress
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._checks import seconds
@@ -277,6 +278,22 @@ def _ended_early(endpoint: str, error: errors.KafkaError) -> ResilientClientErro
             hint="does this port want TLS (tls=), or a user and a password?",
         )
     return None
+
+
+async def start(part: Any) -> None:
+    """Start a producer or consumer.
+
+    Cut short, aiokafka leaves open the connection that it asks first, and nothing leads to it but
+    the frame where it was cut.
+    """
+    try:
+        await part.start()
+    except BaseException as error:
+        for frame, _ in walk_tb(error.__traceback__):
+            connection = frame.f_locals.get("bootstrap_conn")
+            if connection is not None:
+                connection.close()
+        raise
 
 
 async def flush(producer: Any) -> None:

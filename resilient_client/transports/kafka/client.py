@@ -30,6 +30,7 @@ from resilient_client.transports.kafka._driver import (
     on_ended,
     on_lost,
     settings,
+    start,
     why_unreachable,
 )
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, AWAY, ours
@@ -328,8 +329,8 @@ class ClientTransport(LinkedTransport[_Connection]):
         producer = new_producer(made, self._max_size)
         consumer = AIOKafkaConsumer(**made, enable_auto_commit=False, isolation_level=COMMITTED)
         try:
-            await producer.start()
-            await consumer.start()
+            await start(producer)
+            await start(consumer)
         except BaseException as error:
             await discard(producer, consumer)
             if isinstance(error, (*AIOKAFKA_ERRORS, OSError)):

@@ -37,6 +37,7 @@ from resilient_client.transports.kafka._driver import (
     on_ended,
     rejoin,
     settings,
+    start,
     why_unreachable,
 )
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
@@ -233,7 +234,7 @@ class ServerListener:
             async with asyncio.timeout(self._request_timeout):
                 made = await first_answering(self._made, self._cluster)
                 producer = self._producer = new_producer(made, self._max_size)
-                await producer.start()
+                await start(producer)
         except TimeoutError as error:
             raise ConnectError(f"{self.address}: no answer in {self._request_timeout} s") from error
         except (*AIOKAFKA_ERRORS, OSError) as error:
@@ -276,7 +277,7 @@ class ServerListener:
         consumer.subscribe(sorted(routes), listener=self._partitions)
         try:
             async with asyncio.timeout(START_TIMEOUT + self._session):
-                await consumer.start()
+                await start(consumer)
                 look_at_commits(consumer)
                 await self._partitions.joined.wait()
                 await self._partitions.commit()
