@@ -312,6 +312,7 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
 ) -> None:
     inner = tcp_client(served)
     outcome: list[Any] = []
+    caller_told = threading.Event()
     server = Server("memory://front", telemetry=False)
 
     @server.message_pattern("front")
@@ -321,6 +322,7 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
             inner.send("wait", 100, timeout=60)
         except DeadlineExceeded as error:
             outcome.append(error)
+        caller_told.wait(30)  # both have the same deadline: either may be told first
         return "done"
 
     async def main() -> None:
@@ -329,6 +331,7 @@ def test_a_plain_handler_hands_on_its_remaining_time_and_its_correlation_id(
                 await outer.send(
                     "front", timeout=1.5, headers={"x-correlation-id": "through-and-through"}
                 )
+            caller_told.set()
             while len(outcome) < 2:
                 await asyncio.sleep(0.01)
 
