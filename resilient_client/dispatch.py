@@ -7,6 +7,7 @@ import contextvars
 import functools
 import logging
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.clock import MonotonicClock
@@ -52,8 +53,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.server")
 
 _LINGER = 0.05
-"""Seconds to go on refusing after the last answer of a drain: who has it may ask on at once, and
-is to hear "not now", which is safe to repeat, rather than lose the connection in the middle."""
+"""Seconds to go on refusing after the last answer: who has it may ask on at once, and is to hear
+"not now", which is safe to repeat, rather than lose the connection in the middle."""
+
+_TURNS = 10
+"""What `_LINGER` is divided into: a machine too busy to run us in time gets its turns all the same,
+and what had arrived before is read in the first."""
 
 
 class Dispatcher:
@@ -91,6 +96,7 @@ class Dispatcher:
         self._max_threads = max_threads
         self._executor: WorkerThreads | None = None
         self.running = 0
+        self.idle_since = -inf  # when the last handler ended, of `time.monotonic`
         self._slots: set[Slots] = set()
         self.queue: dict[Slots, None] = {}  # those with something that waits, in order
         self._watch = Watch(self.clock, self._slots)
@@ -521,16 +527,16 @@ class Dispatcher:
         loop = asyncio.get_running_loop()
         end = loop.time() + grace
         kept_on: set[asyncio.Future[Any]] = set()
-        busy = False
+        turns = _TURNS if monotonic() - self.idle_since < _LINGER else 1
         try:
             while not kept_on:
                 left = max(0.0, end - loop.time())
                 if running := self._under_way():  # what waited may have begun
-                    busy = True
+                    turns = _TURNS
                     _, kept_on = await asyncio.wait(running, timeout=left)
-                elif busy:
-                    busy = False
-                    await asyncio.sleep(min(_LINGER, left))
+                elif turns:
+                    turns -= 1
+                    await asyncio.sleep(min(_LINGER / _TURNS, left))
                 else:
                     break
         finally:

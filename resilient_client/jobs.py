@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from math import inf
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._json import Record
@@ -182,11 +183,14 @@ class Slots:
         """The job has ended: its slot is free."""
         if job in self.jobs:
             self.jobs.remove(job)
-            self._app.running -= 1
+            app = self._app
+            app.running -= 1
+            if not app.running:
+                app.idle_since = monotonic()
             if job.held:
                 job.freed()
-            if self.closed or self._app.queue:
-                self._app.released(self)
+            if self.closed or app.queue:
+                app.released(self)
 
     def cancel(self, id: Any) -> list[Job]:  # noqa: A002
         """See `transports._base.Slots`."""

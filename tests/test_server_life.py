@@ -239,6 +239,28 @@ async def test_a_drain_waits_for_the_plain_functions_of_callers_that_have_left()
 
 
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
+@pytest.mark.parametrize("pause", [0.0, 0.2])
+async def test_a_request_that_arrives_as_an_idle_server_begins_to_drain_is_refused(
+    url: str, pause: float
+) -> None:
+    server = Server(url, telemetry=False)
+
+    @server.message_pattern("work")
+    async def work() -> int:
+        return 1
+
+    await server.start()
+    async with ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        assert await client.send("work") == 1
+        await asyncio.sleep(pause)
+        second = asyncio.ensure_future(client.send("work"))
+        await asyncio.sleep(0)  # it is written
+        await server.aclose()
+        with pytest.raises(Throttled):
+            await second
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
 @pytest.mark.parametrize("kind", ["answer", "stream"])
 async def test_callers_that_ask_on_during_a_drain_lose_nothing_that_may_have_run(
     url: str, kind: str
