@@ -18,7 +18,8 @@ DEADLINE_HEADER = "x-deadline-ms"
 ATTEMPT_HEADER = "x-attempt"
 IDEMPOTENCY_HEADER = "idempotency-key"
 PEER_HEADER = "x-resilient-client"
-"""In a request's metadata: it comes from this package, and its reply may carry metadata."""
+"""In a request's metadata: its id, when it comes straight from this package. Whoever stands between
+may pass the metadata on, but not the id. The reply to such a request may carry metadata."""
 
 PING_PATTERN = "resilient_client.ping"
 """Every server of this package answers it; any answer at all means that the peer is reachable."""

@@ -2,8 +2,9 @@
 
 Two ends of our make, which is to say of this package, know more than Nest does: a caller that
 leaves stops its handler. A client's request says of what make it is (`PEER_HEADER` in its metadata,
-which Nest does not look at). A server of our make then sends a greeting before its reply, and from
-there on the client tells it, by events of `CANCEL_ROUTE`, which callers have left.
+which Nest does not look at, though a Nest service may pass it on with a request of its own). A
+server of our make then sends a greeting before its reply, and from there on the client tells it, by
+events of `CANCEL_ROUTE`, which callers have left.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from resilient_client.transports._packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from resilient_client.codecs import Codec
     from resilient_client.message import Reply
@@ -67,6 +68,12 @@ def take_cancel(raw: bytes, slots: Slots) -> None:
     except ProtocolError:
         return
     slots.cancel(left)
+
+
+def is_ours(headers: Mapping[str, str], id_json: bytes) -> bool:
+    """Whether a request comes straight from a client of our make, which understands a greeting."""
+    value = headers.get(PEER_HEADER)
+    return value is not None and id_json == b'"%b"' % value.encode()
 
 
 def greeting_packet(id_json: bytes) -> bytes:

@@ -31,6 +31,7 @@ from resilient_client.transports._nest import (
     cancel_packet,
     deliver,
     greeting_packet,
+    is_ours,
     reply_packet,
 )
 from resilient_client.transports._packets import (
@@ -183,7 +184,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             await self._drained(stream, call)
         key = str(next(self._ids))
         if not stream.ours:
-            call.metadata[PEER_HEADER] = "1"
+            call.metadata[PEER_HEADER] = key
         text = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
         replies = stream.replies
         call.sent = True
@@ -277,7 +278,7 @@ class _ServerStream(_Stream):
             self._event(packet)
             return
         pattern = packet.pattern
-        if not self._greeted and PEER_HEADER in packet.metadata:
+        if not self._greeted and is_ours(packet.metadata, packet.id):
             self._greeted = True
             self.send(frame(greeting_packet(packet.id)))
         request = _Request(

@@ -360,6 +360,26 @@ async def test_our_server_hears_a_nest_clients_events_and_metadata(meeting: Meet
         assert seen.value["x-correlation-id"] == "from-nest"
 
 
+async def test_a_nest_service_may_pass_on_the_metadata_that_our_client_sent(
+    meeting: Meeting,
+) -> None:
+    p = meeting.prefix
+    async with our_server(meeting, []) as server:
+        address = server.addresses[0]
+        url = meeting.url if meeting.broker else address
+        async with ClientProxy(
+            url, policies=(), telemetry=False, **meeting.client_options
+        ) as client:
+            sent = await client.send(f"{p}headers")
+        place = meeting.nest_client_place(address)
+        async with NestClient(meeting.transport, **place, **meeting.nest) as nest:
+            for _ in range(2):
+                added = await nest.send(f"{p}sum", [1, 2, 3], metadata=sent)
+                assert meeting.values(added.values) == [6]
+                many = await nest.send(f"{p}count", 3, metadata=sent)
+                assert meeting.values(many.values) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("version", [10, 11])
 async def test_older_versions_of_nest_speak_the_same_both_ways(
     meeting: Meeting, version: int

@@ -191,7 +191,7 @@ class ClientTransport(LinkedTransport[Connection]):
             await self._prepared(call, connection, topic)
         key = self._prefix + str(next(self._ids))
         if not self._peers.met:
-            call.metadata[PEER_HEADER] = "1"
+            call.metadata[PEER_HEADER] = key
         pattern = topic.json if type(call.pattern) is str else pattern_json(call.pattern)
         if self._new:
             left = call.attempt_deadline - self._clock.now()

@@ -7,7 +7,6 @@ import logging
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.context import PEER_HEADER
 from resilient_client.errors import (
     ConfigurationError,
     ConnectionLost,
@@ -25,6 +24,7 @@ from resilient_client.transports._nest import (
     CANCEL_ROUTE,
     answer,
     greeting_packet,
+    is_ours,
     reply_packet,
     take_cancel,
 )
@@ -143,7 +143,7 @@ class ServerListener:
             if message.packet_id is not None:
                 connection.acknowledge(message)
             if not message.retained:  # of a caller who has long since left
-                self._request(connection, incoming, found.reply, PEER_HEADER in headers)
+                self._request(connection, incoming, found.reply, is_ours(headers, request.id))
         elif self._stopping and self._lasting:
             return  # unacknowledged: it comes again
         elif message.packet_id is None:

@@ -221,7 +221,7 @@ class ClientTransport(LinkedTransport[_Session]):
             session = await self._writable(call)
         key = str(next(self._ids))
         metadata = call.metadata
-        metadata[PEER_HEADER] = "1"
+        metadata[PEER_HEADER] = key
         message = session.connection.message(
             call.route,
             session.inbox + key,

@@ -20,7 +20,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, ServerLink, spawn
-from resilient_client.transports._nest import CANCEL_ROUTE, answer
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, is_ours
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._connector import Connector
@@ -29,7 +29,7 @@ from resilient_client.transports.nats.client import HEARTBEAT
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from resilient_client.message import Reply
     from resilient_client.transports._base import App, Subscription, Target
@@ -72,7 +72,7 @@ class _Subject:
         if reply and request.id is not None:
             respond = partial(self._listener.respond, reply, request.id)
             if PEER_HEADER in metadata:
-                self._listener.greet(reply)
+                self._listener.greet(reply, metadata, request.id)
         message = Message(
             self.route,
             request.data,
@@ -265,11 +265,13 @@ class ServerListener:
             else:
                 return
 
-    def greet(self, reply: bytes) -> None:
+    def greet(self, reply: bytes, headers: Mapping[str, str], id_json: bytes) -> None:
         """Show ourselves to a client of our make, so that it tells us when a caller leaves."""
         inbox = reply.rpartition(b".")[0]
         connection = self._current()
         if inbox in self._greeted or not self._greets or connection is None:
+            return
+        if not is_ours(headers, id_json):
             return
         if len(self._greeted) >= MAX_GREETED:
             self._greeted.clear()

@@ -227,7 +227,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             session = await self._ready(call, channel)
         key = session.next_id()
         if not session.peers.met:
-            call.metadata[PEER_HEADER] = "1"
+            call.metadata[PEER_HEADER] = key
         packet = request_packet(pattern_json(call.pattern), call.body, call.metadata, key)
         replies = session.replies
 

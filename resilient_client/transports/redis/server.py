@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._checks import integer, seconds
-from resilient_client.context import PEER_HEADER, PING_PATTERN
+from resilient_client.context import PING_PATTERN
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -25,6 +25,7 @@ from resilient_client.transports._nest import (
     CANCEL_ROUTE,
     answer,
     greeting_packet,
+    is_ours,
     reply_packet,
     take_cancel,
 )
@@ -204,7 +205,7 @@ class ServerListener:
         if len(request.data) > self._max_size:
             self._too_large(route, len(request.data), reply_channel, id_json)
             return
-        if id_json is not None and PEER_HEADER in request.metadata:
+        if id_json is not None and is_ours(request.metadata, id_json):
             self._publish(reply_channel, greeting_packet(id_json))
         self._backlog.accept(
             Message(
