@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.record.util import calc_crc32c
 
 from resilient_client import (
     ClientProxy,
@@ -30,7 +31,7 @@ from resilient_client import (
 )
 from resilient_client.events import Degraded
 from resilient_client.testing import check_transport
-from resilient_client.transports.kafka import _driver
+from resilient_client.transports.kafka import _answers, _driver
 from tests.calls import error_of
 from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
@@ -242,6 +243,71 @@ async def test_a_stranger_cannot_have_topics_made_by_asking_for_replies_there(
     finally:
         await producer.stop()
     assert f"{unique}.planted" not in kafka_broker.topics()
+
+
+async def test_a_reply_topic_that_is_made_later_gets_its_replies(
+    kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_answers, "METADATA_AGE", 0.0)
+    handled: list[Any] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.message_pattern(unique)(lambda payload: handled.append(payload) or payload)
+    headers = [("kafka_correlationId", b"1"), ("kafka_replyTopic", f"{unique}.late".encode())]
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap)
+    await producer.start()
+    try:
+        async with server:
+            await producer.send_and_wait(unique, b"early", headers=headers)
+            await eventually(lambda: handled == ["early"])
+            await asyncio.to_thread(kafka_broker.create_topics, f"{unique}.late")
+            await producer.send_and_wait(unique, b"later", headers=headers)
+            replies = await records_of(kafka_broker, f"{unique}.late", 1)
+    finally:
+        await producer.stop()
+    assert [reply.value for reply in replies][-1] == b"later"
+
+
+async def test_a_header_whose_name_is_no_utf8_costs_nobody_elses_records(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[Any] = []
+    told: list[Any] = []
+    server = Server(
+        kafka_broker.url, telemetry=False, group=unique, partitions=1, observers=[told.append]
+    )
+    server.event_pattern(unique)(heard.append)
+    server.message_pattern(f"{unique}.echo")(lambda payload: payload)
+    async with server, client_of(kafka_broker.url) as client:
+        assert await client.send(f"{unique}.echo", "a") == "a"
+        for number in range(3):
+            await client.emit(unique, number)
+            for topic in (unique, f"{unique}.echo.reply", "resilient_client.cancel"):
+                await send_unreadable(kafka_broker, topic)
+            await client.emit(unique, 10 + number)
+            assert await client.send(f"{unique}.echo", "b", timeout=5) == "b"
+        await eventually(lambda: len(heard) == 6)
+    assert heard == [0, 10, 1, 11, 2, 12]
+    reasons = [event.reason for event in told if isinstance(event, Degraded)]
+    assert len(reasons) == 3
+    assert f"{unique}/0: what is between 1 and 1 cannot be read" in reasons[0]
+
+
+async def send_unreadable(broker: Kafka, topic: str) -> None:
+    """A record with a header as only producers of other languages write it."""
+    producer = AIOKafkaProducer(bootstrap_servers=broker.bootstrap)
+    await producer.start()
+    try:
+        batch = producer.create_batch()
+        batch.append(key=None, value=b"?", timestamp=None, headers=[("QQQQ", b"v")])
+        batch.close()
+        raw = bytearray(batch._build())
+        at = raw.index(b"QQQQ")
+        raw[at : at + 2] = b"\xff\xfe"
+        raw[17:21] = calc_crc32c(memoryview(raw)[21:]).to_bytes(4, "big")
+        batch._buffer = raw
+        await (await producer.send_batch(batch, topic, partition=0))
+    finally:
+        await producer.stop()
 
 
 async def test_a_message_above_the_brokers_limit_is_a_payload_error(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from resilient_client.errors import ConnectError, RemoteError, wire_error
+from resilient_client.errors import ConnectError, RemoteError, ResilientClientError, wire_error
 from resilient_client.message import NO_VALUE
+from resilient_client.transports.kafka._driver import METADATA_AGE
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
 from resilient_client.transports.kafka._headers import (
     CORRELATION,
@@ -83,19 +85,21 @@ class Answers:
         self._values = values
         self._address = address
         self._request_timeout = request_timeout
-        self._foreign: set[str] = set()  # reply topics that do not exist
+        self._foreign: dict[str, float] = {}  # reply topics that do not exist: asked again when
 
     async def can_answer(self, answer: Request) -> bool:
         """Whether the reply topic is there: a stranger's word makes none."""
-        if answer.topic in self._foreign or self.topics is None:
+        now = time.monotonic()
+        if self._foreign.get(answer.topic, 0.0) > now or self.topics is None:
             return False
         try:
             there: bool = await self.topics.exists(answer.topic)
         except AIOKAFKA_ERRORS as error:
             raise ours(error, self._address, sent=False) from error
         if not there:
-            if len(self._foreign) < _REPLY_TOPICS:
-                self._foreign.add(answer.topic)
+            if len(self._foreign) >= _REPLY_TOPICS:
+                self._foreign.clear()
+            self._foreign[answer.topic] = now + METADATA_AGE
             log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
         return there
 
@@ -161,9 +165,14 @@ class Answers:
         self, topic: str, body: bytes | None, headers: Headers, key: bytes | None
     ) -> None:
         """Write a record to a topic that may have to be made; wait until the broker has it."""
-        if self.topics is None:
+        topics = self.topics
+        if topics is None:
             raise ConnectError(f"{self._address} is not connected")
-        await self.topics.ensure([topic], self._request_timeout)
-        batch = await self._write(topic, None, body, headers, key)
-        async with asyncio.timeout(self._request_timeout):
-            await batch.wait()
+        await topics.ensure([topic], self._request_timeout)
+        try:
+            batch = await self._write(topic, None, body, headers, key)
+            async with asyncio.timeout(self._request_timeout):
+                await batch.wait()
+        except (ResilientClientError, TimeoutError):
+            topics.forget(topic)  # it may have been removed
+            raise

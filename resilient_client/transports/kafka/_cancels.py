@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._nest import CANCEL_ROUTE
 from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, TopicPartition
-from resilient_client.transports.kafka._driver import start, why_unreachable
+from resilient_client.transports.kafka._driver import read, start, why_unreachable
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Cancels:
                 await asyncio.sleep(1.0)
                 continue
             try:
-                batches = await consumer.getmany(timeout_ms=1000)
+                batches = await read(consumer, 1000, log.debug)
             except AIOKAFKA_ERRORS as error:
                 log.debug("cancels are not heard: %s", error)
                 await asyncio.sleep(1.0)

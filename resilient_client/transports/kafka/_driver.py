@@ -201,6 +201,35 @@ def interrupt(consumer: Any) -> None:
             connection.close(reason=CloseReason.SHUTDOWN, exc=_Interrupted())
 
 
+async def read(consumer: Any, wait_ms: int, tell: Callable[[str], object]) -> dict[Any, list[Any]]:
+    """Records by partition, as `getmany` has them.
+
+    aiokafka does not read a header whose name is no UTF-8, as other producers may write it, and so
+    would never come past it: the rest of such a producer's batch is passed over, which `tell` is
+    told. What it had read until then is where it was reading.
+    """
+    try:
+        found: dict[Any, list[Any]] = await consumer.getmany(timeout_ms=wait_ms)
+    except UnicodeDecodeError as error:
+        seen: dict[str, Any] = {}
+        for frame, _ in walk_tb(error.__traceback__):
+            seen |= frame.f_locals
+        try:
+            found, before = dict(seen["drained"]), list(seen["ret_list"])
+            place, batch = seen["tp"], seen["next_batch"]
+        except KeyError:
+            raise errors.CorruptRecordException(str(error)) from error
+        first = before[-1].offset + 1 if before else max(batch.base_offset, 0)
+        if before:
+            found[place] = before
+        consumer.seek(place, batch.next_offset)
+        tell(
+            f"{place.topic}/{place.partition}: what is between {first} and {batch.next_offset - 1}"
+            " cannot be read and is passed over: a header's name is no UTF-8"
+        )
+    return found
+
+
 async def learn(consumer: Any, topic: str) -> None:
     """Let a consumer know a topic's leaders before it is assigned a partition of it."""
     known = consumer._client.add_topic(topic)  # noqa: SLF001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -29,6 +30,7 @@ from resilient_client.transports.kafka._driver import (
     learn,
     on_ended,
     on_lost,
+    read,
     settings,
     start,
     why_unreachable,
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock
     from resilient_client.message import Call, Receipt, Reply
     from resilient_client.transports._base import Environment, Target
+
+log = logging.getLogger("resilient_client.kafka")
 
 PREPARE_TIMEOUT = 5.0
 """Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
@@ -114,7 +118,7 @@ class _Connection:
         """Hand over replies; an error of the consumer ends the connection."""
         try:
             while True:
-                batches = await self.consumer.getmany(timeout_ms=60_000)
+                batches = await read(self.consumer, 60_000, log.warning)
                 for place, records in batches.items():
                     self._positions[place] = records[-1].offset + 1
                 for records in batches.values():

@@ -20,6 +20,7 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
 )
+from resilient_client.events import Degraded
 from resilient_client.message import Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink, spawn
@@ -35,6 +36,7 @@ from resilient_client.transports.kafka._driver import (
     leave,
     look_at_commits,
     on_ended,
+    read,
     rejoin,
     settings,
     start,
@@ -331,7 +333,7 @@ class ServerListener:
         try:
             while True:
                 await self._flow.wait()
-                batches = await consumer.getmany(timeout_ms=1000)
+                batches = await read(consumer, 1000, self._tell)
                 if self._worn_out:
                     raise errors.KafkaError("the producer has given up")
                 self._look_at_clock()
@@ -360,6 +362,9 @@ class ServerListener:
         log.warning("%s: this process stood still for %.1f s", self.address, stood)
         self._partitions.give_up()
         rejoin(self._consumer)
+
+    def _tell(self, reason: str) -> None:
+        self._app.notify(Degraded(self.address, reason))
 
     def _give_out(self) -> None:
         self._worn_out = True
