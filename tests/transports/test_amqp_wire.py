@@ -93,10 +93,17 @@ def test_every_reply_code_is_an_error_of_ours(code: int, dialling: bool) -> None
 def test_what_passes_by_itself_is_not_fatal() -> None:
     for text in (
         "home node 'a@b' of durable queue 'q' is down or inaccessible",
-        "limit is reached",
+        "access to vhost '/' refused for user 'u': connection limit (2) is reached",
     ):
         assert isinstance(closed_error(404, text, "", dialling=True), ConnectError)
     assert isinstance(closed_error(403, "limit", "", dialling=True), ConfigurationError)
+    for text in (  # such words in a name or an argument
+        "inequivalent arg 'x-delivery-limit' for queue 'q' in vhost '/': received none but current"
+        " is the value '3' of type 'byte'",
+        "inequivalent arg 'durable' for queue 'shut-down' in vhost '/': received 'false' but"
+        " current is 'true'",
+    ):
+        assert isinstance(closed_error(406, text, "", dialling=True), ConfigurationError)
     assert not unroutable("NO_ROUTE", "queue 'q'").sent
     assert isinstance(unroutable("NO_ROUTE", "queue 'q'"), NoHandlerError)
 

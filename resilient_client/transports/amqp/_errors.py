@@ -47,7 +47,9 @@ _HINTS = {
     406: "durable, auto_delete and arguments must be the same on both ends (Nest: queueOptions)",
     530: "check the virtual host in the URL's path; no path is /",
 }
-_PASSING = re.compile(r"\b(?:down|inaccessible|limit)\b")  # a queue's or vhost's home is starting
+_OTHER_TYPE = "declare=False takes an exchange of another type than topic as it is"
+# A queue's or vhost's home is starting, too many are connected. Such words may stand in names, too.
+_PASSING = re.compile(r"\b(?:is down|inaccessible|limit\b.* is reached)\b")
 
 
 def closed_error(code: int, text: str, where: str, *, dialling: bool) -> ResilientClientError:
@@ -64,7 +66,8 @@ def closed_error(code: int, text: str, where: str, *, dialling: bool) -> Resilie
         kind = "lost"
     said = f"RabbitMQ at {where} says: {text or code}"
     if kind == "configuration":
-        return ConfigurationError(said, sent=not dialling, hint=_HINTS.get(code))
+        hint = _OTHER_TYPE if "'type' for exchange" in text else _HINTS.get(code)
+        return ConfigurationError(said, sent=not dialling, hint=hint)
     if kind == "protocol":
         return ProtocolError(said, sent=not dialling)
     if kind == "payload":
