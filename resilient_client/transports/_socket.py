@@ -6,7 +6,10 @@ import asyncio
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING, TypeVar
+from collections import deque
+from ipaddress import ip_address
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 _GROUP, _MAX_GROUP = 16, 256  # frames written together: so many at first, then ever more
 _LARGE = 16 * 1024  # bytes of a frame that is not to be waited with
+NEXT_ADDRESS = 0.25
+"""Seconds that one address of a name has for itself, before the next is tried, too [RFC 8305]."""
 
 
 class SocketProtocol(asyncio.BufferedProtocol):
@@ -126,18 +131,98 @@ async def dial(
         ConnectError: nobody is there.
         ConfigurationError: the peer's certificate is not trusted.
     """
-    host = target.host
     try:
-        _, protocol = await asyncio.get_running_loop().create_connection(
-            make,
-            host,
-            target.port(default_port),
-            ssl=tls,
-            server_hostname=host if tls else None,
-        )
+        return await connect(make, target.host, target.port(default_port), tls)
     except OSError as error:
         raise not_connected(target, error) from error
+
+
+PT = TypeVar("PT", bound=asyncio.BaseProtocol)
+
+
+async def connect(make: Callable[[], PT], host: str, port: int, tls: ssl.SSLContext | None) -> PT:
+    """A connection to whichever of the host's addresses answers first.
+
+    A name is resolved anew each time. Where one of its addresses is dead, the others are not kept
+    waiting for it: asyncio does so only when it is asked to, uvloop cannot.
+
+    Raises:
+        OSError: none of them does, or TLS fails.
+    """
+    where: dict[str, Any] = {"host": host, "port": port}
+    if not is_address(host):
+        where = {"sock": await _reached(host, port)}
+    _, protocol = await asyncio.get_running_loop().create_connection(
+        make, **where, ssl=tls, server_hostname=host if tls else None
+    )
     return protocol
+
+
+async def _reached(host: str, port: int) -> socket.socket:
+    """A socket that is connected to one of the addresses of this name.
+
+    Raises:
+        OSError: there is none, or none of them can be reached.
+    """
+    loop = asyncio.get_running_loop()
+    families: dict[int, list[Any]] = {}
+    for each in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        families.setdefault(each[0], []).append(each)
+    left = deque(each for turn in zip_longest(*families.values()) for each in turn if each)
+    tasks: list[asyncio.Task[socket.socket]] = []
+    reached: socket.socket | None = None
+    try:
+        while left or not all(task.done() for task in tasks):
+            if left:
+                tasks.append(loop.create_task(_at(*left.popleft())))
+            done, _ = await asyncio.wait(
+                [task for task in tasks if not task.done()],
+                timeout=NEXT_ADDRESS if left else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for task in done:
+                if task.exception() is None:
+                    reached = task.result()
+                    return reached
+    finally:
+        for task in tasks:
+            task.cancel()
+            task.add_done_callback(lambda task: _drop(task, reached))
+    raise _one_of([task.exception() for task in tasks])
+
+
+async def _at(family: int, kind: int, protocol: int, _name: str, address: Any) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _drop(task: asyncio.Task[socket.socket], reached: socket.socket | None) -> None:
+    """Close a socket that another was faster than."""
+    if not task.cancelled() and task.exception() is None and task.result() is not reached:
+        task.result().close()
+
+
+def _one_of(errors: list[BaseException | None]) -> OSError:
+    """What stands against it, if that is the same everywhere; else all of it."""
+    found = [error for error in errors if isinstance(error, OSError)]
+    if len({error.errno for error in found}) == 1:
+        return found[0]
+    return OSError("; ".join(map(str, found)) or "the name has no address")
+
+
+def is_address(host: str) -> bool:
+    """Whether it is no name that has to be resolved."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def not_connected(endpoint: Target | str, error: OSError) -> ConfigurationError | ConnectError:

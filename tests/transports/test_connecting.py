@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
@@ -9,9 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+import uvloop
 
-from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, standard
+from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, Server, standard
 from resilient_client.errors import ConnectTimeout, Outcome
+from tests.peers.process import free_port
 
 SCHEMES = ("tcp", "http", "redis", "nats", "amqp", "mqtt", "kafka", "grpc")
 
@@ -72,3 +75,49 @@ async def test_an_attempt_whose_time_ends_while_connecting_is_followed_by_anothe
     assert not isinstance(raised.value, TimeoutError)
     assert not raised.value.sent
     assert len(raised.value.attempts) == 3
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+def test_of_a_names_addresses_the_one_that_answers_is_taken(
+    scheme: str, loop: Any, nowhere: str
+) -> None:
+    server = Server(f"{scheme}://127.0.0.1:0")
+
+    @server.message_pattern("sum")
+    def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    plain: Any = None
+
+    async def resolve(host: str, port: int, **options: Any) -> list[Any]:
+        if host == "127.0.0.1":  # uvloop asks for what is an address, too
+            return await plain(host, port, **options)
+        there = ("127.0.0.1", port)
+        dead = ("127.0.0.1", int(nowhere.rpartition(":")[2]))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in (dead, there)]
+
+    async def call() -> int:
+        nonlocal plain
+        loop = asyncio.get_running_loop()
+        plain, loop.getaddrinfo = loop.getaddrinfo, resolve  # type: ignore[method-assign]
+        async with server:
+            url = server.addresses[0].replace("127.0.0.1", "two-addresses.test")
+            async with ClientProxy(url, telemetry=False) as client:
+                return await client.send("sum", [1, 2], returns=int)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(call()) == 3
+
+
+async def test_a_name_whose_addresses_all_refuse_says_why_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def resolve(*_: Any, **__: Any) -> list[Any]:
+        addresses = [("127.0.0.1", free_port()), ("127.0.0.1", free_port())]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in addresses]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    async with aclosing(client_of("redis", "two-addresses.test:6379")) as client:
+        with pytest.raises(ConnectError, match=r"two-addresses\.test:6379: Connection refused"):
+            await client.connect()

@@ -8,10 +8,9 @@ moment, and walks over all its requests at each one.)
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from resilient_client.clock import Deadlines, call_later
 from resilient_client.errors import (
@@ -23,7 +22,7 @@ from resilient_client.errors import (
     client_closed,
 )
 from resilient_client.transports._link import DIAL_TIMEOUT
-from resilient_client.transports._socket import not_connected
+from resilient_client.transports._socket import connect, not_connected
 from resilient_client.transports.http._connection import Connection
 
 if TYPE_CHECKING:
@@ -67,7 +66,6 @@ class Pool:
         self._busy: set[Connection] = set()
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._reaper: asyncio.TimerHandle | None = None
-        self._named = not _is_address(host)
         self.closed = False
 
     async def acquire(self, deadline: float, call: Call | None = None) -> Connection:
@@ -177,13 +175,10 @@ class Pool:
     async def _dial(self, deadline: float, call: Call | None) -> Connection:
         """Connect: the name is resolved anew each time."""
         left = min(DIAL_TIMEOUT, deadline - self._clock.now())
-        options: dict[str, Any] = {"happy_eyeballs_delay": 0.25} if self._named else {}
-        if self._tls is not None:
-            options["server_hostname"] = self._host
         try:
             async with asyncio.timeout(left):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self), self._host, self._port, ssl=self._tls, **options
+                connection = await connect(
+                    lambda: Connection(self), self._host, self._port, self._tls
                 )
         except TimeoutError as error:
             text = f"no connection to {self.endpoint} in {max(0.0, left):.3g} s"
@@ -237,11 +232,3 @@ class Pool:
             for connection in left:
                 connection.abort()
             await asyncio.sleep(0)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._checks import seconds
@@ -16,7 +15,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 from resilient_client.transports._base import Target
-from resilient_client.transports._socket import client_tls, dial
+from resilient_client.transports._socket import client_tls, dial, is_address
 from resilient_client.transports.nats._connection import ANSWER_TIMEOUT, Connection
 from resilient_client.transports.nats._library import Library, RawCredentials, Wire, translate
 from resilient_client.transports.nats._socket import Socket
@@ -134,7 +133,7 @@ class Connector:
         self._names = {
             hostport: name
             for hostport, target in self._discovered.items()
-            if _is_address(target.host) and not _is_address(name)
+            if is_address(target.host) and not is_address(name)
         }
 
     async def _connect(
@@ -218,14 +217,6 @@ def _member(text: str) -> Target:
         "servers= holds something that is no address",
         hint="write host:port; user and password are those of the URL",
     )
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def _check_seed(seed: str) -> None:
