@@ -114,6 +114,24 @@ async def test_slow_calls_open_it_when_they_are_the_rate() -> None:
     assert scene.changes == [("closed", "open", "slow_rate")]
 
 
+@pytest.mark.parametrize("rules", [{}, {"fail_max": 5}])
+async def test_slow_calls_are_judged_with_the_call_that_makes_the_minimum(
+    rules: dict[str, Any],
+) -> None:
+    scene = Scene(slow_call=1.0, slow_call_rate=0.5, window=10, minimum_calls=4, **rules)
+
+    def slow(call: Call) -> str:
+        scene.clock.time += 1.5
+        return "late"
+
+    await scene.get(slow)
+    await scene.get(slow)
+    await scene.succeed(1)
+    assert scene.state == "closed"
+    await scene.succeed(1)
+    assert scene.changes == [("closed", "open", "slow_rate")]
+
+
 async def test_slow_failures_count_as_both() -> None:
     scene = Scene(slow_call=1.0, slow_call_rate=1.0, failure_rate=1.0, window=4, minimum_calls=4)
 

@@ -154,7 +154,7 @@ class Closed(State):
         self._slow: deque[int] = deque()
         self._last_failure = 0
         self._in_a_row = 0
-        if rules.failure_rate is not None:
+        if rules.failure_rate is not None or rules.slow_call is not None:
             self.judged_at = rules.minimum_calls
         self.ramp = Leases(2 * rules.probes, rules.probe_lease) if ramp else None
 
