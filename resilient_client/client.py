@@ -495,7 +495,7 @@ class ClientProxy:
         if context is not None and context.deadline < deadline:
             deadline = started + (context.remaining or 0.0)
         if idempotent is None:
-            idempotent = settings.idempotent
+            idempotent = settings.idempotent if idempotency_key is None else True
         if idempotency_key is not None:
             check_key(idempotency_key)
         call = Call(

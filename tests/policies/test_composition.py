@@ -241,6 +241,18 @@ async def test_an_idempotent_call_is_cut_at_three_seconds_and_tried_again():
     assert clock.now() == pytest.approx(1009.8)
 
 
+async def test_a_calls_key_comes_before_what_its_pattern_says():
+    peer, clock = ScriptedTransport([ConnectionLost("cut"), 7]), FakeClock(autojump=True)
+    patterns = {"p": {"idempotent": False}}
+    client = ClientProxy(peer, patterns=patterns, clock=clock, telemetry=False)
+    assert await client.send("p", idempotency_key="k") == 7
+    for own in ({}, {"idempotency_key": "k", "idempotent": False}):
+        peer = ScriptedTransport([ConnectionLost("cut"), 7])
+        client = ClientProxy(peer, patterns=patterns, clock=clock, telemetry=False)
+        with pytest.raises(ConnectionLost):
+            await client.send("p", **own)
+
+
 async def test_a_call_that_is_not_idempotent_has_all_the_time():
     client, peer, _ = client_of([Delayed(8, 7)])
     assert await client.send("p", timeout=8.5) == 7
