@@ -31,7 +31,7 @@ from resilient_client.errors import (
     Throttled,
 )
 from resilient_client.exception_handlers import ExceptionHandlers
-from resilient_client.items import HandlerItems, carried, run_through, threaded
+from resilient_client.items import HandlerItems, carried, encoded, run_through, threaded
 from resilient_client.jobs import Job, Slots, Watch, late
 from resilient_client.message import NO_VALUE, Call, Reply
 from resilient_client.pipeline import compose
@@ -402,9 +402,10 @@ class Dispatcher:
                 deadline=job.deadline,
                 attempt_started=message.received,
                 attempt=context.attempt,
+                idempotent=context.idempotency_key is not None,
+                idempotency_key=context.idempotency_key,
             )
-            reply: Reply = await self._guarded(call)
-            return reply
+            return encoded(await self._guarded(call), message.codec or self.codec)
         except BaseException as error:  # noqa: BLE001
             return await self._failed(error, job, handler, context)
 

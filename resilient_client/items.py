@@ -9,6 +9,8 @@ import functools
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from resilient_client.message import NO_VALUE, Reply
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator
     from concurrent.futures import Executor
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from resilient_client.exception_handlers import ExceptionHandlers
     from resilient_client.handlers import Handler
     from resilient_client.jobs import Job
-    from resilient_client.message import Items, Reply
+    from resilient_client.message import Items
 
 
 async def carried(reply: Reply, items: Items, carry: Awaitable[None]) -> None:
@@ -43,6 +45,34 @@ async def run_through(items: Items) -> None:
             await items.receive(inf)
     except StopAsyncIteration:
         return
+
+
+def encoded(reply: Reply, codec: Codec) -> Reply:
+    """What a server's policies answered; what is `decoded`, because it is their own, is encoded."""
+    if not isinstance(reply, Reply):
+        raise TypeError(f"a policy answered with a {type(reply).__name__}, not with a Reply")
+    if not reply.decoded:
+        return reply
+    if reply.items is None:  # not the object itself: the policy may give it out again
+        body = reply.body
+        return Reply(body if body is NO_VALUE else codec.encode(body), reply.headers)
+    reply.items, reply.decoded = _EncodedItems(reply.items, codec), False
+    return reply
+
+
+class _EncodedItems:
+    """The values of a policy's own stream, encoded. See `message.Items`."""
+
+    __slots__ = ("_codec", "_items", "aclose")
+
+    def __init__(self, items: Items, codec: Codec) -> None:
+        self._items = items
+        self._codec = codec
+        self.aclose = items.aclose
+
+    async def receive(self, deadline: float) -> Any:
+        """See `message.Items.receive`."""
+        return self._codec.encode(await self._items.receive(deadline))
 
 
 class HandlerItems:

@@ -6,7 +6,16 @@ import asyncio
 
 import pytest
 
-from resilient_client import Bulkhead, ClientProxy, DeadlineExceeded, Server, Throttled, Timeout
+from resilient_client import (
+    Bulkhead,
+    ClientProxy,
+    DeadlineExceeded,
+    RemoteError,
+    Reply,
+    Server,
+    Throttled,
+    Timeout,
+)
 
 
 def pair(name, *policies):
@@ -102,3 +111,88 @@ async def test_a_timeout_cancels_the_handler_and_the_caller_hears_of_it():
         with pytest.raises(DeadlineExceeded):
             await client.send("slow", timeout=30)
         await asyncio.wait_for(cancelled.wait(), 10)
+
+
+class Answers:
+    """A policy that answers without asking the handler."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def wrap(self, handler, clock, /):
+        async def answers(call):
+            return self.answer
+
+        return answers
+
+
+class Values:
+    """A stream of a policy's own."""
+
+    def __init__(self, *values):
+        self.values = iter(values)
+        self.closed = False
+
+    async def receive(self, deadline):
+        for value in self.values:
+            return value
+        raise StopAsyncIteration
+
+    async def aclose(self):
+        self.closed = True
+
+
+@pytest.mark.parametrize("url", ["memory://policies-own-answer", "tcp://127.0.0.1:0"])
+async def test_an_answer_of_a_policys_own_reaches_the_caller(url):
+    values = Values({"n": 1}, {"n": 2})
+    policy = Answers(Reply({"level": 3}, decoded=True))
+    server = Server(url, policies=[policy], telemetry=False)
+
+    @server.message_pattern("level")
+    async def level() -> int:
+        return 0
+
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        for _ in range(2):  # the same object again, as a cache would give it
+            assert await client.send("level") == {"level": 3}
+        policy.answer = Reply(decoded=True)
+        assert [item async for item in client.stream("level")] == []
+        policy.answer = Reply(items=values, decoded=True)
+        assert [item async for item in client.stream("level")] == [{"n": 1}, {"n": 2}]
+        assert values.closed
+
+
+@pytest.mark.parametrize("answer", [None, Reply({1}.__iter__, decoded=True)])
+async def test_an_answer_that_a_policy_cannot_give_is_told_at_once(answer, caplog):
+    server, client = pair("policies-no-answer", Answers(answer))
+
+    @server.message_pattern("level")
+    async def level() -> int:
+        return 0
+
+    async with server, client:
+        with pytest.raises(RemoteError, match="Internal server error"):
+            await client.send("level")
+    assert "handler" in caplog.text
+
+
+async def test_a_policy_sees_the_callers_idempotency_key():
+    seen = []
+
+    class Look:
+        def wrap(self, handler, clock, /):
+            def look(call):
+                seen.append((call.idempotency_key, call.idempotent))
+                return handler(call)
+
+            return look
+
+    server, client = pair("policies-key", Look())
+
+    @server.message_pattern("pay")
+    async def pay() -> None: ...
+
+    async with server, client:
+        await client.send("pay", idempotency_key="k")
+        await client.send("pay")
+    assert seen == [("k", True), (None, False)]
