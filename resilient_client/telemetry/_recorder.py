@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_client import __version__
 from resilient_client.telemetry import _semconv as names
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from resilient_client.telemetry._metrics import Cell, Instruments, Labels
     from resilient_client.telemetry._otel import Context, Link, Span, Tracer
 
+T = TypeVar("T")
 log = logging.getLogger("resilient_client.telemetry")
 
 PROBE_EVERY = 1.0
@@ -50,15 +51,16 @@ class Recorder:
         self.propagation = Propagation(settings)
         self.active: dict[str, int] = {}
         self._told = False
+        self._broken: set[Any] = set()
         self._settings = settings
 
     def probe(self, now: float) -> bool:
         """Look whether there is somebody to record for. A provider that is found is final."""
         self.next_probe = now + PROBE_EVERY
         if self.tracer is None:
-            self.tracer = tracer_of(self._settings.tracer_provider, __version__)
+            self.tracer = self._provided(tracer_of, self._settings.tracer_provider)
         if self.instruments is None:
-            self.instruments = instruments_of(self._settings.meter_provider, __version__)
+            self.instruments = self._provided(instruments_of, self._settings.meter_provider)
             if self.instruments is not None:
                 self.instruments.watch(self)
         if self.tracer is not None and self.instruments is not None:
@@ -67,6 +69,20 @@ class Recorder:
             self.recording = True
             self.started()
         return self.recording
+
+    def _provided(self, look: Callable[[Any, str], T | None], provider: Any) -> T | None:
+        """What there is of a provider; one that cannot be had is not asked for again.
+
+        The API loads what the environment names, and raises, and logs, each time that it cannot.
+        """
+        if look in self._broken:
+            return None
+        try:
+            return look(provider, __version__)
+        except Exception as error:  # noqa: BLE001
+            self._broken.add(look)
+            self.failed(error)
+            return None
 
     def started(self) -> None:
         """From now on something is recorded."""

@@ -319,6 +319,8 @@ class Broken:
         self.where = where
 
     def get_tracer(self, *_: Any, **__: Any) -> Any:
+        if self.where == "find":  # as where the environment names one that is not installed
+            raise StopIteration
         return self
 
     def start_span(self, *given: Any, **more: Any) -> Any:
@@ -334,7 +336,7 @@ class Broken:
         raise RuntimeError("no end")
 
 
-@pytest.mark.parametrize("where", ["start", "end"])
+@pytest.mark.parametrize("where", ["find", "start", "end"])
 async def test_an_sdk_that_fails_fails_no_call_and_is_told_of_once(
     where: str, recorded: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
