@@ -303,6 +303,27 @@ async def test_an_acknowledgement_that_is_lost_is_given_again_and_nothing_run_tw
     assert heard == [1]
 
 
+async def test_an_acknowledgement_that_was_refused_is_given_again_and_nothing_run_twice(
+    new_broker: NewBroker,
+) -> None:
+    broker = new_broker(Redis)
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    server = stream_server(broker.url, "s", hear, ack_wait=0.3)
+    async with server, client_of(broker.url, stream="s") as client:
+        command(broker, "ACL", "SETUSER", "default", "-xack")
+        for n in range(3):
+            await client.emit("order.placed", n)
+        await eventually(lambda: len(heard) == 3)
+        assert pending(broker, "s") == 3
+        command(broker, "ACL", "SETUSER", "default", "+xack")
+        await eventually(lambda: pending(broker, "s") == 0)
+    assert heard == [0, 1, 2]
+
+
 async def test_a_server_that_closes_gives_back_what_it_did_not_end(
     redis_broker: Redis, unique: str
 ) -> None:
@@ -578,3 +599,63 @@ async def test_a_redis_that_has_become_a_replica_is_left_for_whoever_has_its_nam
             await eventually(lambda: client.status == "connected")
             assert (await client.emit("order.placed", 3)).delivery == "stored"
     assert command(new, "XLEN", unique) == 1
+
+
+async def test_a_server_whose_redis_has_become_a_replica_reads_from_whoever_has_its_name_now(
+    new_broker: NewBroker, unique: str
+) -> None:
+    old, new = new_broker(Redis), new_broker(Redis)
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    async with TcpProxy(old.port) as name:
+        async with stream_server(f"redis://127.0.0.1:{name.port}", unique, hear):
+            name.target = (new.host, new.port)  # connections that are open stay where they are
+            command(old, "REPLICAOF", new.host, new.port)
+            async with client_of(new.url, stream=unique) as client:
+                await client.emit("order.placed", 1)
+            await eventually(lambda: heard == [1])
+
+
+@pytest.mark.parametrize("lacks", ["memory", "disk"])
+async def test_a_server_comes_back_to_a_redis_without_room_and_reads_on_when_there_is_some(
+    lacks: str, new_broker: NewBroker, unique: str
+) -> None:
+    broker = new_broker(Redis, options=["dbfilename taken"])
+    told: list[Any] = []
+    heard: list[int] = []
+
+    async def hear(n: int) -> None:
+        heard.append(n)
+
+    def room(there: bool) -> None:
+        if lacks == "memory":
+            command(broker, "CONFIG", "SET", "maxmemory", 0 if there else 1)
+        else:
+            command(broker, "CONFIG", "SET", "save", "" if there else "3600 1")
+
+    (broker.folder / "taken").mkdir()
+    command(broker, "BGSAVE")
+    server = stream_server(broker.url, unique, hear, max_calls=100)
+    server.message_pattern("sum")(sum)
+    async with server, client_of(broker.url, stream=unique, observers=[told.append]) as client:
+        await client.emit("order.placed", 1)
+        await eventually(lambda: heard == [1])
+        await eventually(
+            lambda: b"rdb_last_bgsave_status:err" in command(broker, "INFO", "persistence")
+        )
+        room(False)
+        error = await error_of(client.emit("order.placed", 2))
+        assert isinstance(error, Throttled if lacks == "memory" else ConnectError)
+        assert not error.sent
+        for kind in ("normal", "pubsub"):
+            command(broker, "CLIENT", "KILL", "TYPE", kind)
+        await eventually(
+            lambda: [getattr(each, "new", "") for each in told].count("connected") == 2
+        )
+        assert await client.send("sum", [1, 2], timeout=5) == 3
+        room(True)
+        await client.emit("order.placed", 3)
+        await eventually(lambda: heard == [1, 3])

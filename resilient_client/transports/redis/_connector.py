@@ -123,7 +123,8 @@ async def _connect(
             try:
                 await reply
             except Refused as error:
-                if error.code == "NOPERM" and command == "PING":  # it may log in, and not ping
+                # it may log in and not ping; a Redis whose disk is full refuses pings, too
+                if command == "PING" and error.code in {"NOPERM", "MISCONF"}:
                     continue
                 raise error_of(error, f"connecting to {target}") from None
     except ConnectionLost as error:

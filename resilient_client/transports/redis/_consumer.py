@@ -60,6 +60,7 @@ for _, each in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
   end
 end
 """  # in one step: a consumer that returned in between would lose what it was given
+_NO_ROOM = frozenset({"OOM", "MISCONF", "NOREPLICAS"})  # Redis takes nothing that it had to keep
 _REMOVED = "the stream {} or its group was removed, with what was in it: made anew"
 
 
@@ -113,8 +114,12 @@ class Consumer:
     async def begin(self, session: Session) -> None:
         """Go to work on a new session; the work on the one before has ended with it.
 
+        A server that comes back to a Redis without room serves requests, which need none, and reads
+        on as soon as it can.
+
         Raises:
             ConfigurationError: Redis refuses the stream or the group.
+            ConnectError, Throttled: it cannot have them now.
         """
         self._globs = [
             (re.compile(translate(each.route.replace("[^", "[!"))), each.route)
@@ -128,8 +133,11 @@ class Consumer:
         for work, name in ((self._read, "read"), (self._look_after, "look after")):
             spawn(self._unless_lost(session, work), f"{name} {self._stream}", self._tasks)
 
-    async def _make_group(self, session: Session) -> bool:
-        """Whether it was missing. It begins at the oldest event there is."""
+    async def _make_group(self, session: Session) -> bool | None:
+        """Whether it was missing; None where that is left open, for Redis has no room for it.
+
+        It begins at the oldest event there is.
+        """
         try:
             await session.commands.call(
                 "XGROUP", "CREATE", self._stream, self._group, "0", "MKSTREAM"
@@ -137,6 +145,8 @@ class Consumer:
         except Refused as error:
             if error.code == "BUSYGROUP":
                 return False
+            if self._begun and error.code in _NO_ROOM:
+                return None
             raise error_of(error, f"XGROUP CREATE {self._stream} {self._group}") from None
         return True
 
@@ -147,6 +157,9 @@ class Consumer:
             ConfigurationError: this user may not, or Redis is too old.
         """
         stream, group, name = self._stream, self._group, self.name
+        borne = {"NOGROUP"}  # removed in this moment: reading makes it anew
+        if self._begun:
+            borne |= _NO_ROOM
         for command in (
             ("XREADGROUP", "GROUP", group, name, "COUNT", 1, "STREAMS", stream, _NEVER),
             ("XPENDING", stream, group, "-", "+", 1, name),
@@ -157,13 +170,15 @@ class Consumer:
             try:
                 await session.commands.call(*command)
             except Refused as error:
-                if error.code != "NOGROUP":  # removed in this moment: reading makes it anew
+                if error.code not in borne:
                     raise error_of(error, f"{command[0]} {stream}") from None
 
     async def _unless_lost(self, session: Session, work: Any) -> None:
         """Do it, again after an error of Redis's, until the session or the server ends."""
         wait = 0.5
+        now = self._app.clock.now
         while not session.closed:
+            began = now()
             try:
                 await work(session)
             except ConnectionLost:
@@ -171,19 +186,27 @@ class Consumer:
             except Refused as error:
                 if error.code in {"NOGROUP", "UNBLOCKED"}:
                     try:
-                        if await self._make_group(session):
+                        made = await self._make_group(session)
+                        if made:
                             self._tell(_REMOVED.format(self._stream))
-                        continue
+                        if made is not None:
+                            continue
+                        self._tell(str(error_of(error, f"reading {self._stream}")))
                     except ConnectionLost:
                         return
                     except ResilientClientError as refused:
                         self._tell(str(refused))
+                elif error.code == "READONLY":  # the host's name may lead to another Redis by now
+                    session.commands.give_up(ConnectionLost("Redis has become a replica"))
+                    return
                 else:
                     self._tell(str(error_of(error, f"reading {self._stream}")))
             except Exception:
                 log.exception("reading the stream %s failed", self._stream)
             else:
                 return
+            if now() - began > _LONGEST_WAIT:
+                wait = 0.5  # that it had trouble before is long ago
             await asyncio.sleep(wait)
             wait = min(_LONGEST_WAIT, wait * 2)
 
@@ -285,6 +308,8 @@ class Consumer:
         """Take events that were delivered before, unless they were too often."""
         for entry, fields in entries:
             if entry in self._held:
+                if self._held[entry]:  # Redis has not taken its acknowledgement
+                    await self._acknowledge(entry)
                 continue
             found = await session.commands.call(
                 "XPENDING", self._stream, self._group, entry, entry, 1
