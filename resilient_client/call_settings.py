@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from resilient_client.patterns import route as route_of
 Headers: TypeAlias = Mapping[str, str]
 HeadersSource: TypeAlias = Headers | Callable[[], Headers | Awaitable[Headers]]
 """What `headers=` takes."""
-Patterns: TypeAlias = Mapping[Any, Mapping[str, Any]] | Iterable[tuple[Pattern, Mapping[str, Any]]]
+Patterns: TypeAlias = Mapping[Any, Mapping[str, Any]] | Sequence[tuple[Pattern, Mapping[str, Any]]]
 """What `patterns=` takes: pairs where a pattern is a mapping, which no mapping has for a key."""
 
 

@@ -48,6 +48,11 @@ async def a_client(client: ClientProxy) -> None:
         assert_type(same, ClientProxy)
 
 
+def settings_of_patterns() -> None:
+    ClientProxy("tcp://h", patterns={"a": {"timeout": 1.0}, 7: {"attempts": 2, "idempotent": True}})
+    ClientProxy("tcp://h", patterns=[("a", {"timeout": 1.0}), ({"cmd": "b"}, {"attempts": 2})])
+
+
 def a_sync_client(client: SyncClientProxy) -> None:
     assert_type(client.send("sum", [1, 2], returns=int), int)
     assert_type(client.send("sum"), Any)
