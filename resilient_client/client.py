@@ -263,7 +263,7 @@ class ClientProxy:
                 return record(call)
             at, deadline = now(), call.deadline
             if at >= deadline:
-                raise DeadlineExceeded("no time is left for an attempt", sent=call.sent)
+                raise _too_late(call)
             metadata = call.metadata = call.headers.copy()
             if call.attempt > 1:
                 metadata[ATTEMPT_HEADER] = str(call.attempt)
@@ -738,6 +738,13 @@ class ClientProxy:
     def __repr__(self) -> str:
         urls = ", ".join(transport.endpoint for transport in self._transports)
         return f"<ClientProxy {self.name!r} {urls} {self.status}>"
+
+
+def _too_late(call: Call) -> DeadlineExceeded:
+    """The error of an attempt that is not begun: it says nothing about the peer."""
+    error = DeadlineExceeded("no time is left for an attempt", sent=call.sent)
+    error.outcome = Outcome.REJECTED
+    return error
 
 
 def _after_fork() -> None:

@@ -343,6 +343,37 @@ async def test_the_budget_is_shared_by_all_calls_of_a_client():
     assert len(peer.requests) == 20 + 5
 
 
+async def test_an_attempt_that_is_not_begun_for_want_of_time_says_nothing_about_the_peer():
+    class Queue:
+        def wrap(self, handler, clock, /):
+            async def queue(call):
+                await clock.sleep(waits.pop(0))
+                return await handler(call)
+
+            return queue
+
+    events: list[object] = []
+    breaker, peer, clock = CircuitBreaker(fail_max=1), ScriptedTransport([7]), FakeClock()
+    client = ClientProxy(
+        peer,
+        policies=[retry(), breaker, Queue()],
+        clock=clock,
+        observers=(events.append,),
+        telemetry=False,
+    )
+    waits = [2.0, 0.0]
+    asking = asyncio.ensure_future(client.send("p", timeout=1))
+    await clock.advance(2)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await asking
+    assert not caught.value.sent
+    assert caught.value.retryable
+    assert (breaker.current_state, breaker.calls, events) == ("closed", 0, [])
+    asking = asyncio.ensure_future(client.send("p"))
+    await clock.advance(0)
+    assert await asking == 7
+
+
 async def test_a_fallback_value_reaches_the_caller_in_the_end():
     client, _, clock = client_of([NEVER], forever=True, fallback=Fallback(-1))
     assert await client.send("p", returns=int, timeout=2) == -1
