@@ -134,6 +134,84 @@ async def test_members_that_come_and_go_in_order_repeat_nothing(
         assert of_key == sorted(of_key)
 
 
+async def test_an_event_that_waits_for_another_attempt_goes_where_its_partition_goes(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    def member(name: str) -> Server:
+        server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=4, retry_wait=2)
+
+        @server.event_pattern(unique)
+        async def work(number: int, context: Context) -> None:
+            heard.append((name, number, context.attempt))
+            if name == "a" and number < 100 and context.attempt == 1:
+                raise ValueError("not here")
+
+        return server
+
+    def numbers(name: str) -> set[int]:
+        return {number for each, number, _ in heard if each == name}
+
+    async def emit(numbers: range) -> None:
+        async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+            for number in numbers:
+                await client.emit(unique, number, headers={"kafka-key": str(number % 100)})
+
+    async with member("a"):
+        await emit(range(16))
+        await eventually(lambda: len(heard) == 16)
+        joining = time.monotonic()
+        async with member("b"):
+            assert time.monotonic() - joining < 1.8  # what waits is not waited for
+            await emit(range(100, 116))
+            await eventually(lambda: len(numbers("a") | numbers("b")) == 32)
+    taken = {number for number in numbers("b") if number < 100}
+    assert 0 < len(taken) < 16
+    for key in range(16):
+        attempts = [(name, number) for name, number, _ in heard if number % 100 == key][1:]
+        name = "b" if key in taken else "a"
+        assert attempts == [(name, key), (name, 100 + key)]
+
+
+async def test_an_event_that_waited_when_its_server_stopped_is_handled_when_that_starts_again(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, retry_wait=60)
+
+    @server.event_pattern(unique)
+    async def work(number: int) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            raise ValueError("not now")
+
+    async with server, ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        await client.emit(unique, 1)
+        await eventually(lambda: heard == [1])
+    async with server:
+        await eventually(lambda: heard == [1, 1])
+
+
+async def test_an_event_that_a_stop_cut_short_is_handled_when_its_server_starts_again(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, grace=0.1)
+
+    @server.event_pattern(unique)
+    async def work(number: int) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            await asyncio.Event().wait()
+
+    async with server, ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        await client.emit(unique, 1)
+        await eventually(lambda: heard == [1])
+    async with server:
+        await eventually(lambda: heard == [1, 1])
+
+
 async def test_only_what_is_finished_without_a_gap_is_committed(
     kafka_broker: Kafka, unique: str
 ) -> None:

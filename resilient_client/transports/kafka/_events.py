@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import App, Slots
     from resilient_client.transports.kafka._answers import Answers
     from resilient_client.transports.kafka._lane import Lane
+    from resilient_client.transports.kafka._partitions import Partitions
 
 CLOCK_SKEW = 1.0
 """Seconds by which the callers' clocks may differ from ours before requests expire too early."""
@@ -37,6 +38,7 @@ class Events:
     Args:
         answers: writes what is set aside.
         batches: how many records the handler of a route takes at once, where it takes several.
+        partitions: those that are ours, which an event is tried again in only.
         done: called with the lane and the records that are finished.
         max_deliver, retry_wait, dead_letter: see `ServerListener`.
     """
@@ -48,6 +50,7 @@ class Events:
         answers: Answers,
         values: KafkaCodec,
         batches: Mapping[str, int],
+        partitions: Partitions,
         done: Callable[[Lane, Sequence[Any]], object],
         *,
         address: str,
@@ -63,6 +66,7 @@ class Events:
         self._values = values
         self._batch_values = BatchCodec(app.codec)
         self._batches = batches
+        self._partitions = partitions
         self._done = done
         self._max_deliver = max_deliver
         self._retry_wait = retry_wait
@@ -130,8 +134,13 @@ class Events:
     ) -> None:
         """Try again, and at last set it aside."""
         if attempt < self._max_deliver and not isinstance(error, InvalidPayloadError):
-            await asyncio.sleep(min(30.0, self._retry_wait * 2 ** (attempt - 1)))
-            self.begin(lane, records, attempt + 1)
+            wait = min(30.0, self._retry_wait * 2 ** (attempt - 1))
+            left = await self._partitions.rest(lane, records, wait)
+            if left:
+                self.begin(lane, left, attempt + 1)
+            return
+        records = self._partitions.kept(lane, records)
+        if not records:
             return
         if len(records) == 1:
             await self._lay_aside(records[0], attempt, error)

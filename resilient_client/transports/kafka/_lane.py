@@ -36,6 +36,8 @@ class Lane:
         self.next = 0
         """The offset behind what was added last: nothing before it is read again but by `begin`."""
         self.running = 0
+        self.resting = 0
+        """How many of those that run wait for another attempt."""
         self._start = start
         self._limit = 1 if batch else concurrency
         self._batch = batch
@@ -93,10 +95,21 @@ class Lane:
 
     def finished(self, records: Sequence[Any]) -> None:
         """These are done with, and will never be started again."""
+        self._ended(records, _DONE)
+
+    def dropped(self, records: Sequence[Any]) -> None:
+        """These were given up: they are started again where they are read again."""
+        self._ended(records, _DROPPED)
+
+    def runs(self, record: Any) -> bool:
+        """Whether it was started here, and nobody has finished it."""
+        return self._states.get(record.offset) == _RUNNING
+
+    def _ended(self, records: Sequence[Any], state: int) -> None:
         self.running -= 1
         for record in records:
             if record.offset in self._states:
-                self._states[record.offset] = _DONE
+                self._states[record.offset] = state
             if not self._batch and record.key:
                 chain = self._chains.get(record.key)
                 if chain:

@@ -93,6 +93,28 @@ class Partitions:
         if self._held and lane.waiting <= MAX_WAITING // 2:
             self._let_go(records[0])
 
+    async def rest(self, lane: Lane, records: Sequence[Any], seconds: float) -> list[Any]:
+        """Wait before another attempt: those of these records that are still to be handled here.
+
+        Whoever has the partition by then handles them; two would not keep the order of a key.
+        """
+        lane.resting += 1
+        self._progress.set()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            lane.resting -= 1
+        return self.kept(lane, records)
+
+    def kept(self, lane: Lane, records: Sequence[Any]) -> list[Any]:
+        """Those of them that are still to be handled here; if none is, they are given up."""
+        place = (records[0].topic, records[0].partition)
+        ours = place in self._owned and self._lanes.get(place) is lane
+        left = [record for record in records if lane.runs(record)] if ours else []
+        if not left:
+            lane.dropped(records)
+        return left
+
     def _let_go(self, record: Any) -> None:
         """Read on from this record's partition, if it is still ours."""
         for place in tuple(self._held):
@@ -113,12 +135,15 @@ class Partitions:
         self.drop_waiting()
 
     def forget_committed(self) -> None:
-        """The server has ended: what it begins with next time is said by the group again."""
-        self._lanes = {
-            place: lane
-            for place, lane in self._lanes.items()
-            if lane.running or lane.prefix != lane.committed
-        }
+        """The server has ended: what it begins with next time is said by the group again.
+
+        What was not finished is begun again then, and what is finished and not committed is not.
+        """
+        old, self._lanes = self._lanes, {}
+        for place, lane in old.items():
+            if lane.prefix != lane.committed:
+                kept = self._lanes[place] = self._lane(place.topic)
+                kept.prefix, kept.committed = lane.prefix, lane.committed
 
     async def on_partitions_revoked(self, revoked: Iterable[Any]) -> None:
         """Let what runs end, within reason, and commit it before others go on from there."""
@@ -129,11 +154,11 @@ class Partitions:
         for lane in lanes:
             lane.drop_waiting()
         deadline = time.monotonic() + self._session / 2
-        while any(lane.running for lane in lanes) and not self.stopping:
+        while any(lane.running > lane.resting for lane in lanes) and not self.stopping:
             left = deadline - time.monotonic()
             if left <= 0:
                 log.info("%s: %d handlers are not awaited", self._group,
-                         sum(lane.running for lane in lanes))  # fmt: skip
+                         sum(lane.running - lane.resting for lane in lanes))  # fmt: skip
                 break
             self._progress.clear()
             try:

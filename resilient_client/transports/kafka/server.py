@@ -146,12 +146,20 @@ class ServerListener:
         self._producer: Any = None
         self._cluster: Any = None  # as the last producer knew it
         self._answers = Answers(self._values, self.address, request_timeout)
+        self._partitions = Partitions(
+            self._lane,
+            self._group,
+            session=session_timeout,
+            request_timeout=request_timeout,
+            from_beginning=from_beginning,
+        )
         self._events = Events(
             app,
             self._slots,
             self._answers,
             self._values,
             self._batches,
+            self._partitions,
             self._done,
             address=self.address,
             max_deliver=max_deliver,
@@ -162,13 +170,6 @@ class ServerListener:
         self._topics: Topics  # of the producer there is
         self._requests: dict[bytes, Request] = {}
         self._cancels = Cancels(self._requests, self._over, request_timeout)
-        self._partitions = Partitions(
-            self._lane,
-            self._group,
-            session=session_timeout,
-            request_timeout=request_timeout,
-            from_beginning=from_beginning,
-        )
         self._reader: asyncio.Task[None] | None = None
         self._committer: asyncio.Task[None] | None = None
         self._ticker: asyncio.Task[None] | None = None
