@@ -166,7 +166,11 @@ async def _reached(host: str, port: int) -> socket.socket:
     """
     loop = asyncio.get_running_loop()
     families: dict[int, list[Any]] = {}
-    for each in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise OSError(f"{host!r} is no host's name") from None
+    for each in found:
         families.setdefault(each[0], []).append(each)
     left = deque(each for turn in zip_longest(*families.values()) for each in turn if each)
     tasks: list[asyncio.Task[socket.socket]] = []

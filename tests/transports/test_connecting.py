@@ -121,3 +121,10 @@ async def test_a_name_whose_addresses_all_refuse_says_why_once(
     async with aclosing(client_of("redis", "two-addresses.test:6379")) as client:
         with pytest.raises(ConnectError, match=r"two-addresses\.test:6379: Connection refused"):
             await client.connect()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http"])
+async def test_what_can_be_no_name_is_nobody(scheme: str) -> None:
+    async with aclosing(client_of(scheme, "a..b:1", policies=())) as client:
+        with pytest.raises(ConnectError, match="no host's name"):
+            await client.send("orders")

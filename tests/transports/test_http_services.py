@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import importlib
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+import uvloop
 
 from resilient_client import (
     ClientProxy,
@@ -420,6 +422,33 @@ async def test_a_connection_is_used_again_until_the_server_closes_it():
             await asyncio.sleep(0.05)
             assert await client.send("x") == 1
             assert peer.connections == 2
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_was_closed_while_the_loop_was_busy_is_not_used(loop: Any):
+    closed = threading.Semaphore(0)
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                while b"\r\n\r\n" not in connection.recv(65536):
+                    continue
+                connection.sendall(ok(b"1"))
+            closed.release()
+
+    async def main() -> None:
+        async with calling(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert await client.send("GET /x") == 1
+            assert closed.acquire(timeout=20)  # the loop is busy meanwhile
+            assert await client.send("GET /x") == 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(main())
+        thread.join(20)
 
 
 async def test_what_a_peer_says_unasked_is_not_taken_for_an_answer():

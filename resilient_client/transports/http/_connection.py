@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import select
 import socket
+import sys
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
 import h11
@@ -18,6 +21,8 @@ from resilient_client.errors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilient_client.transports.http._pool import Pool
 
 _MAX_HEAD = 64 * 1024
@@ -27,9 +32,14 @@ _timeout = re.compile(rb"timeout *= *([0-9]{1,6})", re.IGNORECASE).search
 
 
 class Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+    """One connection, one request at a time.
+
+    Attributes:
+        unread: whether something has arrived that the loop has not looked at yet: the end, say.
+    """
 
     transport: asyncio.Transport
+    unread: Callable[[], object]
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -52,8 +62,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.unread = _readable(sock.fileno())
 
     def data_received(self, data: bytes) -> None:
         if self.complete:  # an answer to nothing
@@ -241,3 +251,11 @@ class Connection(asyncio.Protocol):
         if not self.complete:
             self._fail(error)
         self.abort()
+
+
+def _readable(descriptor: int) -> Callable[[], object]:
+    if sys.platform == "win32":
+        return lambda: select.select([descriptor], [], [], 0)[0]
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return partial(poll.poll, 0)

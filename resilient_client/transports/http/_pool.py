@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from resilient_client.message import Call
 
 
+_TURNS = 3  # of a loop, in which it notices what has arrived on a connection
+
+
 class Pool:
     """The connections to one server.
 
@@ -84,14 +87,31 @@ class Pool:
                 self._open += 1
             else:
                 connection = await self._turn(deadline, call)
-            if connection is None or connection.closed:
-                try:
-                    connection = await self._dial(deadline, call)
-                except BaseException:
-                    self._give(None)
-                    raise
+        if connection is not None and connection.unread():
+            connection = await self._looked_at(connection)
+        if connection is None or connection.closed:
+            try:
+                connection = await self._dial(deadline, call)
+            except BaseException:
+                self._give(None)
+                raise
         self._busy.add(connection)
         return connection
+
+    async def _looked_at(self, connection: Connection) -> Connection | None:
+        """It, unless the peer has closed it while this loop was busy with something else."""
+        self._busy.add(connection)
+        try:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+        except BaseException:
+            self.release(connection)
+            raise
+        self._busy.discard(connection)
+        if connection.reusable:
+            return connection
+        connection.abort()
+        return None
 
     def release(self, connection: Connection) -> None:
         """Done with it: it is kept if it is fit for another request, and closed if it is not."""
