@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
 from math import inf
@@ -230,6 +230,8 @@ class Message(Record):
             such.
         ambient: the context of whoever handed it over, where that is a caller of ours (the ASGI
             application that this server is mounted in).
+        batch: where it stands for a batch, a function that gives the headers of each in it; its own
+            are those of the first.
     """
 
     route: str
@@ -242,3 +244,4 @@ class Message(Record):
     codec: Codec | None = None
     status_of: Callable[[Reply], int | str] | None = None
     ambient: Context | None = None
+    batch: Callable[[], Sequence[Mapping[str, str]]] | None = None

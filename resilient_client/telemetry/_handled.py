@@ -30,10 +30,13 @@ class HandlingRecord:
     Attributes:
         context: what is current while the handler's own code runs.
         items: how many values of a streamed answer were made.
+
+    Args:
+        batch: how many messages this one stands for, None where it is one of its own.
     """
 
-    __slots__ = ("_ended", "_job", "_message", "_method", "_recorder", "_span", "_started",
-                 "context", "items")  # fmt: skip
+    __slots__ = ("_batch", "_ended", "_job", "_message", "_method", "_recorder", "_span",
+                 "_started", "context", "items")  # fmt: skip
 
     def __init__(
         self,
@@ -42,8 +45,10 @@ class HandlingRecord:
         parent: Context,
         links: list[Link] | None,
         job: Job,
+        batch: int | None = None,
     ) -> None:
         message = job.message
+        self._batch = batch
         self._recorder = recorder
         self._method = method
         self._job = job
@@ -66,6 +71,8 @@ class HandlingRecord:
             span.set_attribute(names.CORRELATION_ID, correlation_id)
             if attempt > 1:
                 span.set_attribute(names.ATTEMPT_NUMBER, attempt)
+            if self._batch is not None:
+                span.set_attribute(names.MESSAGING_BATCH_MESSAGE_COUNT, self._batch)
             if names.HTTP_ROUTE in self._method.labels:
                 span.set_attribute(names.URL_PATH, str(self._message.raw.get("path", ""))[:1024])
 
@@ -149,7 +156,8 @@ class HandlingRecord:
         elapsed = self._recorder.now() - self._started
         if method.kind is SpanKind.CONSUMER:
             instruments.process.record(elapsed, method.labels_of(kind), self.context)
-            method.count(instruments, names.MESSAGING_CLIENT_CONSUMED_MESSAGES, None)
+            consumed = names.MESSAGING_CLIENT_CONSUMED_MESSAGES
+            method.count(instruments, consumed, None, self._batch or 1)
         elif names.HTTP_ROUTE in method.labels:
             instruments.http_server.record(elapsed, method.labels_of(kind, status), self.context)
         else:

@@ -179,12 +179,14 @@ class Method:
             labels = self._labels_by_end[kind, status] = own
         return labels
 
-    def count(self, instruments: Instruments, counter: str, kind: str | None) -> None:
-        """Count one message, with the `error.type` it ended with."""
+    def count(
+        self, instruments: Instruments, counter: str, kind: str | None, messages: int = 1
+    ) -> None:
+        """Count messages, with the `error.type` they ended with."""
         cell = self.counted.get(kind)
         if cell is None:
             cell = self.counted[kind] = instruments.cell(counter, self.labels_of(kind))
-        cell.value += 1
+        cell.value += messages
 
 
 class Methods:

@@ -68,7 +68,8 @@ class ServerTelemetry(Recorder):
         """Handle a message inside a span.
 
         A request's is a SERVER span that continues the caller's trace, an event's a CONSUMER span:
-        a child of its sender's, and linked to it.
+        a child of its sender's, and linked to it. A batch's belongs to none of its senders' traces,
+        and is linked to all of them.
         """
         message = job.message
         if message.received >= self.next_probe:
@@ -77,7 +78,7 @@ class ServerTelemetry(Recorder):
             return handle(job, handler, context)
         if self.recording:
             return self._recorded(handle, job, handler, context)
-        if self.signs.isdisjoint(message.headers):
+        if message.batch is not None or self.signs.isdisjoint(message.headers):
             return handle(job, handler, context)
         return self._carried(handle, job, handler, context)
 
@@ -106,8 +107,12 @@ class ServerTelemetry(Recorder):
         context: HandlerContext,
     ) -> Reply:
         message, is_event = job.message, job.message.id is None or bool(job.several)
-        scheme = context.transport
-        if (outer := _ambient(message)) is not None:
+        scheme, batch = context.transport, None
+        if message.batch is not None:
+            method = self._methods.get(scheme, handler.route, is_event)
+            parent, several = _ROOT, message.batch()
+            links, batch = self._links(several), len(several)
+        elif (outer := _ambient(message)) is not None:
             method = self._inner.get(scheme, handler.route, is_event)
             parent, links = outer, None
         else:
@@ -115,7 +120,7 @@ class ServerTelemetry(Recorder):
                 scheme = "https"
             method = self._methods.get(scheme, handler.route, is_event)
             parent, links = self._parent(message.headers, link=method.kind is SpanKind.CONSUMER)
-        record = HandlingRecord(self, method, parent, links, job)
+        record = HandlingRecord(self, method, parent, links, job, batch)
         given = message.headers.get(CORRELATION_HEADER)
         if given != context.correlation_id:
             if given is not None and self.instruments is not None:
@@ -153,6 +158,17 @@ class ServerTelemetry(Recorder):
         if self._trust == "link":
             return _ROOT, [Link(context)] if context.is_valid else None
         return remote, [Link(context)] if link and context.is_valid else None
+
+    def _links(self, several: Iterable[Mapping[str, str]]) -> list[Link] | None:
+        """What a batch of messages with these headers is linked to."""
+        if self._trust == "ignore":
+            return None
+        contexts = [
+            get_current_span(self.propagation.extract(headers)).get_span_context()
+            for headers in several
+            if self.propagation.present(headers)
+        ]
+        return [Link(context) for context in contexts if context.is_valid]
 
     def refused(self, reason: str, message: Message, transport: str) -> None:
         """No handler was started: there is none, the server is full or ending, or it is too late.

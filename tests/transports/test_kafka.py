@@ -37,6 +37,7 @@ from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
 from tests.peers.kafka import Kafka
 from tests.peers.nest import NestClient, nest_missing
+from tests.telemetry.kit import Recorded
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -526,6 +527,31 @@ async def test_a_handler_of_batches_gets_lists_in_order(kafka_broker: Kafka, uni
         await eventually(lambda: sum(map(len, batches)) == 40)
     assert [n for batch in batches for n in batch] == list(range(40))
     assert max(map(len, batches)) == 10
+
+
+async def test_a_batch_is_linked_to_each_of_its_senders_and_continues_no_trace(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    recorded = Recorded()
+    sizes: list[int] = []
+    server = Server(kafka_broker.url, telemetry=recorded.settings, group=unique)
+
+    @server.event_pattern(f"{unique}.traced", batch=10)
+    async def traced(items: list[int]) -> None:
+        sizes.append(len(items))
+
+    options = {"telemetry": recorded.settings}
+    async with server, ClientProxy(kafka_broker.url, **options) as client:  # type: ignore[arg-type]
+        await asyncio.gather(*(client.emit(f"{unique}.traced", n) for n in range(12)))
+        await eventually(lambda: sum(sizes) == 12)
+    sent = [span for span in recorded.spans if span.kind.name == "PRODUCER"]
+    taken = [span for span in recorded.spans if span.kind.name == "CONSUMER"]
+    assert len(taken) == len(sizes) < len(sent) == 12
+    assert [span.parent for span in taken] == [None] * len(taken)
+    assert [(span.attributes or {})["messaging.batch.message_count"] for span in taken] == sizes
+    linked = [link.context.span_id for span in taken for link in span.links]
+    assert sorted(linked) == sorted(span.context.span_id for span in sent)
+    assert recorded.value("messaging.client.consumed.messages") == 12
 
 
 async def test_of_a_batch_that_fails_only_the_culprit_is_set_aside(

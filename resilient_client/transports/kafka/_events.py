@@ -119,6 +119,7 @@ class Events:
             message.body = [each.value for each in records]
             message.codec = self._batch_values  # type: ignore[assignment]
             message.raw = records
+            message.batch = lambda: [metadata_of(each.headers, each.key) for each in records]
         return message
 
     async def _heard(self, lane: Lane, records: list[Any], attempt: int, reply: Reply) -> None:
