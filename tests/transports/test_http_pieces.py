@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import gzip
 import inspect
 import ssl
 import time
@@ -50,6 +51,7 @@ from resilient_client.transports.http._events import (
     value_event,
 )
 from resilient_client.transports.http._fields import Fields, FieldsCodec, fields
+from resilient_client.transports.http._items import stream_reader
 from resilient_client.transports.http._requests import header, plain_target, prepare, rest_template
 from resilient_client.transports.http._routing import Found, Router, path_segments
 
@@ -148,7 +150,11 @@ def test_values_in_a_url_read_as_in_json():
 
 
 @pytest.mark.parametrize(
-    "data", [None, {}, {"id": None}, {"id": ""}, {"id": ".."}, {"id": "."}, {"id": [1]}, [1], 5]
+    "data",
+    [
+        *(None, {}, {"id": None}, {"id": ""}, {"id": ".."}, {"id": "."}, {"id": [1]}, [1], 5),
+        *({"id": "../admin"}, {"id": "a/../../b"}, {"id": "a\\.."}, {"id": "./"}),
+    ],
 )
 def test_a_path_parameter_that_would_name_another_resource_is_refused(data: Any):
     with pytest.raises(PayloadError) as caught:
@@ -164,14 +170,18 @@ def test_a_query_holds_no_objects():
 
 
 def test_a_broken_template_is_a_mistake():
-    for pattern in ("GET /a/{}", "GET /a/{1}", "GET /a/{b", "GET /{a}/{a}"):
+    for pattern in ("GET /a/{}", "GET /a/{1}", "GET /a/{b", "GET /{a}/{a}", "GET /a?b={b}"):
         with pytest.raises(ConfigurationError):
             rest_template(pattern)
     for pattern in ("get /a", "GET a", "FETCH /a", "GET", "GET  /a", "users"):
         assert rest_template(pattern) is None
 
 
-scalars = st.one_of(text.filter(lambda t: t not in ("", ".", "..")), st.integers(), st.booleans())
+scalars = st.one_of(
+    text.filter(lambda t: t and not {".", ".."} & set(t.replace("\\", "/").split("/"))),
+    st.integers(),
+    st.booleans(),
+)
 
 
 @given(scalars, text, st.lists(text, min_size=2, max_size=3))
@@ -299,7 +309,6 @@ def test_every_kind_of_line_end_is_one(end: bytes, size: int):
     events = []
     for i in range(0, len(wire), size):
         events += reader.feed(wire[i : i + size])
-    events += reader.feed(b"\n")
     assert events == [("odd", b"a\nb"), ("", b""), ("", b"c")]
 
 
@@ -320,6 +329,13 @@ def test_the_last_line_of_ndjson_needs_no_end():
     assert reader.feed(b'{"a":1}\n\n[2') == [("", b'{"a":1}')]
     assert reader.feed(b"]") == []
     assert reader.rest() == [("", b"[2]")]
+    assert reader.feed(b"3\r\n") == [("", b"3")]
+    assert reader.rest() == []
+
+
+@pytest.mark.parametrize("name", ["x-ndjson", "ndjson", "jsonl", "x-jsonlines", "stream+json"])
+def test_ndjson_goes_by_several_names(name: str):
+    assert isinstance(stream_reader(f"application/{name}; charset=utf-8", 100), JsonLinesReader)
 
 
 # ------------------------------------------------------------------------------------ answers
@@ -374,7 +390,12 @@ def test_what_the_peer_said_is_kept_untouched():
     assert failed(418, b"", {}).message == "418 I'm a Teapot"
     assert failed(400, b"", {}, reason="Because").message == "400 Because"
     assert failed(400, b'{"detail":"why"}').message == "why"
-    assert "elsewhere.test" in failed(301, b"", {"location": "http://elsewhere.test/"}).hint
+
+
+def test_a_hint_says_where_a_service_has_gone_but_nothing_secret():
+    moved = failed(302, b"", {"location": "https://me:word@elsewhere.test/a?signature=b#token=c"})
+    assert moved.hint.endswith("redirects to https://***@elsewhere.test/a")
+    assert "redirect" not in failed(304, b"", {}).hint
 
 
 def test_only_our_own_server_says_that_nobody_handles_it():
@@ -398,7 +419,7 @@ def test_an_unprocessable_payload_is_ours_by_its_code():
     assert isinstance(late, DeadlineExceeded)
 
 
-def test_retry_after_is_a_number_or_a_date():
+def test_retry_after_is_a_number_or_a_date(monkeypatch: pytest.MonkeyPatch):
     assert retry_after("3", None) == 3.0
     assert retry_after(" 0 ", None) == 0.0
     soon = format_datetime(datetime.fromtimestamp(time.time() + 30, UTC), usegmt=True)
@@ -407,6 +428,14 @@ def test_retry_after_is_a_number_or_a_date():
     assert retry_after("Sat, 01 Jan 2050 00:00:07 GMT", "Sat, 01 Jan 2050 00:00:00 GMT") == 7.0
     for nonsense in ("", "soon", "-1", "1.5", "9" * 400, "\u00b2", "Fri, 99 Foo 1999 23:59:59 GMT"):
         assert retry_after(nonsense, None) is None, nonsense
+    with monkeypatch.context() as patch:  # every date is GMT, also without saying so
+        patch.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        try:
+            assert retry_after("Sat Jan  1 00:00:07 2050", "Sat, 01 Jan 2050 00:00:00 GMT") == 7.0
+        finally:
+            patch.undo()
+            time.tzset()
     throttled = failed(503, b"", {"retry-after": "2"})
     assert isinstance(throttled, Throttled)
     assert throttled.retry_after == 2
@@ -427,9 +456,45 @@ def test_a_value_is_json_or_for_rest_text():
     assert isinstance(page, Text)
     assert (page.decode(Any), page.decode(str), page.decode(bytes)) == ("é", "é", b"\xe9")
     assert Text(b"\x00", "image/png").decode(Any) == b"\x00"
+    assert page.decode(str | None) == "é"
+    assert page.decode(bytes | None) == b"\xe9"
     assert Text(b"a", "text/plain; charset=none-such").decode(str) == "a"
     with pytest.raises(PayloadError):
         page.decode(int)
+
+
+@pytest.mark.parametrize(
+    ("content", "media"),
+    [
+        (b"\xef\xbb\xbf" + '"é"'.encode(), "application/json"),
+        (b'"\xe9"', "application/json; charset=ISO-8859-1"),
+        ('"é"'.encode("utf-16"), "application/json; charset=utf-16"),
+        ('"é"'.encode(), "application/json; charset=none-such"),
+        ('"é"'.encode(), "application/json; charset=hex"),
+    ],
+)
+def test_json_is_read_with_a_byte_order_mark_and_in_other_charsets(content: bytes, media: str):
+    body = value_of(200, {"content-type": media}, content, plain=False)
+    assert CODEC.decode(body) == "é"
+    assert failed(400, content, {"content-type": media}).payload == "é"
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "unicode_escape"])
+def test_what_is_no_charset_is_not_used_as_one(charset: str):
+    assert Text(b"a-b\\n", f"text/plain; charset={charset}").text() == "a-b\\n"
+
+
+def test_a_packed_answer_is_read_whole_and_in_the_customary_ways():
+    members = gzip.compress(b"[1,") + gzip.compress(b"2]")
+    assert unpacked(members, "gzip", 100) == b"[1,2]"
+    assert unpacked(members + b"\0\0", "x-gzip", 5) == b"[1,2]"
+    assert unpacked(members, "gzip", 4) is None
+    headless = zlib.compressobj(wbits=-15)
+    assert unpacked(headless.compress(b"[1]") + headless.flush(), "deflate", 100) == b"[1]"
+    large = gzip.compress(bytes(range(256)) * 4000, compresslevel=0)
+    assert unpacked(large + large, "gzip", 2**22) == bytes(range(256)) * 8000
+    with pytest.raises(ProtocolError, match="members"):
+        unpacked(gzip.compress(b"") * 10_001, "gzip", 100)
 
 
 def test_a_packed_answer_unpacks_within_the_limit():

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 
@@ -394,6 +395,32 @@ async def test_informational_answers_are_passed_over(kind: str):
         assert await client.send("x") == 1
 
 
+@pytest.mark.parametrize(
+    "says", [b"220 mail ESMTP\r\n", b"\0\0\x12\4\0\0\0\0\0", b"H", b"SSH-2.0-a"]
+)
+async def test_what_is_no_http_is_told_by_its_first_bytes(says: bytes):
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(says)
+        if says == b"H":
+            await reader.read(1)
+        await silence(reader, writer)
+
+    async with scripted(serve) as peer, calling(peer.url) as client:
+        error = await fails(client, timeout=0.2 if says == b"H" else 20.0)
+    assert isinstance(error, DeadlineExceeded if says == b"H" else ProtocolError)
+
+
+async def test_the_query_of_the_callers_client_is_added_to_the_calls(rest: Service):
+    async with httpx.AsyncClient(params={"page": 2}, trust_env=False) as own:
+        async with ClientProxy(rest.url, client=own, telemetry=False) as client:
+            assert await client.send("GET /users/{id}", {"id": 7, "x": 1}) == {"user": 7, "page": 2}
+            assert await client.send("GET /users/{id}", {"id": 7, "page": 3}) == {
+                "user": 7,
+                "page": 3,
+            }
+
+
 async def test_a_flood_of_informational_answers_is_not():
     early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
     async with scripted(answers(early * 100 + ok(b"1"))) as peer, calling(peer.url) as client:
@@ -585,6 +612,12 @@ async def test_https_to_a_peer_without_tls_is_no_connection():
 
 
 # ---------------------------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("client", [httpx.Client(), httpx.AsyncClient, httpx, 5])
+def test_what_is_no_asynchronous_client_is_refused(client: Any):
+    with pytest.raises(ConfigurationError, match="AsyncClient"):
+        ClientProxy("http://127.0.0.1:1", client=client)
 
 
 def test_settings_that_mean_nothing_are_refused():

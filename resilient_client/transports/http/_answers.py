@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import time
 import zlib
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from resilient_client.errors import (
     ProtocolError,
     RemoteError,
     ResilientClientError,
+    redact,
     remote_error,
 )
 from resilient_client.message import NO_VALUE
@@ -27,7 +30,12 @@ if TYPE_CHECKING:
     from resilient_client.codecs import Codec
 
 _MAX_TEXT = 500  # characters of a body that is no JSON, in an error's message
+_GZIP = b"\x1f\x8b"
+_PIECE, _MAX_MEMBERS = 64 * 1024, 10_000  # what follows in a piece is copied for each member
+_MARK = b"\xef\xbb\xbf"
 _charset = re.compile(r"charset=\"?([A-Za-z0-9._:-]+)", re.IGNORECASE).search
+_NO_CHARSETS = frozenset({"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"})
+"""What Python calls text encodings besides; to decode a megabyte of some takes minutes."""
 
 
 class Text:
@@ -42,17 +50,16 @@ class Text:
 
     def text(self) -> str:
         """Decoded as its media type says, UTF-8 by default."""
-        match = _charset(self.media)
         try:
-            return self.content.decode(match[1] if match else "utf-8", "replace")
-        except LookupError:
+            return self.content.decode(charset_of(self.media), "replace")
+        except LookupError:  # one of bytes to bytes
             return self.content.decode("utf-8", "replace")
 
     def decode(self, hint: Any) -> Any:
         """As `Any` (text as str, anything else as bytes), str or bytes."""
-        if hint is bytes:
+        if hint is bytes or hint == bytes | None:
             return self.content
-        if hint is str:
+        if hint is str or hint == str | None:
             return self.text()
         if hint is Any:
             textual = self.type.startswith("text/") or self.type.endswith("xml")
@@ -62,6 +69,28 @@ class Text:
             sent=True,
             hint="ask with returns=str or returns=bytes",
         )
+
+
+def charset_of(media: str) -> str:
+    """Python's name of a media type's charset; UTF-8 without one, or where it is none."""
+    match = _charset(media)
+    if match is None:
+        return "utf-8"
+    try:
+        name = codecs.lookup(match[1]).name
+    except LookupError:
+        return "utf-8"
+    return "utf-8" if name in _NO_CHARSETS else name
+
+
+def json_of(content: bytes, media: str) -> bytes:
+    """JSON as it is to be; some services begin with a byte order mark, or have another charset."""
+    if media != "application/json" and (charset := charset_of(media)) not in ("utf-8", "ascii"):
+        try:
+            return content.decode(charset).encode()
+        except (LookupError, UnicodeError):
+            return content
+    return content.removeprefix(_MARK)
 
 
 def is_json(media: str) -> bool:
@@ -87,7 +116,7 @@ def value_of(status: int, headers: Mapping[str, str], content: bytes, *, plain: 
         return NO_VALUE
     media = headers.get("content-type", "")
     if is_json(media) or (plain and not media):
-        return content
+        return json_of(content, media)
     if not plain:
         return Text(content, media)
     raise ProtocolError(
@@ -112,7 +141,7 @@ def error_of(
     if content:
         if is_json(media):
             try:
-                payload = codec.decode(content)
+                payload = codec.decode(json_of(content, media))
             except PayloadError:
                 payload = Text(content, "").text()
         else:
@@ -138,8 +167,10 @@ def error_of(
     if isinstance(error, RemoteError) and not error.message:
         error.message = _message(status, reason, payload)
         error.args = (error.message,)
-    if 300 <= status < 400 and isinstance(error, RemoteError):
-        where = headers.get("location", "elsewhere")[:_MAX_TEXT]
+    where = headers.get("location")
+    if where and 300 <= status < 400 and isinstance(error, RemoteError):
+        # a signature or a token may be in the rest
+        where = redact(where.partition("?")[0].partition("#")[0])[:_MAX_TEXT]
         error.hint = f"the service has moved: it redirects to {where}"
     return error
 
@@ -187,16 +218,30 @@ def unpacked(content: bytes, encoding: str, limit: int) -> bytes | None:
         return content
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ProtocolError(f"the answer is packed as {encoding}, which nobody asked for")
-    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)
-    try:
-        text = unpack.decompress(content, limit + 1)
-    except zlib.error as error:
-        raise ProtocolError(f"the answer is not {encoding}: {error}") from error
-    if len(text) > limit:
-        return None
-    if not unpack.eof:
-        raise ProtocolError(f"the answer ends in the middle of its {encoding}")
-    return text
+    kind = zlib.MAX_WBITS | 32
+    if encoding == "deflate" and (content[0] & 0x0F != 8 or int.from_bytes(content[:2]) % 31):
+        kind = -zlib.MAX_WBITS  # without zlib's header, against the standard but common
+    parts: list[bytes] = []
+    size = members = 0
+    left = memoryview(content)
+    while not members or (bytes(left[:2]) == _GZIP and members < _MAX_MEMBERS):
+        members += 1
+        unpack = zlib.decompressobj(kind)
+        while left and not unpack.eof:
+            piece = left[:_PIECE]
+            try:
+                parts.append(unpack.decompress(piece, limit + 1 - size))
+            except zlib.error as error:
+                raise ProtocolError(f"the answer is not {encoding}: {error}") from error
+            size += len(parts[-1])
+            if size > limit:
+                return None
+            left = left[len(piece) - len(unpack.unused_data) :]
+        if not unpack.eof:
+            raise ProtocolError(f"the answer ends in the middle of its {encoding}")
+    if bytes(left[:2]) == _GZIP:
+        raise ProtocolError(f"the answer is {encoding} in more than {_MAX_MEMBERS} members")
+    return b"".join(parts)
 
 
 def retry_after(value: str | None, date: str | None) -> float | None:
@@ -218,6 +263,7 @@ def retry_after(value: str | None, date: str | None) -> float | None:
 
 def _timestamp(text: str) -> float | None:
     try:
-        return parsedate_to_datetime(text[:100]).timestamp()
+        when = parsedate_to_datetime(text[:100])
+        return (when.replace(tzinfo=UTC) if when.tzinfo is None else when).timestamp()
     except (ValueError, TypeError, OverflowError, IndexError):
         return None

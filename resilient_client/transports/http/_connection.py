@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import h11
 
 from resilient_client.errors import (
+    ConnectError,
     ConnectionLost,
     PayloadError,
     ProtocolError,
@@ -53,6 +54,7 @@ class Connection(asyncio.Protocol):
         self._head: h11.Response | None = None
         self._error: ResilientClientError | None = None
         self._late = False
+        self._begun = True  # the answer
         self.complete = True  # nothing more is to come for the request in progress
         self.closed = False
         self.keep_until = 0.0
@@ -69,6 +71,13 @@ class Connection(asyncio.Protocol):
         if self.complete:  # an answer to nothing
             self.abort()
             return
+        if not self._begun:
+            self._begun = True
+            if data[:5] != b"HTTP/"[: len(data)]:  # h11 would wait for the end of what is no head
+                text = f"{self._pool.endpoint} does not speak HTTP/1.1: it says {data[:24]!r}"
+                self._fail(ProtocolError(text))
+                self.abort()
+                return
         self._h11.receive_data(data)
         self._advance()
 
@@ -141,7 +150,10 @@ class Connection(asyncio.Protocol):
 
         Raises:
             PayloadError: it is none; nothing was written.
+            ConnectError: the peer has just closed the connection; nothing was written.
         """
+        if self.closed or self.transport.is_closing():
+            raise ConnectError(f"{self._pool.endpoint} closed the connection at once")
         if self._h11.our_state is h11.DONE:
             self._h11.start_next_cycle()
         try:
@@ -156,7 +168,7 @@ class Connection(asyncio.Protocol):
         self._head = self._error = None
         self._chunks.clear()
         self._size = self._informational = 0
-        self.complete = self._late = False
+        self.complete = self._late = self._begun = False
         self.transport.write(b"".join(data))
 
     async def head(self) -> h11.Response:

@@ -12,7 +12,13 @@ from typing import NamedTuple
 from resilient_client.errors import PayloadError
 
 EVENT_STREAM = "text/event-stream"
-NDJSON = frozenset({"application/x-ndjson", "application/jsonl", "application/json-lines"})
+NDJSON = frozenset(
+    f"application/{name}"
+    for name in """
+    x-ndjson ndjson jsonl json-lines jsonlines x-jsonlines stream+json
+    """.split()
+)
+_MARK = b"\xef\xbb\xbf"
 
 
 class Event(NamedTuple):
@@ -46,14 +52,16 @@ def _too_long(limit: int) -> PayloadError:
 
 
 class LineReader:
-    """Chunks in, lines out, none longer than `limit`."""
+    """Chunks in, lines out, none longer than `limit`; without a byte order mark before them."""
 
-    __slots__ = ("_limit", "_rest", "_size")
+    __slots__ = ("_begun", "_half", "_limit", "_rest", "_size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._rest: list[bytes] = []
         self._size = 0
+        self._begun = False
+        self._half = False  # the last line ended with the first half of an end, perhaps
 
     def feed(self, chunk: bytes) -> list[bytes]:
         r"""The lines completed by this chunk, without their ends (`\n`, `\r\n` or `\r`).
@@ -61,16 +69,22 @@ class LineReader:
         Raises:
             PayloadError: a line is longer than the limit.
         """
-        if b"\n" not in chunk and b"\r" not in chunk and b"\r" not in b"".join(self._rest[-1:]):
+        if self._half and chunk:
+            self._half = False
+            chunk = chunk.removeprefix(b"\n")
+        if b"\n" not in chunk and b"\r" not in chunk:
             self._keep(chunk)
             return []
         text = b"".join((*self._rest, chunk))
         self._rest.clear()
         self._size = 0
-        held = text.endswith(b"\r")  # perhaps the first half of an end
+        self._half = text.endswith(b"\r")
         lines = text.splitlines(keepends=True)
-        if held or not text.endswith(b"\n"):
+        if not text.endswith((b"\n", b"\r")):
             self._keep(lines.pop())
+        if not self._begun and lines:
+            self._begun = True
+            lines[0] = lines[0].removeprefix(_MARK)
         for line in lines:
             if len(line) > self._limit + 2:
                 raise _too_long(self._limit)
@@ -86,7 +100,7 @@ class LineReader:
 class EventReader:
     """Server-sent events out of chunks."""
 
-    __slots__ = ("_data", "_limit", "_lines", "_size", "_started", "_type")
+    __slots__ = ("_data", "_limit", "_lines", "_size", "_type")
 
     def __init__(self, limit: int) -> None:
         self._lines = LineReader(limit + 64)
@@ -94,13 +108,9 @@ class EventReader:
         self._data: list[bytes] = []
         self._size = 0
         self._type = ""
-        self._started = False
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by this chunk; `PayloadError` when one is too long."""
-        if not self._started:
-            self._started = True
-            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
         events = []
         for line in self._lines.feed(chunk):
             if not line:

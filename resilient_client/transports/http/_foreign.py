@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from resilient_client.clock import call_later
 from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 _LEFT_ALONE = 30.0
 """Seconds that a request nobody waits for any more may go on in the background."""
+
+
+def is_async_client(client: Any) -> bool:
+    """Whether it has httpx's `AsyncClient` API: its `Client` has nearly the same."""
+    return (
+        not isinstance(client, type)
+        and callable(getattr(client, "build_request", None))
+        and (hasattr(client, "aclose") or not hasattr(client, "close"))
+    )
 
 
 def cancels_safely(client: Any) -> bool:
@@ -162,6 +172,7 @@ class ForeignClient:
             outgoing = self._client.build_request(
                 request.method,
                 self._origin + request.target,
+                params=self._params(request),
                 content=request.content,
                 headers=headers,
                 timeout=(connect, read, read, connect),
@@ -182,6 +193,12 @@ class ForeignClient:
             elif type(mapped) is ConnectError and self._clock.now() >= now + left:
                 mapped = call.unready(str(mapped))
             raise mapped from error
+
+    def _params(self, request: HttpRequest) -> Any:
+        """The call's query where the client has one of its own, which would replace it."""
+        if not getattr(self._client, "params", None):
+            return None
+        return parse_qsl(request.target.partition("?")[2], keep_blank_values=True)
 
     async def connect(self, deadline: float) -> None:
         """Nothing is known of such a client before the first call."""

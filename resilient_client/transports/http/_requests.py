@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _IN_QUERY = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _PARAMETER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_slash = re.compile(r"[/\\]").split
 # RFC 3986 section 3.3: what a segment may hold beside the unreserved characters.
 _SEGMENT = ":@!$&'()*+,;="
 _token = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch  # RFC 9110 section 5.6.2
@@ -59,7 +60,7 @@ def rest_template(route: str) -> Template | None:
     """The parts of `"GET /users/{id}"`; None when the route is a plain one.
 
     Raises:
-        ConfigurationError: braces that hold no name, or the same name twice.
+        ConfigurationError: braces that hold no name, or stand in the query, or the same name twice.
     """
     match = rest_parts(route)
     if match is None:
@@ -70,6 +71,11 @@ def rest_template(route: str) -> Template | None:
     if any("{" in piece or "}" in piece for piece in literals):
         raise ConfigurationError(
             f"{route!r}: a path parameter is a name in braces", hint='as in "GET /users/{id}"'
+        )
+    if "{" in query or "}" in query:
+        raise ConfigurationError(
+            f"{route!r}: the query takes no parameters in braces",
+            hint="what of the data is not in the path becomes the query",
         )
     if len(set(parameters)) != len(parameters):
         raise ConfigurationError(f"{route!r} names a path parameter twice")
@@ -149,7 +155,8 @@ def _path_value(name: str, values: dict[str, Any], codec: Codec, route: str) -> 
             f"{route}: the data has no {name!r} for the path", hint=f'add "{name}" to the data'
         )
     text = _text(values.pop(name), codec)
-    if text is None or text in ("", ".", ".."):  # it would be another resource's path
+    # It would be another resource's path, now or after a proxy has decoded and tidied it up.
+    if not text or any(part in (".", "..") for part in _slash(text)):
         raise PayloadError(
             f"{route}: {name!r} cannot be a part of a path: empty, dots or no scalar"
         )

@@ -19,7 +19,7 @@ from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._socket import client_tls
 from resilient_client.transports._transport import BaseTransport
 from resilient_client.transports.http._answers import Text, error_of, is_ours, unpacked, value_of
-from resilient_client.transports.http._foreign import ForeignClient
+from resilient_client.transports.http._foreign import ForeignClient, is_async_client
 from resilient_client.transports.http._items import HttpItems, stream_reader
 from resilient_client.transports.http._requests import IDEMPOTENT, header, prepare, rest_template
 
@@ -108,9 +108,10 @@ class ClientTransport(BaseTransport):
             raise ConfigurationError(
                 "tls= and trust_env= mean nothing beside client=", hint="set them on that client"
             )
-        elif not callable(getattr(client, "build_request", None)):
+        elif not is_async_client(client):
             raise ConfigurationError(
-                f"client= is {type(client).__name__}, without httpx's AsyncClient API"
+                f"client= is {type(client).__name__}, without httpx's AsyncClient API",
+                hint="give an object such as httpx.AsyncClient()",
             )
         else:
             owned = False
@@ -194,7 +195,7 @@ class ClientTransport(BaseTransport):
         status = call.status = answer.status
         headers = answer.headers
         good = 200 <= status < 300
-        packed = headers.get("content-encoding", "identity").strip().lower()
+        packed = headers.get("content-encoding", "").strip().lower() or "identity"
         if good and call.kind == "stream":
             reader = stream_reader(headers.get("content-type", ""), self._max_size)
             if reader is not None:
