@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.admin import CreateAclsRequest
 from aiokafka.record.util import calc_crc32c
 
 from resilient_client import (
@@ -892,3 +894,61 @@ async def test_mutual_tls_and_access_rules(new_broker: Callable[..., Kafka], uni
         server.message_pattern(f"{unique}.echo")(lambda: None)
         refused = await error_of(server.start())
         assert isinstance(refused, ConfigurationError), refused
+
+
+DESCRIBE, READ, WRITE = 8, 3, 4  # of Kafka's operations
+
+
+@pytest.mark.timeout(180)
+async def test_a_request_whose_reply_may_not_be_read_is_not_sent_and_costs_no_other_call(
+    new_broker: Callable[..., Kafka], unique: str
+) -> None:
+    broker = await asyncio.to_thread(new_broker, Kafka, secure=True, authorizer=True)
+    handled: list[str] = []
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    server = Server(broker.url, telemetry=False, group=unique)
+
+    @server.message_pattern(f"{unique}.mine")
+    async def mine(payload: str) -> str:
+        begun.set()
+        await go_on.wait()
+        return payload
+
+    server.message_pattern(f"{unique}.other")(handled.append)
+    url = f"kafka://alice:alice-secret@{broker.host}:{broker.sasl_port}"
+    async with server:
+        for topic, operation in (
+            (f"{unique}.mine", WRITE),
+            (f"{unique}.mine.reply", READ),
+            (f"{unique}.other", WRITE),
+            (f"{unique}.other.reply", DESCRIBE),
+        ):
+            await grant(broker, topic, operation)
+        async with client_of(url) as client:
+            pending = asyncio.create_task(client.send(f"{unique}.mine", "a"))
+            await begun.wait()
+            error = await error_of(client.send(f"{unique}.other", "b"))
+            go_on.set()
+            assert await pending == "a"
+    assert isinstance(error, ConfigurationError), error
+    assert not error.sent
+    assert "ACLs" in error.hint
+    assert handled == []
+    # a server may not read what it would handle
+    server = Server(url, telemetry=False, group=unique)
+    server.message_pattern(f"{unique}.mine")(handled.append)
+    error = await error_of(server.start())
+    assert isinstance(error, ConfigurationError), error
+    assert f"{unique}.mine" in str(error)
+
+
+async def grant(broker: Kafka, topic: str, operation: int) -> None:
+    """Allow it to alice, from wherever."""
+    client = AIOKafkaClient(bootstrap_servers=broker.bootstrap)
+    await client.bootstrap()
+    try:
+        topics, literal, allow = 2, 3, 3
+        what = (topics, topic, literal, "User:alice", "*", operation, allow)
+        await client.send(client.get_random_node(), CreateAclsRequest(*what))
+    finally:
+        await client.close()

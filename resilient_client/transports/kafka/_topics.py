@@ -12,6 +12,7 @@ from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports.kafka._aiokafka import (
     CreateTopicsRequest,
+    FetchRequest,
     MetadataRequest,
     OffsetRequest,
     errors,
@@ -29,6 +30,7 @@ _LONGEST = 249  # characters, Kafka's own limit
 _possible = re.compile(r"[a-zA-Z0-9._-]+").fullmatch
 
 _UNCOMMITTED, _END = 0, -1  # isolation level; timestamp
+_NOWHERE = 2**62  # an offset where nothing can be
 _NONE, _UNKNOWN, _INVALID = 0, 3, 17  # error codes
 _DENIED = (29, 31)  # topic, cluster
 _EXISTS, _TOO_FEW_BROKERS, _NOT_CONTROLLER, _POLICY, _TIMED_OUT = 36, 38, 41, 44, 7
@@ -185,6 +187,24 @@ class Topics:
                 raise error(name)
             await asyncio.sleep(RETRY_WAIT)  # a topic that was just made
             await self._look([name])
+
+    async def check_readable(self, names: Iterable[str], partition: int = 0) -> None:
+        """Ask whether this user may read them: a consumer is told only while it reads.
+
+        Raises:
+            ConfigurationError: one of them it may not.
+            KafkaError: a broker does not say.
+        """
+        leaders: dict[int, list[Any]] = {}
+        for name in names:
+            place = (partition, _NOWHERE, 1)
+            leaders.setdefault(self._leaders[name, partition], []).append((name, [place]))
+        for leader, places in leaders.items():
+            request = FetchRequest(0, 0, 1, _UNCOMMITTED, places)
+            for name, partitions in (await self._client.send(leader, request)).topics:
+                if any(code in _DENIED for _, code, *_ in partitions):
+                    error = errors.TopicAuthorizationFailedError(name)
+                    raise ours(error, self.endpoint, sent=False)
 
     async def _ask(self, request: Any, first: Any = None) -> Any:
         """The answer of one broker or another: some may be down."""

@@ -189,10 +189,13 @@ class _Connection:
         while True:
             number = left.pop()
             try:
-                return TopicPartition(topic, number), await self.topics.end_of(topic, number)
+                end = await self.topics.end_of(topic, number)
+                await self.topics.check_readable([topic], number)
             except AWAY:  # its leader is down
                 if not left:
                     raise
+            else:
+                return TopicPartition(topic, number), end
 
     def forget(self, route: str) -> None:
         """Its topics may have been removed: look for them, and make them, at the next call."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 import time
+from contextlib import suppress
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ from resilient_client.transports.kafka._driver import (
     start,
     why_unreachable,
 )
-from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, ours
+from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS, AWAY, ours
 from resilient_client.transports.kafka._events import Events
 from resilient_client.transports.kafka._lane import Lane
 from resilient_client.transports.kafka._outbox import Outbox, new_producer
@@ -255,8 +256,10 @@ class ServerListener:
         }
         pings = {PING_PATTERN, PING_PATTERN + REPLY_SUFFIX}
         there = await self._topics.ensure(sorted((routes | replies) - pings), START_TIMEOUT)
+        await self._check_readable(routes - pings)
         try:
             there |= await self._topics.ensure(sorted(pings), START_TIMEOUT)
+            await self._check_readable(routes & pings)
         except ConfigurationError as error:
             log.info("pings will not be answered: %s", error.args[0])
             routes.discard(PING_PATTERN)
@@ -289,6 +292,11 @@ class ServerListener:
         except (*AIOKAFKA_ERRORS, OSError) as error:
             raise ours(error, self.address, sent=False) from error
         return consumer
+
+    async def _check_readable(self, names: set[str]) -> None:
+        with suppress(*AWAY, TimeoutError):  # a broker that is down is not waited for
+            async with asyncio.timeout(self._request_timeout):
+                await self._topics.check_readable(names)
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
