@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _GROUP, _MAX_GROUP = 16, 256  # frames written together: so many at first, then ever more
 _LARGE = 16 * 1024  # bytes of a frame that is not to be waited with
+_CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 NEXT_ADDRESS = 0.25
 """Seconds that one address of a name has for itself, before the next is tried, too [RFC 8305]."""
 
@@ -129,7 +130,7 @@ async def dial(
 
     Raises:
         ConnectError: nobody is there.
-        ConfigurationError: the peer's certificate is not trusted.
+        ConfigurationError: the peer's certificate is not trusted, or it does not speak TLS.
     """
     try:
         return await connect(make, target.host, target.port(default_port), tls)
@@ -235,6 +236,16 @@ def not_connected(endpoint: Target | str, error: OSError) -> ConfigurationError 
         return ConfigurationError(
             f"the certificate of {endpoint} is not trusted: {error.verify_message}",
             hint="give tls= an ssl.SSLContext that knows its authority",
+        )
+    if isinstance(error, ssl.SSLError) and not isinstance(error, _CUT):
+        return ConfigurationError(
+            f"{endpoint} and this client do not agree on TLS: {error.reason or error}",
+            hint="check the URL's scheme, tls=, and whether this port speaks TLS",
+        )
+    if isinstance(error, _CUT) or not (error.errno or str(error)):  # only in a handshake
+        return ConnectError(
+            f"{endpoint} hung up when it was spoken to in TLS",
+            hint="check that this port speaks TLS; it may also want a certificate",
         )
     return ConnectError(f"{endpoint}: {_reason(error)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -74,6 +75,33 @@ async def test_a_server_needs_a_certificate_of_its_own_for_tls() -> None:
         port = server.addresses[0].rpartition(":")[2]
         with pytest.raises(ConfigurationError, match="cannot be bound"):
             await Server(f"tcp://127.0.0.1:{port}", telemetry=False).start()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "https"])
+@pytest.mark.parametrize(
+    ("said", "kind", "text"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ConfigurationError, "do not agree on TLS"),
+        (b"", ConnectError, "hung up when it was spoken to in TLS"),
+    ],
+)
+async def test_a_port_that_speaks_no_tls_is_told_from_one_that_is_not_there(
+    scheme: str, said: bytes, kind: type[ResilientClientError], text: str
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as peer:
+        url = f"{scheme}://127.0.0.1:{peer.sockets[0].getsockname()[1]}"
+        context = certificates().client_context()
+        async with contextlib.aclosing(
+            ClientProxy(url, policies=(), telemetry=False, tls=context)
+        ) as client:
+            with pytest.raises(kind, match=text) as caught:
+                await client.send("echo", 1)
+        assert caught.value.sent is False
 
 
 async def test_calls_that_wait_for_a_connection_share_one_dial() -> None:
