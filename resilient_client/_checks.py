@@ -28,7 +28,10 @@ def seconds(name: str, value: object, *, zero: bool = False, finite: bool = Fals
     """A number of seconds above 0 (or 0 too); `math.inf` is allowed unless it must be `finite`."""
     if not _is_number(value) or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
         allowed = "0 or more" if zero else "above 0"
-        raise ConfigurationError(f"{name}={value!r} must be a number of seconds, {allowed}")
+        raise ConfigurationError(
+            f"{name}={value!r} must be a number of seconds, {allowed}",
+            hint=None if finite else "math.inf is none",
+        )
     if finite and value == inf:
         raise ConfigurationError(f"{name} must be finite")
     return float(value)  # type: ignore[arg-type]
@@ -73,11 +76,9 @@ def having(name: str, value: object, *methods: str) -> None:
             raise ConfigurationError(f"{name}= is a {type(value).__name__}, which has no {method}")
 
 
-def plain(name: str, function: object) -> None:
+def plain(name: str, function: object, hint: str = "write it as a plain def") -> None:
     """Refuse what is no function, or one that would have to be awaited: nobody would."""
     if not callable(function):
         raise ConfigurationError(f"{name}={function!r} is not a function")
     if inspect.iscoroutinefunction(function):
-        raise ConfigurationError(
-            f"{name}={function!r} is a coroutine function", hint="write it as a plain def"
-        )
+        raise ConfigurationError(f"{name}={function!r} is a coroutine function", hint=hint)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakSet, ref
 
 from resilient_client import defaults
-from resilient_client._checks import having, plain, several, text
+from resilient_client._checks import having, plain, seconds, several, text
 from resilient_client.call_settings import (
     NO_SETTINGS,
     check_key,
@@ -79,9 +79,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger("resilient_client")
 
-_KEYWORDS = (
-    "policies", "name", "headers", "patterns", "codec", "clock", "observers", "telemetry",
-)  # fmt: skip
+_KEYWORDS = {
+    name: f"did you mean {name!r}?"
+    for name in (
+        "policies", "name", "headers", "patterns", "codec", "clock", "observers", "telemetry",
+    )
+} | {
+    name: f"write policies=standard({name}=...)"
+    for name in (
+        "timeout", "attempt_timeout", "retry", "retry_budget", "circuit_breaker", "bulkhead",
+        "fallback",
+    )
+}  # fmt: skip
+"""What else could be meant by an option that the transport does not know, and what to say then."""
 _NO_THREAD = 0
 _FAR = 1e12
 """A deadline that no peer needs to be told of, in seconds of any clock: numbers end somewhere."""
@@ -441,8 +451,7 @@ class ClientProxy:
             ReplyTimeout: the stream was silent for `idle_timeout`.
             and what `send` raises.
         """
-        if not idle_timeout > 0:
-            raise ConfigurationError(f"idle_timeout={idle_timeout} must be above 0")
+        idle_timeout = seconds("idle_timeout", idle_timeout)
 
         async def start() -> tuple[Call, Reply]:
             call = self._call("stream", pattern, data, timeout, headers, idempotent, None)
@@ -484,8 +493,8 @@ class ClientProxy:
             timeout = settings.timeout
             if timeout is None:
                 timeout = inf if kind == "stream" else self._timeout
-        elif not timeout > 0:  # nor is a NaN
-            raise ConfigurationError(f"timeout={timeout} must be above 0", hint="math.inf is none")
+        elif type(timeout) is not float or not timeout > 0:  # nor is a NaN
+            timeout = seconds("timeout", timeout)
         started = self._now()
         deadline = started + timeout
         own = self._headers.copy()

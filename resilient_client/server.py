@@ -38,6 +38,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 log = logging.getLogger("resilient_client.server")
 
+_KEYWORDS = {
+    name: f"did you mean {name!r}?"
+    for name in (
+        "policies", "name", "health", "grace", "lifespan", "codec", "clock", "observers",
+        "telemetry", "max_calls", "max_calls_per_connection", "max_threads",
+    )
+} | {"timeout": "write policies=[Timeout(...)]"}  # fmt: skip
+"""What else could be meant by an option that no transport knows, and what to say then."""
+_ONE_YIELD = "write it as an async generator function that yields once"
+
 
 class Router:
     """Handlers to be included in a server, with a common prefix for their string patterns.
@@ -153,7 +163,7 @@ class Server(Router):
         for observer in observers:
             plain("observer", observer)
         if lifespan is not None:
-            plain("lifespan", lifespan)
+            plain("lifespan", lifespan, hint=_ONE_YIELD)
         self.name = text("name", name) if name is not None else "server"
         self._app = Dispatcher(
             policies=policies,
@@ -165,7 +175,7 @@ class Server(Router):
             telemetry=settings_of(telemetry),
         )
         self._app.observers.extend((self._watch, *observers))
-        self._listeners = server_listeners(urls, self._app, options)
+        self._listeners = server_listeners(urls, self._app, options, _KEYWORDS)
         self._health: HealthEndpoint | None = None
         if health is not None:
             from resilient_client.health import HealthEndpoint
@@ -268,6 +278,11 @@ class Server(Router):
         try:
             if self._lifespan is not None:
                 context = self._lifespan(self)
+                if not hasattr(context, "__aenter__"):
+                    raise ConfigurationError(
+                        f"lifespan= gave a {type(context).__name__}, no async context manager",
+                        hint=_ONE_YIELD,
+                    )
                 self._app.state = await context.__aenter__()
                 self._lifespan_context = context
             for listener in self._listeners:

@@ -9,6 +9,7 @@ import math
 import pickle
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,9 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
         (42, {}, "neither a URL"),
         ([42], {}, "not a text"),
         ("memory://x", {"polices": ()}, "did you mean 'policies'"),
+        ("memory://x", {"timeout": 5}, "write policies=standard(timeout=...)"),
+        ("memory://x", {"retries": 5}, "write policies=standard(retry=...)"),
+        ("memory://x", {"policies": [False]}, "None to leave a layer out"),
         ("memory://x", {"policies": Retry()}, "policies="),
         ("memory://x", {"observers": [42]}, "not a function"),
         ("memory://x", {"observers": [asyncio.sleep]}, "is a coroutine function"),
@@ -232,11 +236,12 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
     with pytest.raises(ConfigurationError, match="3"):
         quiet("memory://x", policies=[Timeout(1), Retry(), Timeout(3)])
     async with memory() as server, quiet(server.addresses[0]) as client:
-        for timeout in (0, -1, math.nan):
-            with pytest.raises(ConfigurationError):
-                await client.send("x", timeout=timeout)
-            with pytest.raises(ConfigurationError):
-                client.stream("x", idle_timeout=timeout)
+        wrong: Any
+        for wrong in (0, -1, math.nan, "5", timedelta(seconds=5)):
+            with pytest.raises(ConfigurationError, match="number of seconds, above 0"):
+                await client.send("x", timeout=wrong)
+            with pytest.raises(ConfigurationError, match="number of seconds, above 0"):
+                client.stream("x", idle_timeout=wrong)
         with pytest.raises(ConfigurationError):
             client.listen(None)  # type: ignore[arg-type]
         with pytest.raises(ConfigurationError):

@@ -1061,6 +1061,8 @@ def test_an_option_of_a_handler_that_no_transport_has_is_refused(url, hint):
         (("memory://a",), {"health": 8080}, "health=8080 is not an http:// address"),
         (("memory://a",), {"lifespan": 5}, "lifespan=5 is not a function"),
         (("memory://a",), {"lifespan": asyncio.sleep}, "is a coroutine function"),
+        (("memory://a",), {"max_cals": 5}, "did you mean 'max_calls'"),
+        (("memory://a",), {"timeout": 5}, "write policies=[Timeout(...)]"),
         (("memory://a",), {"max_size": "5"}, "must be a whole number"),
     ],
 )
@@ -1070,6 +1072,11 @@ def test_settings_of_the_wrong_kind_are_refused_at_once(
     with pytest.raises(ConfigurationError) as caught:
         Server(*arguments, **settings)
     assert said in str(caught.value)
+
+
+async def test_a_lifespan_that_gives_no_context_manager_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"gave a dict, .* yields once"):
+        await memory(lifespan=lambda _: {"database": "open"}).start()
 
 
 def test_what_is_no_router_and_no_function_is_refused_at_once() -> None:

@@ -181,6 +181,8 @@ def _check_each(stack: Sequence[object]) -> None:
             hint = "resilient_client.CircuitBreaker takes the same arguments"
         elif isinstance(policy, list | tuple):
             hint = "unpack it: [*standard(), mine]"
+        elif isinstance(policy, bool):
+            hint = "standard() takes None to leave a layer out, and has each by default"
         else:
             hint = "a policy has a method wrap(handler, clock) that returns a handler"
         raise ConfigurationError(f"{policy!r} is not a policy", hint=hint)

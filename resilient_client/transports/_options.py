@@ -19,7 +19,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import ModuleType
 
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
@@ -39,13 +39,13 @@ def client_transports(
     target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
     env: Environment,
     options: Mapping[str, Any],
-    keywords: Collection[str],
+    keywords: Mapping[str, str],
 ) -> list[Transport]:
     """The client's ends for what a client is given: one for each URL, or the one that is given.
 
     Args:
         options: the transport's own.
-        keywords: what else could be meant by one that is unknown.
+        keywords: what else could be meant by one that is unknown, and the hint then.
 
     Raises:
         ConfigurationError: it is none of these, unknown scheme or option, or the extra is not
@@ -82,7 +82,7 @@ def client_transports(
 
 
 def _client_transport(
-    url: str, env: Environment, options: Mapping[str, Any], keywords: Collection[str]
+    url: str, env: Environment, options: Mapping[str, Any], keywords: Mapping[str, str]
 ) -> Transport:
     target, module = _resolve(url)
     settings, unknown = _settings(target, module, module.ClientTransport, options, keywords)
@@ -102,9 +102,12 @@ def client_options(url: str) -> dict[str, str]:
 
 
 def server_listeners(
-    urls: Iterable[str | Callable[[App], ServerListener]], app: App, options: Mapping[str, Any]
+    urls: Iterable[str | Callable[[App], ServerListener]],
+    app: App,
+    options: Mapping[str, Any],
+    keywords: Mapping[str, str],
 ) -> list[ServerListener]:
-    """The server's ends for these URLs.
+    """The server's ends for these URLs; see `client_transports`.
 
     Raises:
         ConfigurationError: unknown scheme, an option that none of them has, or the extra is not
@@ -123,7 +126,7 @@ def server_listeners(
             listeners.append(url(app))
             continue
         target, module = _resolve(url)
-        settings, unknown = _settings(target, module, module.ServerListener, options)
+        settings, unknown = _settings(target, module, module.ServerListener, options, keywords)
         _refuse({k: v for k, v in unknown.items() if k not in options}, [target])
         listeners.append(module.ServerListener(target, app, **settings))
         targets.append(target)
@@ -192,13 +195,9 @@ def _settings(
     module: ModuleType,
     end: type,
     options: Mapping[str, Any],
-    keywords: Collection[str] = (),
+    keywords: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The options for this end out of keywords and URL query; and the unknown ones.
-
-    Args:
-        keywords: what else could be meant by a keyword.
-    """
+    """The options for this end out of keywords and URL query; and the unknown ones, with hints."""
     mine = _parameters(end)
     both = _of_both(module)
     settings: dict[str, Any] = {}
@@ -225,15 +224,16 @@ def _refuse(unknown: Mapping[str, str], targets: list[Target]) -> None:
         raise ConfigurationError(f"{schemes}:// has no option {name!r}", hint=hint)
 
 
-def near_miss(name: str, known: Iterable[str], more: Iterable[str] = ()) -> str:
+def near_miss(name: str, known: Iterable[str], more: Mapping[str, str] | None = None) -> str:
     """The hint for a name that is unknown.
 
     Args:
-        more: what else could be meant, but is not listed.
+        more: what else could be meant, but is not listed, and the hint then.
     """
-    known = sorted(known)
-    close = difflib.get_close_matches(name, [*known, *more], n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+    known, more = sorted(known), more or {}
+    for close in difflib.get_close_matches(name, [*known, *more], n=1):
+        return more.get(close, f"did you mean {close!r}?")
+    return f"there are {', '.join(known)}"
 
 
 def _from_text(name: str, text: str, annotation: str) -> Any:
