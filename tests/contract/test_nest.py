@@ -360,6 +360,24 @@ async def test_our_server_hears_a_nest_clients_events_and_metadata(meeting: Meet
         assert seen.value["x-correlation-id"] == "from-nest"
 
 
+async def test_what_a_nest_clients_hook_puts_into_the_packet_is_seen_beside_its_headers(
+    meeting: Meeting,
+) -> None:
+    if meeting.transport == "kafka":
+        pytest.skip("Nest's hook is not asked there")
+    p = meeting.prefix
+    always = {"x-tenant": "blue"}
+    options = {"nats": "headers", "rmq": "headers", "mqtt": "userProperties"}
+    own = {options[meeting.transport]: always} if meeting.transport in options else {}
+    async with our_server(meeting, []) as server:
+        place = meeting.nest_client_place(server.addresses[0])
+        async with NestClient(
+            meeting.transport, options=own, hookOnly=True, **place, **meeting.nest
+        ) as nest:
+            seen = await nest.send(f"{p}headers", 1, metadata={"x-correlation-id": "from-hook"})
+    assert seen.value == {"x-correlation-id": "from-hook", **(always if own else {})}
+
+
 async def test_a_nest_service_may_pass_on_the_metadata_that_our_client_sent(
     meeting: Meeting,
 ) -> None:

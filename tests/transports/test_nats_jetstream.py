@@ -370,6 +370,26 @@ async def test_slow_handlers_take_no_more_than_they_can(broker: Nats) -> None:
     assert held <= 2 * _jetstream._BATCH
 
 
+async def test_what_others_put_into_a_stream_is_seen_with_the_metadata_of_its_packet(
+    broker: Nats,
+) -> None:
+    heard: list[Any] = []
+    server = server_of(broker)
+
+    @server.event_pattern("orders.*")
+    async def created(n: int, context: Context) -> None:
+        heard.append((n, dict(context.headers)))
+
+    async with server:
+        raw = await nats.connect(broker.url)
+        packet = b'{"pattern":"orders.new","data":1,"metadata":{"x-tenant":"blue"}}'
+        await raw.publish("orders.new", packet)
+        await raw.publish("orders.new", packet, headers={"x-other": "1"})
+        await raw.close()
+        await eventually(lambda: len(heard) == 2)
+    assert heard == [(1, {"x-tenant": "blue"}), (1, {"x-tenant": "blue", "x-other": "1"})]
+
+
 async def test_requests_are_as_ever_beside_a_stream(broker: Nats) -> None:
     server = server_of(broker)
     server.message_pattern("ask")(lambda payload: payload)

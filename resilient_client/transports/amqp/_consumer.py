@@ -191,6 +191,8 @@ class Consumer:
         except ProtocolError as error:
             self._refuse(message, str(error.args[0]))
             return
+        if request.metadata:
+            message.headers = {**request.metadata, **message.headers}
         if request.id is not None:
             self._request(message, request, "" if route is None else route)
         elif route is None:

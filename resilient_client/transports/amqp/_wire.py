@@ -193,7 +193,8 @@ class Delivery:
 
     Attributes:
         tag, redelivered: for its acknowledgement, and whether somebody has had it before.
-        headers: names to strings, checked: what numbers and truth values there are as text.
+        headers: names to strings, checked: what numbers and truth values there are as text. The
+            consumer adds what stands in the packet's metadata.
         correlation_id, reply_to, message_id, app_id: empty where it has none.
         body: None when it was larger than what is taken in.
     """

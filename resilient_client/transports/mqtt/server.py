@@ -129,7 +129,9 @@ class ServerListener:
         if found is None or found.not_for_us(message, request.external):
             connection.acknowledge(message)
             return
-        headers = sanitised(message.headers) if message.headers else request.metadata
+        headers = request.metadata
+        if message.headers:
+            headers = {**headers, **sanitised(message.headers)}
         incoming = Message(
             found.route,
             request.data,

@@ -26,9 +26,8 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
-from resilient_client.transports._metadata import NO_METADATA
 from resilient_client.transports._packets import read_request
-from resilient_client.transports.nats._wire import read_headers, status
+from resilient_client.transports.nats._wire import joined, read_headers, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -305,7 +304,7 @@ class Consumer:
         message = Message(
             self._route,
             packet.data,
-            NO_METADATA if headers is None else read_headers(headers),
+            joined(packet.metadata, headers),
             received=self._app.clock.now(),
             subject=subject.decode(errors="replace") if self._wild else None,
             raw=(subject, reply, data, headers),

@@ -82,6 +82,14 @@ def read_headers(block: bytes) -> Mapping[str, str]:
     return sanitised(headers)
 
 
+def joined(metadata: Mapping[str, str], block: bytes | None) -> Mapping[str, str]:
+    """A message's headers, and what stands in its packet's metadata alone, as from a Nest hook."""
+    if block is None:
+        return metadata
+    headers = read_headers(block)
+    return {**metadata, **headers} if metadata else headers
+
+
 def status(block: bytes | None) -> int:
     """The status the server itself put into a header block: 503 is "no responders"; 0 is none."""
     if block is None or block[8:9] != b" ":

@@ -24,7 +24,7 @@ from resilient_client.transports._nest import CANCEL_ROUTE, answer, is_ours
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._connector import Connector
-from resilient_client.transports.nats._wire import checked_subject, read_headers
+from resilient_client.transports.nats._wire import checked_subject, joined
 from resilient_client.transports.nats.client import HEARTBEAT
 
 if TYPE_CHECKING:
@@ -64,10 +64,7 @@ class _Subject:
         except ProtocolError as error:
             log.warning("a message on %.200r was dropped: %s", self.route, error.args[0])
             return
-        metadata = request.metadata
-        if headers is not None:
-            own = read_headers(headers)
-            metadata = {**metadata, **own} if metadata else own
+        metadata = joined(request.metadata, headers)
         respond = None
         if reply and request.id is not None:
             respond = partial(self._listener.respond, reply, request.id)

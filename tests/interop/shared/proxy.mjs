@@ -24,7 +24,7 @@ export async function openProxy(nest, given) {
   if (transport === 'kafka' && given.connect !== false) await untilAssigned(client, given.patterns ?? []);
 
   const call = (method) => (pattern, data, metadata, record) => {
-    const payload = metadata || record ? from(withMetadata[transport](nest, data, metadata ?? {}, record)) : null;
+    const payload = (metadata && !given.hookOnly) || record ? from(withMetadata[transport](nest, data, metadata ?? {}, record)) : null;
     const dispatch = (value) =>
       new Observable((observer) => calling.run(metadata, () => client[method](pattern, value).subscribe(observer)));
     return payload ? payload.pipe(mergeMap(dispatch)) : dispatch(data);
