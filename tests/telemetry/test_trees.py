@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import logging
 import time
@@ -16,6 +17,7 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from resilient_client import (
+    Call,
     CircuitBreaker,
     CircuitOpenError,
     ClientProxy,
@@ -425,6 +427,37 @@ async def test_a_stream_left_before_its_first_value_was_cancelled(recorded: Reco
 
 
 # ----------------------------------------------------------------------------------------- attempts
+
+
+async def test_a_policy_of_ones_own_may_ask_twice_at_once(recorded: Recorded) -> None:
+    class Hedge:
+        def wrap(self, handler: Any, clock: Any, /) -> Any:
+            async def hedge(call: Call) -> Any:
+                asking = [asyncio.ensure_future(handler(call))]
+                await clock.sleep(1)
+                asking.append(asyncio.ensure_future(handler(copy.copy(call))))
+                done, left = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for each in left:
+                    each.cancel()
+                await asyncio.wait(asking)
+                return done.pop().result()
+
+            return hedge
+
+    client = ClientProxy(
+        ScriptedTransport([Delayed(2.5, 1), Delayed(0.5, 2)]),
+        policies=[*standard(), Hedge()],
+        clock=FakeClock(autojump=True),
+        telemetry=recorded.settings,
+    )
+    assert await client.send("sum", idempotent=True) == 2
+    assert recorded.tree() == tree("""
+        CLIENT sum
+          CLIENT attempt sum
+          CLIENT attempt sum
+    """)
+    outcomes = [attributes(each).get("resilient_client.outcome") for each in recorded.spans]
+    assert sorted(map(str, outcomes)) == ["None", "cancelled", "ok"]
 
 
 async def test_each_attempt_of_a_repeated_call_has_a_span(recorded: Recorded) -> None:
