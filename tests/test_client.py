@@ -228,6 +228,11 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
         ("tcp://x", {"tls": "yes"}, "tls= must be bool | ssl.SSLContext, not str"),
         ("redis://x", {"password": 5}, "password= must be str | None, not int"),
         ("memory://x", {"patterns": {"x": {"attempts": 2.5}}}, "whole number"),
+        ("amqp://x", {"queue": "q", "arguments": "quorum"}, "must be Mapping[str, Any] | None"),
+        ("nats://x", {"servers": None}, "servers= must be str | Sequence[str], not NoneType"),
+        ("kafka://x", {"servers": ["a", 5]}, "servers= must be str | Sequence[str]"),
+        ("redis://x", {"db": "first"}, "db= must be int | None, not str"),
+        ("grpc://x", {"channel_options": []}, "channel_options= must be Mapping[str, Any] | None"),
         ("nowhere://x", {}, "no transport speaks"),
     ):
         with pytest.raises(ConfigurationError) as caught:

@@ -1064,6 +1064,11 @@ def test_an_option_of_a_handler_that_no_transport_has_is_refused(url, hint):
         (("memory://a",), {"max_cals": 5}, "did you mean 'max_calls'"),
         (("memory://a",), {"timeout": 5}, "write policies=[Timeout(...)]"),
         (("memory://a",), {"max_size": "5"}, "must be a whole number"),
+        (("mqtt://a",), {"session_expiry": None}, "session_expiry= must be int, not NoneType"),
+        (("http://127.0.0.1:0",), {"keep_alive": -1}, "keep_alive=-1 must be a whole number"),
+        (("grpc://a",), {"max_connection_age": "1h"}, "max_connection_age= must be float | None"),
+        (("grpc://a",), {"max_connection_age": math.nan}, "must be a number of seconds"),
+        (("grpc://a",), {"max_connection_idle": 0}, "must be a number of seconds, above 0"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_refused_at_once(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import ssl
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
@@ -19,7 +20,7 @@ from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import ModuleType
 
     from resilient_client.transports._base import App, Environment, ServerListener, Transport
@@ -247,21 +248,29 @@ def _from_text(name: str, text: str, annotation: str) -> Any:
         ) from None
 
 
-_kinds = {"bool": bool, "str": str, "None": NoneType, "ssl.SSLContext": ssl.SSLContext}
+_number = (int, float)
+_kinds: dict[str, Any] = {
+    "bool": bool, "str": str, "int": _number, "float": _number, "None": NoneType,
+    "ssl.SSLContext": ssl.SSLContext, "Mapping[str, Any]": Mapping, "Sequence[str]": (list, tuple),
+}  # fmt: skip
 
 
 def _refuse_unfit(name: str, value: Any, annotation: str) -> None:
     """Refuse what is not of the option's type; it is not shown, for it may be secret.
 
-    Numbers, and what is more than a choice of plain types, are their transport's business.
+    Which numbers will do, and what is more than a choice of these types, is the transport's
+    business.
     """
+    if name == "max_size":
+        integer(name, value)
     parts = _parts(annotation)
-    if parts <= _kinds.keys() and not isinstance(value, tuple(_kinds[part] for part in parts)):
+    mixed = isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value)
+    if parts <= _kinds.keys() and (
+        mixed or not any(isinstance(value, _kinds[part]) for part in parts)
+    ):
         raise ConfigurationError(
             f"the option {name}= must be {annotation}, not {type(value).__name__}"
         )
-    if name == "max_size":
-        integer(name, value)
 
 
 _booleans = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}

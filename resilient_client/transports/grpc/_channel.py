@@ -129,12 +129,15 @@ def server_options(
         ("grpc.server.max_pending_requests", _PENDING),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
     ]
+    seconds("max_connection_age_grace", max_connection_age_grace, zero=True)
     if max_connection_age is not None:
+        seconds("max_connection_age", max_connection_age)
         options += [
             ("grpc.max_connection_age_ms", _milliseconds(max_connection_age)),
             ("grpc.max_connection_age_grace_ms", _milliseconds(max_connection_age_grace)),
         ]
     if max_connection_idle is not None:
+        seconds("max_connection_idle", max_connection_idle)
         options.append(("grpc.max_connection_idle_ms", _milliseconds(max_connection_idle)))
     return [*options, *common]
 

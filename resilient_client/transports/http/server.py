@@ -7,6 +7,7 @@ import ssl
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
+from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports.http._requests import rest_template
@@ -52,7 +53,8 @@ class ServerListener:
         self._port = target.port(443 if secure else 80)
         self._base = target.url.path.rstrip("/")
         self._config, self._state = _uvicorn(
-            asgi_app(app, base=self._base, max_size=max_size), keep_alive
+            asgi_app(app, base=self._base, max_size=max_size),
+            integer("keep_alive", keep_alive, 0),
         )
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
