@@ -16,6 +16,7 @@ import pytest
 
 from resilient_client import ClientProxy, RemoteError, Server, TransportError
 from resilient_client.cli import run
+from resilient_client.cli._words import option, options
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(120)
@@ -143,6 +144,35 @@ async def test_exit_codes_tell_what_kind_of_failure_it_was() -> None:
     assert code == 3
     assert "ConnectError" in err
     assert (await cli("ping", url))[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("url", "word", "value"),
+    [
+        ("amqp://h", "queue=7", "7"),
+        ("amqp://h", "queue=[7]", "[7]"),
+        ("amqp://h", "durable=no", False),
+        ("amqp://h", 'arguments={"x-queue-type": "quorum"}', {"x-queue-type": "quorum"}),
+        ("redis://h", "password=123456", "123456"),
+        ("nats://h", 'servers=["a:1", "b:2"]', ["a:1", "b:2"]),
+        ("nats://h", "servers=a:1,b:2", "a:1,b:2"),
+        ("mqtt://h", "version=3.1.1", "3.1.1"),
+        ("tcp://h", "tls=true", True),
+        ("tcp://h", "max_size=many", "many"),
+    ],
+)
+def test_an_option_of_the_transport_is_what_it_is_in_a_url(
+    url: str, word: str, value: object
+) -> None:
+    assert options(url, [option(word)]) == {word.partition("=")[0]: value}
+
+
+async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:
+    script = f"'{sys.executable}' -m resilient_client call tcp://127.0.0.1:1 x 2>&1 | true"
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-o", "pipefail", "-c", script), cwd=ROOT
+    )
+    assert await asyncio.wait_for(process.wait(), 60) == 3
 
 
 @pytest.mark.parametrize(

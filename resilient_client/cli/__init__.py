@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resilient_client import __version__
@@ -41,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
         code: int = given.run(given, output)
         sys.stdout.flush()
     except ResilientClientError as error:
-        output.error(error)
+        with suppress(BrokenPipeError):  # the code tells, too
+            output.error(error)
         return exit_code(error)
     except KeyboardInterrupt:
         return INTERRUPTED

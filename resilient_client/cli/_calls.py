@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.cli._output import UNREACHABLE, exit_code
+from resilient_client.cli._words import options
 from resilient_client.client import ClientProxy
 from resilient_client.errors import ResilientClientError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _client(given: Namespace, **settings: Any) -> ClientProxy:
-    return ClientProxy(given.url, **settings, **dict(given.option))
+    return ClientProxy(given.url, **settings, **options(given.url, given.option))
 
 
 async def call(given: Namespace, output: Output) -> int:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.cli._demo_view import View
+from resilient_client.cli._words import options as options_of
 from resilient_client.client import ClientProxy
 from resilient_client.errors import ConfigurationError, RejectedError, ResilientClientError
 from resilient_client.events import CircuitChanged
@@ -148,7 +149,7 @@ def _sent(error: ResilientClientError) -> str:
 async def _play(given: Namespace, output: Output, spans: Spans) -> int:
     view = View(output, SETTINGS)
     scheme = given.url.partition("://")[0]
-    options = {**SHARED.get(scheme.removesuffix("s"), {}), **dict(given.option)}
+    options = SHARED.get(scheme.removesuffix("s"), {}) | options_of(given.url, given.option)
     own_port = given.url.rstrip("/").endswith(":0")
     processes = [Process(given.url, name, options) for name in ("alpha", "beta")]
     async with AsyncExitStack() as stack:

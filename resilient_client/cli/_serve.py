@@ -10,6 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from resilient_client.cli._words import options
 from resilient_client.context import Context
 from resilient_client.errors import ConfigurationError
 from resilient_client.server import Server
@@ -54,7 +55,7 @@ def serve(given: Namespace, output: Output) -> int:
 async def listen(given: Namespace, output: Output) -> int:
     """Print the events of one pattern until interrupted, or until there were enough."""
     unwritten: OSError | None = None
-    server = Server(given.url, **dict(given.option))
+    server = Server(given.url, **options(given.url, given.option))
     done = asyncio.Event()
     left = given.count
 

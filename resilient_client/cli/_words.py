@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from resilient_client.transports._options import client_options, from_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def _json(text: str, what: str) -> Any:
@@ -52,13 +58,24 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-header = _pair
+header = option = _pair
 
 
-def option(text: str) -> tuple[str, Any]:
-    """NAME=VALUE; the value as JSON where it is JSON, else as text."""
-    name, value = _pair(text)
+def options(url: str, given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """What these words say of a transport's options: as in the URL's query, or JSON.
+
+    Raises:
+        ConfigurationError: the URL's scheme is unknown, or the extra is not installed.
+    """
+    known = client_options(url)
+    return {name: _option(text, known.get(name, "Any")) for name, text in given}
+
+
+def _option(text: str, annotation: str) -> Any:
+    if not text.startswith(("[", "{")) or annotation in ("str", "str | None"):
+        with suppress(ValueError):
+            return from_text(text, annotation)
     try:
-        return name, json.loads(value)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return name, value
+        return text
