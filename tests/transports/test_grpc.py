@@ -1077,6 +1077,40 @@ async def test_metadata_over_the_limit_is_told_and_its_call_not_repeated() -> No
         assert calls == 1
 
 
+async def test_reflection_is_asked_anew_where_another_server_may_have_come(tmp_path: Path) -> None:
+    head = 'syntax = "proto3"; package app; '
+    (tmp_path / "old.proto").write_text(
+        head + "message M { int32 n = 1; } service S { rpc Same(M) returns (M); }"
+    )
+    (tmp_path / "new.proto").write_text(
+        head + "message M { int32 n = 1; string more = 2; } service T { rpc Same(M) returns (M); }"
+        "service S { rpc Same(M) returns (M); rpc Also(M) returns (M); }"
+    )
+
+    def same(name: str, where: str, *patterns: str, **options: Any) -> Server:
+        server = Server(where, telemetry=False, proto=tmp_path / name, **options)
+        server.message_pattern([*patterns])(lambda payload: payload)
+        return server
+
+    new = {"n": 1, "more": "m"}
+    async with same("old.proto", LOCAL, "S/Same") as server, client_of(server) as client:
+        assert await client.send("S/Same", {"n": 1}) == {"n": 1}
+        assert isinstance(await error_of(client.send("S/Also", {"n": 1})), NoHandlerError)
+        (address,) = server.addresses
+        await server.aclose()
+        await eventually(lambda: client.status == "reconnecting")
+        async with same("new.proto", address, "S/Same", "S/Also", "T/Same"):
+            await eventually(lambda: client.status == "connected")
+            for pattern in ("S/Same", "T/Same", "S/Also", "S/Same"):
+                assert await client.send(pattern, new) == new
+        await eventually(lambda: client.status == "reconnecting")
+        # one that says nothing any more is called as it was known
+        async with same("new.proto", address, "S/Same", reflection=False):
+            await eventually(lambda: client.status == "connected")
+            assert await client.send("S/Same", new) == new
+            assert isinstance(await error_of(client.send("T/Same", new)), NoHandlerError)
+
+
 async def test_without_proto_and_without_reflection_the_error_says_what_to_do() -> None:
     async with math_server(reflection=False) as server, client_of(server) as client:
         error = await error_of(client.send("Math/Sum", {}))

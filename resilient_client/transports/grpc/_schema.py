@@ -104,6 +104,13 @@ class Schema:
             )
         return self._services.get(found[0]) if found else None
 
+    def knows(self, route: str) -> bool:
+        """Whether the method that a route names is here; errors as `service`."""
+        if route in self._methods:
+            return True
+        service = self.service(route)
+        return service is not None and route.rpartition("/")[2] in service.methods_by_name
+
     def _counts(self, name: str) -> bool:
         return self._package is None or name.rpartition(".")[0] == self._package
 

@@ -130,6 +130,8 @@ class ClientTransport(LinkedTransport[Connection]):
         self._schema = schema_of(proto, includes, package)
         self._package = package
         self._found: Schema | None = None  # what reflection told
+        self._stale = False  # of a connection that has ended: the server may be another one
+        self._learning = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
         self._left: set[Connection] = set()
         self._waits = Waits(env.clock)
@@ -143,7 +145,7 @@ class ClientTransport(LinkedTransport[Connection]):
         if is_method_route(route):
             if self._schema is not None:
                 method = self._schema.method(route)
-            elif self._found is None or self._found.service(route) is None:
+            elif self._stale or self._found is None or not self._found.knows(route):
                 return
             else:
                 method = _told(self._found, route)
@@ -171,17 +173,32 @@ class ClientTransport(LinkedTransport[Connection]):
 
     async def _learn(self, call: Call, connection: Connection) -> Asked:
         """Encode a call whose method only the server can describe."""
-        if self._found is None:
-            self._found = Schema((), self._package)
-        if self._found.service(call.route) is None:
-            try:
-                async with self._before_sending(call):
-                    await discover(connection.channel, self._found, call.route)
-            except aio.AioRpcError as error:
-                raise self._refused(error, connection) from error
-        method = _told(self._found, call.route)
+        try:
+            async with self._before_sending(call), self._learning:
+                found = await self._ask(call.route, connection)
+        except aio.AioRpcError as error:
+            raise self._refused(error, connection) from error
+        method = _told(found, call.route)
         asked = call.body = self._asked(call, PLAIN[call.kind] if method is None else method)
         return asked
+
+    async def _ask(self, route: str, connection: Connection) -> Schema:
+        """What the server says of a route, unless it has said it on this connection."""
+        before = self._found
+        known = before is not None and before.knows(route)
+        if before is not None and known and not self._stale:
+            return before
+        found = before
+        if found is None or self._stale or found.service(route) is not None:
+            found = Schema((), self._package)  # a method that is new may have new messages
+        try:
+            await discover(connection.channel, found, route)
+        except ConfigurationError:
+            if before is None or not known:
+                raise
+            found = before  # it says nothing any more
+        self._found, self._stale = found, False
+        return found
 
     def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
         """See `Transport.decode`."""
@@ -425,6 +442,7 @@ class ClientTransport(LinkedTransport[Connection]):
     def _lost(self, connection: Connection) -> None:
         if self._link.current is connection:
             self._left.add(connection)
+            self._stale = True
         self._link.lost(connection, "the connection has ended, or its peer takes no more calls")
         connection.retire()
 
@@ -437,6 +455,7 @@ class ClientTransport(LinkedTransport[Connection]):
         super().forget_loop()
         self._closing = set()
         self._left = set()
+        self._learning = asyncio.Lock()
         self._waits = Waits(self._clock)
 
     async def aclose(self) -> None:
