@@ -133,8 +133,8 @@ class Link(Generic[C]):
         task.add_done_callback(look_at)
         return task
 
-    async def _until(self, task: asyncio.Task[C], deadline: float) -> bool:
-        """Wait for a dial that others may wait for too; False when the time is up before."""
+    async def _until(self, task: asyncio.Future[Any], deadline: float) -> bool:
+        """Wait for what others may wait for too; False when the time is up before."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def over(value: bool) -> None:  # noqa: FBT001
@@ -268,6 +268,7 @@ class ServerLink(Link[C]):
             endpoint, dial, clock=app.clock, notify=app.notify, dial_timeout=dial_timeout
         )
         self._away = ""  # why it is not back yet, as last told
+        self._back: asyncio.Future[None] | None = None  # it is, or will not be
 
     async def start(self) -> None:
         """Connect, or raise what stands against it; anew where it has been closed."""
@@ -281,11 +282,22 @@ class ServerLink(Link[C]):
         Raises:
             ConnectError: it has not, in `RETURN_WAIT` seconds.
         """
-        return self.current or await self.get(self._clock.now() + RETURN_WAIT)
+        deadline = self._clock.now() + RETURN_WAIT
+        while (connection := self.current) is None:
+            if self.status != "reconnecting":
+                raise ConnectError(f"{self._endpoint} is not connected any more")
+            if self._back is None:
+                self._back = asyncio.get_running_loop().create_future()
+            if not await self._until(self._back, deadline):
+                raise ConnectError(f"{self._endpoint} is not back in {RETURN_WAIT} s")
+        return connection
 
     def _change(self, status: Status, reason: str = "") -> None:
         self._away = ""
         super()._change(status, reason)
+        if status != "reconnecting" and self._back is not None:
+            back, self._back = self._back, None
+            back.set_result(None)
 
     def _still_away(self, reason: str) -> None:
         if reason != self._away:

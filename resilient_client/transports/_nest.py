@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_client.context import PEER_HEADER
 from resilient_client.errors import (
+    ConnectionLost,
     NoHandlerError,
     PayloadError,
     ProtocolError,
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
     from resilient_client.transports._replies import PendingReplies
 
 log = logging.getLogger("resilient_client.server")
+
+C = TypeVar("C")
 
 CANCEL_ROUTE = "resilient_client.cancel"
 """Where a server of our make hears that the caller of a request has left; the payload is its id."""
@@ -156,6 +160,35 @@ async def answer(
         log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
         told = RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500)
         await write(error_packet(id_json, codec.encode(wire_error(told))))
+
+
+async def answer_by_broker(
+    reply: Reply,
+    id_json: bytes | None,
+    connected: Callable[[], Awaitable[C]],
+    write: Callable[[C, bytes], Awaitable[None]],
+    codec: Codec,
+) -> None:
+    """Write the packets of a reply as soon as there is a connection, those of a stream on one.
+
+    What was written last may be lost with a connection, and on the next nobody would see that it is
+    missing among a stream's values: an error then takes the place of the rest.
+
+    Args:
+        connected: waits for a connection that can be written to.
+        write: waits while the peer does not read, raises `ConnectionLost` when that connection has
+            ended, `PayloadError` as for `answer`.
+    """
+    try:
+        await answer(reply, id_json, partial(write, await connected()), codec)
+    except ConnectionLost:
+        again = partial(write, await connected())
+        if reply.items is None:
+            await answer(reply, id_json, again, codec)
+            return
+        torn = RemoteError("the service lost its broker within the stream", status=503)
+        await again(error_packet(id_json, codec.encode(wire_error(torn))))
+        raise
 
 
 def reply_packet(reply: Reply, id_json: bytes | None, codec: Codec) -> bytes:

@@ -25,6 +25,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports.nats import _jetstream
 from tests.contract.rigs import Service
 from tests.peers.nats import Nats
+from tests.peers.proxy import TcpProxy
 from tests.waiting import eventually
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(120)]
@@ -398,3 +399,36 @@ async def test_requests_are_as_ever_beside_a_stream(broker: Nats) -> None:
         assert await client.send("ask", 1) == 1
     config, _ = await config_of(broker)
     assert config.subjects == ["told"]
+
+
+async def test_an_acknowledgement_waits_for_a_connection_that_was_lost(broker: Nats) -> None:
+    begun, done = asyncio.Event(), asyncio.Event()
+    raw = await nats.connect(broker.url)
+
+    async def unacknowledged() -> int:
+        (consumer,) = await raw.jetstream().consumers_info("events")
+        return consumer.num_ack_pending
+
+    async with TcpProxy(broker.port) as way:
+        server = Server(f"nats://127.0.0.1:{way.port}", stream="events", ack_wait=3600)
+
+        @server.event_pattern("orders.created")
+        async def created() -> None:
+            begun.set()
+            await done.wait()
+
+        async with server, client_of(broker) as client:
+            await client.emit("orders.created")
+            await begun.wait()
+            assert await unacknowledged() == 1
+            way.refuse()
+            way.cut()
+            listener: Any = server._listeners[0]
+            await eventually(lambda: listener._link.current is None)
+            done.set()
+            await eventually(lambda: listener._link.dials > 3)  # and none of them has found it
+            way.accept()
+            async with asyncio.timeout(20):
+                while await unacknowledged():
+                    await asyncio.sleep(0.02)
+    await raw.close()

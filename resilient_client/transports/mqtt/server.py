@@ -22,7 +22,7 @@ from resilient_client.transports._link import ServerLink
 from resilient_client.transports._metadata import sanitised
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
-    answer,
+    answer_by_broker,
     greeting_packet,
     is_ours,
     reply_packet,
@@ -164,9 +164,14 @@ class ServerListener:
         if ours and self._cancellable:
             self._put(connection, reply_topic, greeting_packet(id_json))
 
+        async def write(connection: Connection, data: bytes) -> None:
+            if connection.congested or connection.closed:
+                await connection.drained()
+            self._put(connection, reply_topic, data, id_json)
+
         async def respond(reply: Reply) -> None:
             if reply.items is not None:
-                await self._stream(reply, id_json, reply_topic)
+                await answer_by_broker(reply, id_json, self._connected, write, self._app.codec)
                 return
             now = self._link.current
             if now is None or now.congested:
@@ -180,23 +185,6 @@ class ServerListener:
         connection = await self._link.soon()
         await connection.drained()
         return connection
-
-    async def _stream(self, reply: Reply, id_json: bytes, topic: bytes) -> None:
-        """Write the packets of a stream, on one connection: no item may be missing among them."""
-        connection = await self._connected()
-
-        async def write(data: bytes) -> None:
-            if connection.congested or connection.closed:
-                await connection.drained()
-            self._put(connection, topic, data, id_json)
-
-        try:
-            await answer(reply, id_json, write, self._app.codec)
-        except ConnectionLost:
-            torn = RemoteError("the service lost its broker within the stream", status=503)
-            body = self._app.codec.encode(wire_error(torn))
-            self._put(await self._connected(), topic, error_packet(id_json, body))
-            raise
 
     def _put(
         self, connection: Connection, topic: bytes, payload: bytes, id_json: bytes | None = None

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import random
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from resilient_client._json import encode
@@ -30,7 +31,7 @@ from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats._wire import joined, read_headers, status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from resilient_client.clock import TimerHandle
     from resilient_client.message import Reply
@@ -151,6 +152,7 @@ class Consumer:
         ack_wait: seconds after which the broker delivers again what a dead server had; a live one
             says in between that it is at it.
         max_deliver: how often it delivers one event at most.
+        current, connected: the connection to write to, and how to wait for it.
         gone: called with the connection when the consumer has to be attached anew.
     """
 
@@ -165,6 +167,7 @@ class Consumer:
         ack_wait: float,
         max_deliver: int,
         current: Callable[[], Connection | None],
+        connected: Callable[[], Awaitable[Connection]],
         gone: Callable[[Connection], object],
     ) -> None:
         self.attached: Connection | None = None  # where events come from
@@ -178,6 +181,7 @@ class Consumer:
         self._ack_wait = ack_wait
         self._max_deliver = max_deliver
         self._current = current
+        self._connected = connected
         self._slots = app.slots(self._pause, self._resume)
         self._paused = self._stopped = False
         self._unacknowledged: dict[bytes, None] = {}  # what was delivered and is not acknowledged
@@ -299,6 +303,9 @@ class Consumer:
             return
 
         async def respond(answer: Reply) -> None:
+            if self._current() is None:  # else the event would be delivered again
+                with suppress(ConnectError):
+                    await self._connected()
             self._handled(reply, answer)
 
         message = Message(

@@ -12,7 +12,6 @@ from resilient_client.context import PEER_HEADER, fresh_id
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
-    ConnectionLost,
     ProtocolError,
     ResilientClientError,
 )
@@ -20,7 +19,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message
 from resilient_client.transports._backlog import Backlog
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, ServerLink, spawn
-from resilient_client.transports._nest import CANCEL_ROUTE, answer, is_ours
+from resilient_client.transports._nest import CANCEL_ROUTE, answer, answer_by_broker, is_ours
 from resilient_client.transports._packets import read_request
 from resilient_client.transports.nats import _jetstream
 from resilient_client.transports.nats._connector import Connector
@@ -175,6 +174,7 @@ class ServerListener:
                 ack_wait=self._ack_wait,
                 max_deliver=self._max_deliver,
                 current=self._current,
+                connected=self._connected,
                 gone=self._restore,
             )
             for route, queue in durable.items()
@@ -186,6 +186,10 @@ class ServerListener:
         """The connection to write to: messages may arrive before dialling has ended."""
         ready = self._ready
         return None if ready is None or ready.closed else ready
+
+    async def _connected(self) -> Connection:
+        """A connection to write to; one that was lost comes back as a rule."""
+        return self._current() or await self._link.soon()
 
     async def _dial(self) -> Connection:
         connection: Connection | None = None
@@ -287,16 +291,16 @@ class ServerListener:
         """Write a reply; one that the broker would not take becomes an error."""
         subject = to.decode(errors="replace")
 
-        async def write(data: bytes) -> None:
-            connection = self._current()
-            if connection is not None and connection.socket.congested:
+        async def write(connection: Connection, data: bytes) -> None:
+            if connection.closed or connection.socket.congested:
                 await connection.socket.drained()
-                connection = self._current()
-            if connection is None:
-                raise ConnectionLost("there is no connection to the broker")
             connection.send(connection.message(subject, "", None, data))
 
-        await answer(reply, id_json, write, self._app.codec)
+        codec, connection = self._app.codec, self._current()
+        if reply.items is None and connection is not None and not connection.socket.congested:
+            await answer(reply, id_json, partial(write, connection), codec)
+        else:
+            await answer_by_broker(reply, id_json, self._connected, write, codec)
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""

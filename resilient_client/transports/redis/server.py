@@ -23,7 +23,7 @@ from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
-    answer,
+    answer_by_broker,
     greeting_packet,
     is_ours,
     reply_packet,
@@ -238,7 +238,8 @@ class ServerListener:
             data = reply_packet(reply, id_json, self._app.codec)
             session.commands.ask(_published, "PUBLISH", channel, data)
             return None
-        return answer(reply, id_json, _Writer(self._link, channel), self._app.codec)
+        write, codec = _Writer(channel), self._app.codec
+        return answer_by_broker(reply, id_json, self._link.soon, write, codec)
 
     # -------------------------------------------------------------------------------- its life
 
@@ -271,21 +272,19 @@ class ServerListener:
 
 
 class _Writer:
-    """Publishes the packets of one streamed reply, and notices that nobody hears them any more."""
+    """Publishes the packets of one reply, and notices that nobody hears them any more."""
 
-    __slots__ = ("_channel", "_gone", "_link")
+    __slots__ = ("_channel", "_gone")
 
-    def __init__(self, link: ServerLink[Session], channel: bytes) -> None:
-        self._link = link
+    def __init__(self, channel: bytes) -> None:
         self._channel = channel
         self._gone = False
 
-    async def __call__(self, data: bytes) -> None:
-        session = await self._link.soon()
-        if session.commands.congested:
+    async def __call__(self, session: Session, data: bytes) -> None:
+        if session.closed or session.commands.congested:
             await session.commands.drained()
         if self._gone:
-            raise ConnectionLost("the caller has gone")
+            raise ConnectionError("the caller has gone")
         session.commands.ask(self._published, "PUBLISH", self._channel, data)
 
     def _published(self, receivers: Any) -> None:
