@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound="Callable[..., Any]")
 log = logging.getLogger("resilient_client.server")
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 _KEYWORDS = {
     name: f"did you mean {name!r}?"
@@ -187,6 +188,7 @@ class Server(Router):
         self._lifespan_context: Any = None
         self._started = False
         self._stopping: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that is where it is set
         self._absent = 0  # listeners whose broker is away
         self._given_up = ""  # why one of them does not come back
         self._asgi: Any = None
@@ -371,14 +373,20 @@ class Server(Router):
         """
         stopping = asyncio.Event()
         if not self._started:
-            self._stopping = stopping
+            self._stopping, self._loop = stopping, running_loop()
         async with self:
             await self._ended(stopping)
 
     def shutdown(self) -> None:
-        """Make `serve` or `run` end. Call it on the server's loop."""
-        if self._stopping is not None:
-            self._stopping.set()
+        """Make `serve` or `run` end. Safe from any thread."""
+        stopping, loop = self._stopping, self._loop
+        if stopping is None or loop is None:
+            return
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001  (the public one raises)
+            stopping.set()
+        else:
+            with contextlib.suppress(RuntimeError):  # it has ended
+                loop.call_soon_threadsafe(stopping.set)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then drain within `grace`. Uses uvloop where installed.
@@ -394,13 +402,22 @@ class Server(Router):
                 "server.run() cannot run within a running event loop",
                 hint="write `await server.serve()`, or `async with server:`",
             )
-        with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
-            runner.run(self._run())
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            before = {number: signal.getsignal(number) for number in _ENDING}
+        try:
+            with asyncio.Runner(loop_factory=fast_loop_factory()) as runner:
+                runner.run(self._run())
+        finally:
+            for number, handler in before.items():  # the loop leaves the system's own
+                if handler is not None:
+                    signal.signal(number, handler)
 
     async def _run(self) -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None  # noqa: S101
-        stopping = self._stopping = asyncio.Event()
+        stopping = asyncio.Event()
+        self._stopping, self._loop = stopping, loop
         starting = True
 
         def stop(number: int) -> None:
@@ -411,7 +428,7 @@ class Server(Router):
             stopping.set()
 
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in _ENDING:
                 with contextlib.suppress(NotImplementedError):  # Windows
                     loop.add_signal_handler(number, stop, number)
         try:

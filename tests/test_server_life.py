@@ -127,12 +127,12 @@ def test_a_signal_ends_a_start_that_hangs(tmp_path: Path, number: signal.Signals
 
 
 def test_run_works_in_a_thread_and_ends_by_shutdown() -> None:
-    loops: list[asyncio.AbstractEventLoop] = []
     server = Server("tcp://127.0.0.1:0", telemetry=False)
+    server.shutdown()  # nothing runs yet: that is no reason not to begin
 
-    @server.message_pattern("loop")
-    async def loop() -> None:
-        loops.append(asyncio.get_running_loop())
+    @server.message_pattern("echo")
+    async def echo(payload: int) -> int:
+        return payload
 
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -140,10 +140,44 @@ def test_run_works_in_a_thread_and_ends_by_shutdown() -> None:
     while server.addresses[0].endswith(":0") and time.monotonic() < deadline:
         time.sleep(0.01)
     with SyncClientProxy(server.addresses[0], telemetry=False) as client:
-        client.send("loop", timeout=5)
-    loops[0].call_soon_threadsafe(server.shutdown)
+        assert client.send("echo", 1, timeout=5) == 1
+    server.shutdown()
     thread.join(10)
     assert not thread.is_alive()
+    server.shutdown()
+
+
+def test_run_gives_the_signals_back_to_whom_they_belonged() -> None:
+    heard: list[int] = []
+
+    def mine(number: int, frame: object) -> None:
+        heard.append(number)
+
+    server = Server("memory://signals", telemetry=False)
+
+    @server.message_pattern("end")
+    async def end() -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    def ask() -> None:
+        with SyncClientProxy("memory://signals", telemetry=False) as client:
+            while client.ping(1).error is not None:
+                time.sleep(0.01)
+            client.send("end")
+
+    before = [signal.signal(number, mine) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        server.run()
+        thread.join()
+        assert heard == []
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        assert heard == [signal.SIGTERM, signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 async def test_run_within_a_running_loop_says_what_to_write_instead() -> None:
