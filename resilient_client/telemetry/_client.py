@@ -61,9 +61,8 @@ class ClientTelemetry(Recorder):
         self._listen = listen
         self._transports = transports
         self._breakers = breakers
-        self._budgets = [
-            policy.budget for policy in policies if getattr(policy, "budget", None) is not None
-        ]
+        budgets = [getattr(policy, "budget", None) for policy in policies]
+        self._budgets: list[Any] = [each for each in budgets if hasattr(each, "available")]
         repeats = any(getattr(policy, "repeats", False) for policy in policies)
         self._scheme = transports[0].endpoint.partition("://")[0]
         self._several = len(transports) > 1

@@ -342,6 +342,21 @@ async def test_what_the_retry_budget_still_allows_is_told(recorded: Recorded) ->
     assert recorded.value("resilient_client.connection.active") == 1
 
 
+async def test_a_policy_of_ones_own_may_have_another_kind_of_budget(
+    recorded: Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Spend:
+        budget = 100
+
+        def wrap(self, handler: Any, clock: Any, /) -> Any:
+            return handler
+
+    await scripted(recorded, 1, policies=[Spend()]).send("sum")
+    assert recorded.value("resilient_client.connection.active") == 1
+    assert recorded.value("resilient_client.retry.budget.available") is None
+    assert not caplog.records
+
+
 async def test_how_long_a_message_waits_for_its_handler_is_measured(recorded: Recorded) -> None:
     server = Server("memory://queue", telemetry=recorded.settings)
 
