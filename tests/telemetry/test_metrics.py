@@ -351,7 +351,8 @@ async def test_a_policy_of_ones_own_may_have_another_kind_of_budget(
         def wrap(self, handler: Any, clock: Any, /) -> Any:
             return handler
 
-    await scripted(recorded, 1, policies=[Spend()]).send("sum")
+    client = scripted(recorded, 1, policies=[Spend()])
+    await client.send("sum")
     assert recorded.value("resilient_client.connection.active") == 1
     assert recorded.value("resilient_client.retry.budget.available") is None
     assert not caplog.records
