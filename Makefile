@@ -27,7 +27,7 @@ demo: .venv/.has-demo
 
 # The whole suite comes last, so that its summary is the closing line.
 test: .venv/.has-all
-	@if [ -x scripts/install_peers.sh ]; then scripts/install_peers.sh; fi
+	@scripts/install_peers.sh
 	@scripts/test_others.sh
 	@echo "==== the whole suite on $$($(BIN)/python --version)"
 	@$(PYTEST) -n 4 --dist loadgroup -m "not slow"
@@ -62,9 +62,11 @@ docs: .venv/.has-all
 	@echo "docs/_build/index.html"
 
 bench: .venv/.has-all
+	@scripts/install_peers.sh
 	@$(BIN)/python -m benchmarks
 
 soak: .venv/.has-all
+	@scripts/install_peers.sh
 	@HYPOTHESIS_PROFILE=searching $(PYTEST) -m "slow or hypothesis" --timeout 3600
 
 constraints: .venv/.has-all

@@ -274,13 +274,16 @@ class ClientProxy:
             at, deadline = now(), call.deadline
             if at >= deadline:
                 raise _too_late(call)
-            metadata = call.metadata = call.headers.copy()
-            if call.attempt > 1:
-                metadata[ATTEMPT_HEADER] = str(call.attempt)
-            if call.idempotency_key is not None:
-                metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
-            if telemetry is not None and (call.span is not None or call.ambient):
-                telemetry.inject(call)
+            event = call.kind == "emit"
+            traced = telemetry is not None and (call.span is not None or call.ambient)
+            if not event or traced or call.attempt > 1 or call.idempotency_key is not None:
+                metadata = call.metadata = call.headers.copy()
+                if call.attempt > 1:
+                    metadata[ATTEMPT_HEADER] = str(call.attempt)
+                if call.idempotency_key is not None:
+                    metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
+                if traced:
+                    telemetry.inject(call)  # type: ignore[union-attr]
             end = at + limit
             if end > deadline:  # noqa: PLR1730  (`min` takes five times as long)
                 end = deadline
@@ -290,10 +293,10 @@ class ClientProxy:
                 connect, attempt = call.limits
                 call.connect_deadline = min(end, connect)
                 call.attempt_deadline = min(call.attempt_deadline, attempt)
-            if call.kind == "emit":
+            if event:
                 return emitted(call)
             if deadline < _FAR:
-                metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
+                call.metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
             if call.idle_timeout < inf:
                 call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
             return request(call)

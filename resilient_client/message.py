@@ -62,7 +62,8 @@ class Call(Record):
         max_attempts: this pattern's own number of attempts, None for the policy's.
         idempotent, idempotency_key: whether executing it twice is harmless.
         endpoint: the URL of the peer chosen for this attempt, credentials redacted.
-        metadata: the headers of this attempt, made just before it is written.
+        metadata: the headers of this attempt, made just before it is written; while nothing comes
+            to them, `headers` themselves.
         sent: whether any attempt was written: set by the transport just before it writes.
         received: how many values of a streamed answer its consumer has been given.
         status: what this attempt was answered with, in the transport's own terms (HTTP's status).

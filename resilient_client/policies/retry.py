@@ -150,11 +150,14 @@ class Retry:
 
     def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
         """See `Policy.wrap`."""
-        budget, attempts, now, sleep = self.budget, self.attempts, clock.now, clock.sleep
-        worth = self._worth
+        budget, attempts, now, worth = self.budget, self.attempts, clock.now, self._worth
         # Whether an attempt that takes too long is followed by another: only then is it cut short.
         by_function = callable(self.on) and not isinstance(self.on, type)
         cut = by_function or worth(ReplyTimeout())
+
+        def begin(call: Call, most: int, outer: bool) -> _Repeats:  # noqa: FBT001
+            pauses = self._schedule()
+            return _Repeats(self, clock, pauses, call, cut=cut, most=most, outer=outer)
 
         async def retry(call: Call) -> Reply:
             most = attempts if call.max_attempts is None else call.max_attempts
@@ -162,79 +165,20 @@ class Retry:
             call.may_repeat = outer or (most > 1 and cut and call.idempotent)
             if budget is not None:
                 budget.deposit(now())
-            number = 1
-            generator: Generator[float, Any, None] | None = None
+            repeats: _Repeats | None = None  # few calls have any: less to keep for each in flight
             while True:
                 try:
                     return await handler(call)
                 except Exception as error:
                     if not worth(error):
                         raise
-                    if generator is None:
-                        generator = self._schedule()
-                    failed_at = now()
-                    plan = self._plan(call, error, number < most, generator, failed_at)
-                    if isinstance(plan, str):
-                        if call.observer is not None:
-                            call.observer(RetrySuppressed(call.route, call.attempt, plan, error))
+                    if repeats is None:
+                        repeats = begin(call, most, outer)
+                    if not repeats.plan(error):
                         raise
-                    delay, withdrawal = plan
-                    last = error
-                try:
-                    await sleep(delay)
-                    begin = now()
-                    if begin >= call.deadline:  # the loop was busy for longer than the wait
-                        raise last
-                except BaseException:
-                    if withdrawal is not None:
-                        withdrawal.give_back()
-                    raise
-                number += 1
-                call.failed(last, failed_at)
-                call.next_attempt(begin, outer or (number < most and cut and call.idempotent))
-                del last
+                await repeats.pause()
 
         return retry
-
-    def _plan(
-        self,
-        call: Call,
-        error: Exception,
-        left: bool,  # noqa: FBT001
-        generator: Generator[float, Any, None],
-        now: float,
-    ) -> tuple[float, Withdrawal | None] | Suppressed:
-        """How long to wait for the next attempt and what the budget gave, or why there is none."""
-        if not (call.idempotent or _harmless(error, call)):
-            return "not_idempotent"
-        if not left:
-            return "attempts"
-        try:
-            scheduled = generator.send(error)
-        except StopIteration:
-            return "attempts"
-        delay = self._delay(scheduled, getattr(error, "retry_after", None))
-        if now + delay >= call.deadline:
-            return "deadline"
-        withdrawal = None
-        if self.budget is not None:
-            withdrawal = self.budget.withdraw(now)
-            if withdrawal is None:
-                return "budget"
-        if call.observer is not None:
-            call.observer(RetryScheduled(call.route, call.attempt, delay, error))
-        return delay, withdrawal
-
-    def _delay(self, scheduled: float, asked: object) -> float:
-        """The wait in seconds. What the peer asked is a floor, whatever the jitter does."""
-        jitter = self.jitter
-        if isinstance(asked, int | float) and asked > 0:
-            if not isfinite(asked):
-                return inf
-            if jitter is None:
-                return max(asked, scheduled)
-            return asked + max(0.0, jitter(max(scheduled, asked * defaults.PUSHBACK_SPREAD)))
-        return max(0.0, scheduled if jitter is None else jitter(scheduled))
 
     def describe(self) -> str:
         """The settings in words."""
@@ -251,6 +195,104 @@ class Retry:
 
     def __repr__(self) -> str:
         return f"<Retry {self.describe()}>"
+
+
+class _Repeats:
+    """The repeats of one call.
+
+    Args:
+        pauses: the seconds before each, out of the wait generator.
+        cut: whether an attempt that takes too long is followed by another.
+        most: attempts in all.
+        outer: another `Retry` is around this one.
+    """
+
+    __slots__ = ("_budget", "_call", "_clock", "_cut", "_failed", "_failed_at", "_jitter", "_most",
+                 "_number", "_outer", "_pause", "_pauses", "_withdrawal")  # fmt: skip
+
+    def __init__(
+        self,
+        retry: Retry,
+        clock: Clock,
+        pauses: Generator[float, Any, None],
+        call: Call,
+        *,
+        cut: bool,
+        most: int,
+        outer: bool,
+    ) -> None:
+        self._budget, self._jitter = retry.budget, retry.jitter
+        self._clock = clock
+        self._pauses = pauses
+        self._call = call
+        self._cut, self._most, self._outer = cut, most, outer
+        self._number = 1
+        self._failed: Exception | None = None
+        self._withdrawal: Withdrawal | None = None
+
+    def plan(self, error: Exception) -> bool:
+        """Whether this failure is followed by another attempt; then `pause` comes next."""
+        now = self._clock.now()
+        suppressed = self._plan(error, now)
+        call = self._call
+        if suppressed is not None:
+            if call.observer is not None:
+                call.observer(RetrySuppressed(call.route, call.attempt, suppressed, error))
+            return False
+        self._failed, self._failed_at = error, now
+        if call.observer is not None:
+            call.observer(RetryScheduled(call.route, call.attempt, self._pause, error))
+        return True
+
+    def _plan(self, error: Exception, now: float) -> Suppressed | None:
+        """Set how long to wait and what the budget gave, or say why there is no other attempt."""
+        call = self._call
+        if not (call.idempotent or _harmless(error, call)):
+            return "not_idempotent"
+        if self._number >= self._most:
+            return "attempts"
+        try:
+            scheduled = self._pauses.send(error)
+        except StopIteration:
+            return "attempts"
+        self._pause = _pause(scheduled, getattr(error, "retry_after", None), self._jitter)
+        if now + self._pause >= call.deadline:
+            return "deadline"
+        if self._budget is not None:
+            self._withdrawal = self._budget.withdraw(now)
+            if self._withdrawal is None:
+                return "budget"
+        return None
+
+    async def pause(self) -> None:
+        """Wait, and begin the next attempt."""
+        call, failed = self._call, self._failed
+        assert failed is not None  # noqa: S101
+        self._failed = None
+        try:
+            await self._clock.sleep(self._pause)
+            begin = self._clock.now()
+            if begin >= call.deadline:  # the loop was busy for longer than the wait
+                raise failed
+        except BaseException:
+            if self._withdrawal is not None:
+                self._withdrawal.give_back()
+            raise
+        self._number += 1
+        call.failed(failed, self._failed_at)
+        again = self._number < self._most and self._cut and call.idempotent
+        call.next_attempt(begin, self._outer or again)
+
+
+def _pause(scheduled: float, asked: object, jitter: Jitter | None) -> float:
+    """The wait in seconds. What the peer asked is a floor, whatever the jitter does."""
+    if isinstance(asked, int | float) and asked > 0:
+        if not isfinite(asked):
+            return inf
+        if jitter is None:
+            return max(asked, scheduled)
+        return asked + max(0.0, jitter(max(scheduled, asked * defaults.PUSHBACK_SPREAD)))
+    return max(0.0, scheduled if jitter is None else jitter(scheduled))
 
 
 def _checked(budget: RetryBudget) -> RetryBudget:

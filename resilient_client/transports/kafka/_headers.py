@@ -24,7 +24,10 @@ Headers = list[tuple[str, bytes]]
 def headers_of(metadata: Mapping[str, str]) -> tuple[Headers, bytes | None]:
     """Metadata as record headers, and the key if one is among it."""
     if KEY not in metadata:
-        return [(name, value.encode()) for name, value in metadata.items()], None
+        headers = []
+        for name, value in metadata.items():
+            headers.append((name, value.encode()))
+        return headers, None
     headers = [(name, value.encode()) for name, value in metadata.items() if name != KEY]
     return headers, metadata[KEY].encode() or None
 

@@ -59,19 +59,21 @@ class Batch:
         tokens: of those who are told by the outbox's `told`.
     """
 
-    __slots__ = ("_before", "_calls", "_deadline", "_futures", "_outbox", "append", "error",
-                 "taken", "tokens", "wait_drain")  # fmt: skip
+    __slots__ = ("_before", "_calls", "_deadline", "_futures", "_new_future", "_outbox",
+                 "append", "builder", "error", "taken", "tokens", "wait_drain")  # fmt: skip
 
     def __init__(self, outbox: Outbox, builder: Any, batch: Any) -> None:
-        self.append = builder.append
+        self.builder = builder
+        self.append = builder._builder.append  # noqa: SLF001
         self.taken = batch._drain_waiter.done  # noqa: SLF001
         self.wait_drain = batch.wait_drain
         self.error: BaseException | None = None
         self.tokens: list[Any] = []
         self._outbox = outbox
+        self._new_future = outbox.new_future
         self._futures: list[asyncio.Future[Receipt]] = []
         self._calls: list[Call | None] = []
-        self._before: list[bool] = []  # whether each call had been sent already
+        self._before: set[int] = set()  # which of the calls had been sent already
         self._deadline = inf
 
     def wait(self, call: Call | None = None) -> asyncio.Future[Receipt]:
@@ -79,13 +81,13 @@ class Batch:
 
         An error that says that nothing was stored takes `call.sent` back.
         """
-        future = self._outbox.new_future()
+        future = self._new_future()
         self._futures.append(future)
         self._calls.append(call)
         if call is None:
-            self._before.append(False)
             return future
-        self._before.append(call.sent)
+        if call.sent:
+            self._before.add(id(call))
         call.sent = True
         if call.attempt_deadline < self._deadline:
             self._deadline = call.attempt_deadline
@@ -109,7 +111,7 @@ class Batch:
         Thousands at once would be as many handles at once: the garbage collector then goes through
         all that is in flight, in every round.
         """
-        self._calls, self._before = [], []
+        self._calls = []
         futures, self._futures = self._futures[:_WAKE], self._futures[_WAKE:]
         if self._futures:
             asyncio.get_running_loop().call_soon(self.stored)
@@ -119,11 +121,11 @@ class Batch:
 
     def fail(self, make: Callable[[], ResilientClientError]) -> None:
         """It has not: each gets an error of its own."""
-        for future, call, before in zip(self._futures, self._calls, self._before, strict=True):
+        for future, call in zip(self._futures, self._calls, strict=True):
             if not future.done():
                 error = make()
                 if call is not None and not error.sent:
-                    call.sent = before
+                    call.sent = id(call) in self._before
                 future.set_exception(error)
 
 
@@ -190,9 +192,13 @@ class Outbox:
                 known.batch, known.left = batch, together
         if value is None and key is None:  # aiokafka wants a value or a key
             key = b""
-        if batch.append(timestamp=None, key=key, value=value, headers=headers) is None:
+        builder = batch.builder  # what its own `append` does, in half the time
+        offset = builder._relative_offset  # noqa: SLF001
+        if builder._closed or batch.append(offset, None, key, value, headers) is None:  # noqa: SLF001
+            builder.close()
             known.left, known.full = 0, batch
             return None
+        builder._relative_offset = offset + 1  # noqa: SLF001
         known.left -= 1
         return batch
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _JSON = (b"{", b"[")
 _BINARY = b"\0"
+_BYTES = (bytes, bytearray, memoryview)
 _LONGEST_SCALAR = 400  # characters
 _scalar = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?|true|false").fullmatch
 
@@ -39,11 +40,14 @@ class KafkaCodec:
         Raises:
             PayloadError: it cannot be encoded.
         """
-        if type(value) is str:
+        kind = type(value)
+        if kind is dict or kind is list:
+            return self._codec.encode(value)
+        if kind is str:
             return _utf8(value)
         if value is None:
             return None
-        if isinstance(value, bytes | bytearray | memoryview):
+        if isinstance(value, _BYTES):
             return bytes(value)
         body = self._codec.encode(value)
         if body[:1] == b'"':  # what becomes a text, such as a date
