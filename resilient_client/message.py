@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from resilient_client.errors import (
     outcome_of,
 )
 
+log = logging.getLogger("resilient_client")
 Pattern: TypeAlias = "str | int | float | Mapping[str, Any]"
 Kind: TypeAlias = Literal["send", "emit", "stream"]
 Delivery: TypeAlias = Literal["written", "accepted", "stored"]
@@ -212,7 +214,10 @@ class Reply(Record):
         if outcome is Outcome.CANCELLED and seen:
             outcome = Outcome.SUCCESS
         for hook in reversed(hooks):
-            hook(outcome, error)
+            try:
+                hook(outcome, error)
+            except Exception:  # one policy's fault must not keep another's permit
+                log.exception("a policy failed at the end of a stream")
 
 
 class Message(Record):

@@ -343,6 +343,25 @@ async def test_the_budget_is_shared_by_all_calls_of_a_client():
     assert len(peer.requests) == 20 + 5
 
 
+@pytest.mark.parametrize("bad_is_outside", [True, False])
+async def test_a_hook_that_fails_at_a_streams_end_keeps_nobodys_permit(bad_is_outside, caplog):
+    class Bad:
+        def wrap(self, handler, clock, /):
+            async def bad(call):
+                reply = await handler(call)
+                reply.on_complete(lambda outcome, error: 1 / 0)
+                return reply
+
+            return bad
+
+    peer = ScriptedTransport([Streamed(1, 2)], forever=True)
+    policies = [Bad(), Bulkhead(1)] if bad_is_outside else [Bulkhead(1), Bad()]
+    client = ClientProxy(peer, policies=policies, telemetry=False)
+    for _ in range(2):
+        assert [item async for item in client.stream("p")] == [1, 2]
+    assert caplog.text.count("ZeroDivisionError: ") == 2
+
+
 async def test_an_attempt_that_is_not_begun_for_want_of_time_says_nothing_about_the_peer():
     class Queue:
         def wrap(self, handler, clock, /):
