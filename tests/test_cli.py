@@ -262,6 +262,21 @@ async def test_listen_prints_events_and_bench_prints_rates() -> None:
         assert told["errors"] == {}
 
 
+async def test_the_demo_says_why_its_servers_do_not_start() -> None:
+    code, _, err = await cli("demo", "--url", "mqtt://127.0.0.1:1")
+    assert (code, err.count("\n")) == (3, 1), err
+    assert "ConnectError" in err
+    code, _, err = await cli("demo", "-o", "max_sise=3")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "did you mean 'max_size'" in err
+
+
+async def test_a_demo_that_ends_while_circuits_are_open_waits_to_show_its_trace() -> None:
+    code, out, err = await cli("demo", "--json", "--seconds", "1", "--rate", "60")
+    assert code in (0, 1), err  # a busy machine may have answered nothing
+    assert any("tree" in json.loads(line) for line in out.splitlines())
+
+
 async def test_the_demo_plays_its_scene_and_its_numbers_add_up() -> None:
     code, out, err = await cli("demo", "--json", "--seconds", "7", "--rate", "60")
     assert code == 0, err

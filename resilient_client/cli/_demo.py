@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import sys
@@ -11,6 +12,7 @@ from collections import Counter
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from resilient_client import errors
 from resilient_client.cli._demo_view import View
 from resilient_client.cli._words import options as options_of
 from resilient_client.client import ClientProxy
@@ -85,12 +87,16 @@ class Process:
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdout is not None  # noqa: S101
-        async with asyncio.timeout(START_WITHIN):
-            while line := await process.stdout.readline():
-                if line.startswith(b"READY "):
-                    self.url = line.decode().split()[1]
-                    return
-        await self.kill()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_WITHIN):
+                while line := await process.stdout.readline():
+                    word, _, said = line.decode().strip().partition(" ")
+                    if word == "READY":
+                        self.url = said
+                        return
+                    if word == "FAILED":
+                        kind, text, hint = json.loads(said)
+                        raise getattr(errors, kind, ConfigurationError)(text, hint=hint)
         raise ConfigurationError(f"the server process {self.name} did not start")
 
     async def kill(self) -> None:
@@ -228,12 +234,18 @@ async def _trace(client: ClientProxy, spans: Spans, view: View, replicas: int) -
     """The tree of a call that is refused once and repeated, its spans from every process."""
     from resilient_client.cli._demo_trace import tree
 
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(START_WITHIN):  # a short load ends before the circuits close
+            while any(each.current_state != "closed" for each in client.circuit_breakers.values()):
+                with contextlib.suppress(ResilientClientError):
+                    await client.send("demo.sum", [1])
+                await asyncio.sleep(TICK / 10)
     await client.send("demo.flaky", 1, idempotent=True)
-    chosen = next(
+    chosen = [
         trace_id
         for trace_id, own in spans.traces().items()
         if any(span["name"].endswith("demo.flaky") for span in own)
-    )
+    ][-1]
     found = {span["id"]: span for span in spans.of(chosen)}
     for _ in range(2 * replicas):
         for span in await client.send("demo.spans", chosen, idempotent=True):

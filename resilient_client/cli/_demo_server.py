@@ -11,7 +11,7 @@ from typing import Any
 
 from resilient_client.cli._demo_trace import Spans
 from resilient_client.context import Context
-from resilient_client.errors import RemoteError
+from resilient_client.errors import RemoteError, ResilientClientError
 from resilient_client.loops import fast_loop_factory
 from resilient_client.server import Server
 
@@ -69,10 +69,13 @@ def make(url: str, name: str, options: dict[str, Any]) -> Server:
 async def main() -> None:
     """Serve until the demo's process, which holds standard input open, has gone."""
     url, name, options = sys.argv[1:]
-    server = make(url, name, json.loads(options))
-    async with server:
-        print("READY", server.addresses[0], flush=True)
-        await asyncio.to_thread(sys.stdin.read)
+    try:
+        async with make(url, name, json.loads(options)) as server:
+            print("READY", server.addresses[0], flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+    except ResilientClientError as error:
+        told = [type(error).__name__, str(error.args[0]), error.hint]
+        print("FAILED", json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":
