@@ -473,6 +473,47 @@ async def test_leaving_cancels_the_handler() -> None:
         await asyncio.wait_for(seen.cancelled.wait(), 3)
 
 
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_stream_of_requests_whose_sender_leaves_is_not_taken_for_a_whole_one(
+    *,
+    ours: bool,
+) -> None:
+    server = Server(LOCAL, telemetry=False, proto=PROTO)
+    begun, ends = asyncio.Event(), list[str]()
+
+    @server.message_pattern("Math/Gather")
+    async def gather(numbers: AsyncIterator[dict[str, int]]) -> dict[str, int]:
+        total = 0
+        try:
+            async for number in numbers:
+                total += number["value"]
+                begun.set()
+        except asyncio.CancelledError:
+            ends.append("cancelled")
+            raise
+        ends.append(f"all is {total}")
+        return {"total": total}
+
+    async def endless() -> AsyncIterator[Any]:
+        yield {"value": 1} if ours else b"\x08\x01"
+        await asyncio.Event().wait()
+
+    async with server, client_of(server, proto=PROTO) as client:
+        channel = aio.insecure_channel(server.addresses[0].removeprefix("grpc://"))
+        for left in range(1, 6):
+            begun.clear()
+            if ours:
+                call = asyncio.ensure_future(client.send("Math/Gather", endless()))
+            else:
+                call = channel.stream_unary("/interop.Math/Gather")(endless())
+            await begun.wait()
+            call.cancel()
+            await eventually(lambda count=left: len(ends) == count)
+        await channel.close()
+        assert await client.send("Math/Gather", [{"value": 1}, {"value": 2}]) == {"total": 3}
+    assert ends == ["cancelled"] * 5 + ["all is 3"]
+
+
 async def test_metadata_travels_both_ways() -> None:
     async with math_server() as server, client_of(server) as client:
         sent = {"x-one": "1", "blob-bin": base64.b64encode(b"\0\xff").decode()}

@@ -162,6 +162,19 @@ def test_the_code_an_error_travels_as(error: RemoteError, number: int) -> None:
         assert (_status.PAYLOAD in dict(status.trailers)) <= ours
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [("Struct", {"a": [1.5, None]}), ("StringValue", "x"), ("Duration", "1s")]
+)
+def test_details_may_be_of_googles_general_types(kind: str, value: Any) -> None:
+    detail = {"@type": f"type.googleapis.com/google.protobuf.{kind}", "value": value}
+    payload = {"code": 9, "message": "m", "details": [detail]}
+    status = status_of(RemoteError(payload=payload), None, ours=True)
+    told = aio.AioRpcError(status.code, aio.Metadata(), aio.Metadata(*status.trailers), "m")
+    error = error_of(told)
+    assert isinstance(error, RemoteError)
+    assert error.payload == payload
+
+
 def test_what_does_not_fit_into_the_trailers_is_left_out_not_the_error() -> None:
     error = RemoteError(payload={"message": "m" * 50_000, "more": "x" * 50_000})
     status = status_of(error, None, ours=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ class Calls:
             context.set_trailing_metadata(((RECEIVERS_HEADER, str(count)),))
             return None if method.responses else b""
 
-        return self._answering(
+        answer = self._answering(
             lambda body: (route, body),
             accepted,
             codec,
@@ -52,6 +52,13 @@ class Calls:
             responses=method.responses,
             events=not self.app.handles(route),
         )
+        if not method.requests:
+            return answer
+
+        async def answer_all(raws: Any, context: Any) -> bytes | None:
+            return await answer(_whole(raws, context), context)
+
+        return answer_all
 
     def plain(self, method: PatternsMethod) -> Callable[[Any, Any], Any]:
         """For a pattern of our own kind."""
@@ -73,7 +80,7 @@ class Calls:
         *,
         responses: bool,
         events: bool,
-    ) -> Callable[[Any, Any], Any]:
+    ) -> Callable[[Any, Any], Awaitable[bytes | None]]:
         """All in one coroutine: each further one costs as much as decoding a small message.
 
         Args:
@@ -239,6 +246,20 @@ class Answer(Record):
         if self.pack is not None:
             return self.pack(body)
         return b"" if body is NO_VALUE else body
+
+
+async def _whole(raws: AsyncIterable[bytes], context: Any) -> AsyncIterator[bytes]:
+    """Requests up to the end that their sender has made, and no other.
+
+    grpcio ends them in the same way when the sender has gone, and only then cancels the handler,
+    which would take a part for all there is. What is asked of the call after the end is answered
+    behind that.
+    """
+    async for raw in raws:
+        yield raw
+    await context.read()
+    if context.cancelled():
+        raise asyncio.CancelledError
 
 
 def _headers(context: Any) -> dict[str, str]:

@@ -8,6 +8,8 @@ import grpc as grpc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import descriptor_pb2 as descriptor_pb2
 from google.protobuf import json_format as json_format
+from google.protobuf import struct_pb2 as struct_pb2  # an error's details may be any of these
+from google.protobuf import wrappers_pb2 as wrappers_pb2
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor_pool import DescriptorPool as DescriptorPool
 from google.protobuf.message import DecodeError as DecodeError
@@ -63,4 +65,6 @@ __all__ = [
     "rpc_error",
     "server_module",
     "status_pb2",
+    "struct_pb2",
+    "wrappers_pb2",
 ]
