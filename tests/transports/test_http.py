@@ -146,6 +146,13 @@ async def test_headers_may_hold_any_letters_but_not_frame_the_message():
             assert not caught.value.sent, name
 
 
+@pytest.mark.parametrize("base", ["/a%20b", "/gr%C3%B6%C3%9Fe", "/größe"])
+async def test_a_base_path_may_be_percent_encoded(base: str):
+    async with server(f"http://127.0.0.1:0{base}") as made:
+        async with ClientProxy(made.addresses[0], policies=(), telemetry=False) as client:
+            assert await client.send("echo", 1) == 1
+
+
 async def test_a_base_path_stands_before_every_route():
     async with server("http://127.0.0.1:0/api/v1/") as made:
         assert made.addresses[0].endswith("/api/v1")

@@ -237,6 +237,82 @@ async def test_a_caller_that_disconnects_cancels_its_handler():
         await eventually(lambda: not made._listeners[0]._state.connections)  # type: ignore[attr-defined]
 
 
+async def test_a_request_for_the_head_of_a_stream_leaves_its_connection_free():
+    made = server("http://127.0.0.1:0")
+
+    @made.message_pattern("GET /ticks")
+    async def ticks() -> AsyncIterator[int]:
+        try:
+            yield 1
+            await asyncio.Event().wait()
+        finally:
+            made.cancelled.set()  # type: ignore[attr-defined]
+
+    limits = httpx.Limits(max_connections=1)
+    async with (
+        made,
+        httpx.AsyncClient(base_url=made.addresses[0], limits=limits, trust_env=False) as http,
+    ):
+        head = await http.head("/ticks")
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert (await http.post("/echo", json=1, timeout=20)).json() == 1
+        await asyncio.wait_for(made.cancelled.wait(), SLACK)  # type: ignore[attr-defined]
+
+
+async def test_nobody_keeps_a_connection_that_does_not_ask(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("resilient_client.transports.http.server.HEAD_TIMEOUT", 0.1)
+    monkeypatch.setattr("resilient_client.transports.http._exchange.SILENCE", 0.1)
+    made = server("http://127.0.0.1:0")
+    async with made:
+        host, port = made.addresses[0].removeprefix("http://").split(":")
+        for said, answer in (
+            (b"", b""),
+            (b"POST /echo HT", b""),
+            (b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf", b"408"),
+        ):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(said)
+            told = await asyncio.wait_for(reader.read(), SLACK)
+            assert told[9:12] == answer
+            writer.close()
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /wait HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        await asyncio.wait_for(made.waiting.wait(), SLACK)  # type: ignore[attr-defined]
+        for later in (1e6, 2e6):  # who has asked may wait
+            made._listeners[0]._close_idle(asyncio.get_running_loop().time() + later)  # type: ignore[attr-defined]
+        made.go_on.set()  # type: ignore[attr-defined]
+        assert (await asyncio.wait_for(reader.read(), SLACK)).endswith(b'"waited"')
+        writer.close()
+
+
+async def test_headers_without_an_end_are_bounded():
+    async with server("http://127.0.0.1:0") as made:
+        # not httptools, which knows no bound, where that is installed
+        assert made._listeners[0]._config.http == "h11"  # type: ignore[attr-defined]
+        host, port = made.addresses[0].removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\n")
+        writer.writelines([b"x-%d: %b\r\n" % (i, b"a" * 1000) for i in range(1000)])
+        with contextlib.suppress(ConnectionError):  # or it reads why
+            assert (await asyncio.wait_for(reader.read(), SLACK)).startswith(b"HTTP/1.1 400")
+        writer.close()
+
+
+async def test_http_2_gets_no_headers_of_a_connection():
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "http_version": "2", "path": "/echo",
+        "query_string": b"", "headers": [(b"content-length", b"9" * 20)],
+    }  # fmt: skip
+    await server().asgi(scope, None, send)
+    assert sent[0]["status"] == 413
+    assert b"connection" not in dict(sent[0]["headers"])
+
+
 async def test_a_deadline_ends_a_stream_that_has_begun():
     made = server("http://127.0.0.1:0")
     async with made:

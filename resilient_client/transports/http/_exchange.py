@@ -25,6 +25,7 @@ from resilient_client.transports.http._answers import is_json
 from resilient_client.transports.http._events import END, error_event, value_event
 from resilient_client.transports.http._fields import FieldsCodec, fields
 from resilient_client.transports.http._responses import (
+    CLOSE,
     Disconnected,
     Refused,
     extra_headers,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("resilient_client.http")
 
+SILENCE = 30.0
+"""Seconds that may pass between two parts of a body, as between those of a frame on TCP."""
 _LINGER = 64 * 2**20
 """Bytes of a body that is too large which are read, and thrown away, before it is refused."""
 _JSON = (b"content-type", b"application/json")
@@ -149,9 +152,7 @@ class Exchange:
         size = 0
         more = True
         while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
+            message = await self._part()
             chunk = message.get("body", b"")
             size += len(chunk)
             if size > max_size:
@@ -164,6 +165,17 @@ class Exchange:
             raise refused(415, "The body is JSON, and its content-type says so")
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    async def _part(self) -> MutableMapping[str, Any]:
+        """The next part of the body."""
+        try:
+            async with asyncio.timeout(SILENCE):
+                message = await self._receive()
+        except TimeoutError:
+            raise refused(408, "The body did not come", [CLOSE]) from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        return message
+
     async def _discard(self) -> None:
         """Read what is left of a body that is refused, up to a point.
 
@@ -171,9 +183,7 @@ class Exchange:
         """
         left, more = _LINGER, True
         while more and left > 0:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
+            message = await self._part()
             left -= len(message.get("body", b""))
             more = message.get("more_body", False)
 
@@ -274,6 +284,8 @@ class Exchange:
             if not self._streaming:
                 return await self._respond(200, first, [_JSON])
         await self._start(200, _EVENTS)
+        if self._scope["method"] == "HEAD":  # the connection is to be free for the next request
+            return await self._last(b"")
         try:
             while first is not None:
                 await self._more(value_event(first))
@@ -329,8 +341,10 @@ class Exchange:
         known = self._correlation
         if known is not None and valid_correlation_id(known):
             own.append((_CORRELATION, known.encode()))
-        if self._app.draining and not self._scope["http_version"].startswith(("2", "3")):
-            own.append((b"connection", b"close"))  # or the next request would meet the end
+        if self._scope["http_version"].startswith(("2", "3")):  # which have no such header
+            own = [each for each in own if each != CLOSE]
+        elif self._app.draining:
+            own.append(CLOSE)  # or the next request would meet the end
         self._status = status
         await self._send({"type": "http.response.start", "status": status, "headers": own})
 

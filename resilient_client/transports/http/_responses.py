@@ -19,6 +19,7 @@ from resilient_client.transports.http._requests import header
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+CLOSE = (b"connection", b"close")
 _MAX_HEADERS = 256
 _MAX_HEADER_BYTES = 64 * 1024
 
@@ -84,7 +85,7 @@ def refused(status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = 
 def too_large(max_size: int) -> Refused:
     """Refused: more than may be sent."""
     text = f"The payload has more than {max_size} bytes"
-    return refused(413, text, [(b"connection", b"close")])  # what is still to come is not read
+    return refused(413, text, [CLOSE])  # what is still to come is not read
 
 
 def nowhere(method: str, allowed: list[str]) -> Refused:

@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
@@ -16,6 +17,8 @@ from resilient_client.transports.http.asgi import asgi_app
 if TYPE_CHECKING:
     from resilient_client.transports._base import App, Subscription, Target
 
+HEAD_TIMEOUT = 30.0
+"""Seconds that a connection may take for the head of a request, its first included."""
 _CLOSING = 1.0  # seconds that connections get to close by themselves
 
 
@@ -51,12 +54,13 @@ class ServerListener:
         self._target = target
         self._tls = tls or None
         self._port = target.port(443 if secure else 80)
-        self._base = target.url.path.rstrip("/")
+        self._base = unquote(target.url.path).rstrip("/")
         self._config, self._state = _uvicorn(
             asgi_app(app, base=self._base, max_size=max_size),
             integer("keep_alive", keep_alive, 0),
         )
         self._server: asyncio.Server | None = None
+        self._awaited: dict[Any, tuple[Any, float]] = {}  # connections that may ask
         self._ticking: asyncio.TimerHandle | None = None
 
     def check_pattern(self, handler: Subscription) -> None:
@@ -86,7 +90,24 @@ class ServerListener:
         """RFC 9110 section 6.6.1: a server with a clock sends the date."""
         now = formatdate(usegmt=True).encode()
         self._state.default_headers = [(b"date", now)]
-        self._ticking = asyncio.get_running_loop().call_later(1.0, self._tick)
+        loop = asyncio.get_running_loop()
+        self._close_idle(loop.time())
+        self._ticking = loop.call_later(1.0, self._tick)
+
+    def _close_idle(self, now: float) -> None:
+        """Close connections that do not ask; uvicorn sees to those that have asked before."""
+        awaited = {}
+        for connection in tuple(self._state.connections):
+            last = connection.cycle
+            if connection.timeout_keep_alive_task or not (last is None or last.response_complete):
+                continue
+            known, since = self._awaited.get(connection, (last, now))
+            if known is not last:
+                since = now
+            awaited[connection] = last, since
+            if now - since > HEAD_TIMEOUT:
+                connection.transport.close()
+        self._awaited = awaited
 
     async def stop(self) -> None:
         """See `ServerListener.stop`: a connection closes after its next answer, which says so.
@@ -102,6 +123,7 @@ class ServerListener:
         await self.stop()
         if self._ticking is not None:
             self._ticking.cancel()
+        self._awaited.clear()
         for connection in tuple(self._state.connections):
             connection.shutdown()
         try:
@@ -133,6 +155,7 @@ def _uvicorn(application: Any, keep_alive: int) -> tuple[Any, Any]:
         application,
         interface="asgi3",
         loop="none",
+        http="h11",  # httptools, which "auto" would take where it is installed, bounds no headers
         ws="none",
         lifespan="off",
         log_config=None,
