@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from resilient_client import ClientProxy, RemoteError, Server, TransportError
 from resilient_client.cli import run
+from resilient_client.cli._output import Output
 from resilient_client.cli._words import option, options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,6 +93,16 @@ async def test_what_the_terminal_cannot_show_is_escaped_as_json_escapes(encoding
                 "call", url, "echo", json.dumps(text), PYTHONIOENCODING=encoding
             )
             assert (code, json.loads(out), err) == (0, text, "")
+
+
+def test_what_json_cannot_say_is_printed_as_the_wire_would_have_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Output(as_json=True).value(
+        {"bytes": b"\x00\x01", "nan": math.nan, "big": 2**70, "half": "\ud800"}
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"bytes": "AAE=", "nan": None, "big": 2**70, "half": "\ud800"}
 
 
 async def test_closed_standard_streams_do_no_harm() -> None:

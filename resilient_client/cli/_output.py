@@ -7,6 +7,7 @@ import sys
 from io import TextIOWrapper
 from typing import Any
 
+from resilient_client.codecs import JsonCodec
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -52,11 +53,12 @@ class Output:
     def value(self, value: Any) -> None:
         """An answer, or one value of it: JSON either way, indented on a terminal."""
         indent = 2 if self._pretty else None
-        text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+        value = _plain(value)
+        text = json.dumps(value, ensure_ascii=False, indent=indent)
         try:
             text.encode(sys.stdout.encoding)
         except UnicodeEncodeError:
-            text = json.dumps(value, indent=indent, default=str)
+            text = json.dumps(value, indent=indent)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -90,4 +92,9 @@ class Output:
         }
         if isinstance(error, RemoteError):
             facts["payload"] = error.payload
-        print(json.dumps(facts, ensure_ascii=False, default=str), file=sys.stderr)
+        print(json.dumps(_plain(facts), ensure_ascii=False), file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has for it: what gRPC and Kafka can carry besides, such as bytes, as on TCP."""
+    return json.loads(JsonCodec().encode(value))
