@@ -650,7 +650,7 @@ class ClientProxy:
             )
         for policy in self._policies:
             bind = getattr(policy, "bind", None)
-            if bind is not None:
+            if bind is not None and getattr(policy, "scope", None) is not None:
                 bind(loop)
         for breaker in self._guards.values():
             breaker.bind(loop)

@@ -362,6 +362,22 @@ async def test_a_hook_that_fails_at_a_streams_end_keeps_nobodys_permit(bad_is_ou
     assert caplog.text.count("ZeroDivisionError: ") == 2
 
 
+async def test_a_policy_of_ones_own_needs_to_know_no_names_of_ours():
+    class Logged:
+        describe = "a text"
+        budget = 5
+
+        def bind(self, **values):
+            return self
+
+        def wrap(self, handler, clock, /):
+            return handler
+
+    client = ClientProxy(ScriptedTransport([7]), policies=[*standard(), Logged()], telemetry=False)
+    assert await client.send("p") == 7
+    assert "Logged" in client.explain()
+
+
 async def test_an_attempt_that_is_not_begun_for_want_of_time_says_nothing_about_the_peer():
     class Queue:
         def wrap(self, handler, clock, /):
