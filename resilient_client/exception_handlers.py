@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from resilient_client.handlers import Handler
 
 log = logging.getLogger("resilient_client.server")
+_ANSWERS = (RemoteError, Overloaded)
+"""What is an answer already, where no client raised it."""
+_IN_GENERAL = {kind for answer in _ANSWERS for kind in answer.__mro__[1:]}
+"""Whoever translates these need not mean answers."""
 
 
 class ExceptionHandlers:
@@ -77,9 +81,10 @@ class ExceptionHandlers:
         Raises:
             Exception: that function failed.
         """
+        meant = isinstance(error, _ANSWERS) and error.endpoint is None
         for kind in type(error).__mro__:
             translate = self._functions.get(kind)
-            if translate is None:
+            if translate is None or (meant and kind in _IN_GENERAL):
                 continue
             try:
                 result = translate(error, context) if _takes_two(translate) else translate(error)
@@ -90,9 +95,9 @@ class ExceptionHandlers:
                     raise
                 return told
             return result if isinstance(result, RemoteError) else RemoteError(payload=result)
-        if isinstance(error, RemoteError) and error.endpoint is None:
-            return error
-        if isinstance(error, Overloaded) and error.endpoint is None:
+        if meant:
+            if isinstance(error, RemoteError):
+                return error
             return Throttled(SERVER_OVERLOADED, status=429)
         left = context.remaining
         if isinstance(error, DeadlineExceeded) and left is not None and left <= DEADLINE_RESOLUTION:

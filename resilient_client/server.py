@@ -232,7 +232,9 @@ class Server(Router):
     def exception_handler(self, kind: type[BaseException]) -> Callable[[F], F]:
         """Translate an exception of yours: the function gets it (and the `Context`, if it wants).
 
-        It returns a `RemoteError`, or the value to send as one.
+        It returns a `RemoteError`, or the value to send as one. One for exceptions in general, such
+        as `Exception`, is not asked about what is an answer already: a `RemoteError` that a handler
+        raises, a payload that does not fit, a bulkhead that is full.
         """
         if not isinstance(kind, type) or not issubclass(kind, BaseException):
             raise ConfigurationError(f"{kind!r} is no class of exceptions", hint="name one of them")

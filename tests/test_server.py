@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import pytest
 
 from resilient_client import (
+    Bulkhead,
     ClientProxy,
     ConfigurationError,
     Context,
@@ -26,6 +27,7 @@ from resilient_client import (
     PayloadError,
     RemoteError,
     ReplyTimeout,
+    ResilientClientError,
     Router,
     Server,
     Throttled,
@@ -35,6 +37,7 @@ from resilient_client import (
 from resilient_client.codecs import JsonCodec
 from resilient_client.transports import App, ServerListener, Target
 from resilient_client.transports.memory import ServerListener as MemoryListener
+from tests.calls import error_of
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -467,6 +470,47 @@ async def test_an_exception_handler_translates_subclasses_too() -> None:
             async for i in client.stream("stream"):
                 got.append(i)  # noqa: PERF401
         assert got == [1]
+
+
+async def test_an_exception_handler_for_all_exceptions_leaves_answers_as_they_are() -> None:
+    server = memory(policies=[Bulkhead(1)])
+    started = asyncio.Event()
+
+    @server.exception_handler(ResilientClientError)
+    def behind(error: ResilientClientError) -> RemoteError:
+        return RemoteError("a service behind this one failed", status=502)
+
+    @server.exception_handler(Exception)
+    def unexpected(error: Exception) -> RemoteError:
+        return RemoteError("unexpected", code="BUG")
+
+    @server.message_pattern("refuse")
+    async def refuse(n: int) -> None:
+        raise RemoteError("not allowed", code="AUTH", status=401)
+
+    @server.message_pattern("ask")
+    async def ask() -> None:
+        await ClientProxy("memory://nobody", policies=(), telemetry=False).send("x")
+
+    @server.message_pattern("wait")
+    async def wait() -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    @server.message_pattern("bug")
+    async def bug() -> None:
+        raise KeyError("x")
+
+    async with pair(server) as client:
+        told = [await error_of(client.send(*call)) for call in [("ask",), ("bug",), ("refuse", 1)]]
+        assert [(each.status, each.code) for each in told] == [
+            (502, None), (None, "BUG"), (401, "AUTH"),
+        ]  # fmt: skip
+        assert isinstance(await error_of(client.send("refuse", "x")), InvalidPayloadError)
+        waiting = asyncio.ensure_future(client.send("wait"))
+        await started.wait()
+        assert isinstance(await error_of(client.send("bug")), Throttled)
+        waiting.cancel()
 
 
 async def test_an_error_that_a_client_raised_inside_a_handler_is_not_passed_on() -> None:
