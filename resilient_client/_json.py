@@ -101,7 +101,8 @@ def default(value: Any) -> Any:
     if isinstance(value, deque):
         return list(value)
     if hasattr(type(value), "__pydantic_validator__"):
-        return value.model_dump(mode="json")
+        by_alias = value.model_config.get("serialize_by_alias", True)  # what it decodes from
+        return value.model_dump(mode="json", by_alias=by_alias)
     raise TypeError(f"a value of type {type(value).__qualname__} has no JSON form")
 
 

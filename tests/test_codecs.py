@@ -396,6 +396,20 @@ def test_whatever_arrives_is_a_value_or_a_payload_error(body: bytes, hint: Any) 
         codec.decode(body, hint)
 
 
+def test_a_model_is_written_with_the_names_it_is_read_by() -> None:
+    class User(pydantic.BaseModel):
+        user_id: int = pydantic.Field(alias="userId")
+
+    class Plain(User, serialize_by_alias=False):
+        pass
+
+    codec = JsonCodec()
+    user = User(userId=1)
+    assert codec.encode({"by": [user]}) == b'{"by":[{"userId":1}]}'
+    assert codec.decode(codec.encode(user), User) == user
+    assert codec.encode(Plain(userId=1)) == b'{"user_id":1}'
+
+
 def test_pydantic_is_not_loaded_for_those_who_do_not_use_it() -> None:
     script = (
         "import sys; from resilient_client.codecs import JsonCodec; c = JsonCodec();"
