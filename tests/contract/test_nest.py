@@ -11,8 +11,10 @@ import pytest
 
 from resilient_client import (
     ClientProxy,
+    ConnectionLost,
     Context,
     DeadlineExceeded,
+    NoHandlerError,
     RemoteError,
     ResilientClientError,
     Server,
@@ -186,6 +188,42 @@ async def test_one_trace_goes_from_python_through_nest_to_python(meeting: Meetin
         assert await client.send(f"{p}forward", onward, returns=int, timeout=60) == 3
     # Nest itself records nothing: what is below the client's span came through it
     assert recorded.tree() == f"CLIENT {p}forward\n  SERVER {p}last"
+
+
+async def test_a_nest_service_that_freezes_dies_and_returns_costs_a_call_no_more_than_any_other(
+    meeting: Meeting,
+) -> None:
+    if meeting.transport == "kafka":
+        pytest.skip("a group waits for a member that died for as long as the member has said")
+    p = meeting.prefix
+    server = NestServer(meeting.transport, meeting.broker, prefix=meeting.prefix, **meeting.nest)
+    async with server:
+        url = meeting.url.replace("{port}", str(server.port))
+        options = {"policies": (), "telemetry": False, **meeting.client_options}
+        async with ClientProxy(url, **options) as client:
+            assert await client.send(f"{p}sum", [1, 2]) == 3
+            server.freeze()
+            error = await error_of(client.send(f"{p}sum", [1], timeout=0.3))
+            assert isinstance(error, DeadlineExceeded)
+            assert error.sent
+            server.thaw()
+            assert await client.send(f"{p}sum", [1, 2]) == 3
+
+            long = client.send(f"{p}flaky", {"key": "k", "ms": 30_000}, timeout=2)
+            pending = asyncio.ensure_future(error_of(long))
+            while await client.send(f"{p}calls", {"key": "k"}) != 1:
+                await asyncio.sleep(0.01)
+            server.kill()
+            if meeting.transport in {"redis", "nats", "mqtt"}:  # the broker knows, in a moment
+                nobody = None
+                while not isinstance(nobody, NoHandlerError):
+                    nobody = await error_of(client.send(f"{p}sum", [1], timeout=0.5))
+                assert not nobody.sent
+            lost = await pending
+            assert isinstance(lost, DeadlineExceeded if meeting.broker else ConnectionLost), lost
+            assert lost.sent
+            await server.restart_async()
+            assert await client.send(f"{p}sum", [1, 2]) == 3
 
 
 # ------------------------------------------------------------------- a Nest client, our server
