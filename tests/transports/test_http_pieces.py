@@ -392,6 +392,15 @@ def test_what_the_peer_said_is_kept_untouched():
     assert failed(400, b'{"detail":"why"}').message == "why"
 
 
+def test_a_page_for_a_browser_is_a_payload_but_no_message():
+    page = b"<html><h1>502 Bad Gateway</h1></html>"
+    error = failed(502, page, {"content-type": "text/html; charset=utf-8"}, reason="Bad Gateway")
+    assert (error.message, error.payload) == ("502 Bad Gateway", page.decode())
+    assert "<html>" not in str(error)
+    text = failed(400, b" " + b"x" * 10_000, {"content-type": "text/plain"})
+    assert (text.message, len(text.payload)) == ("x" * 500, 10_001)
+
+
 def test_a_hint_says_where_a_service_has_gone_but_nothing_secret():
     moved = failed(302, b"", {"location": "https://me:word@elsewhere.test/a?signature=b#token=c"})
     assert moved.hint.endswith("redirects to https://***@elsewhere.test/a")

@@ -137,6 +137,7 @@ def error_of(
 ) -> ResilientClientError:
     """The error that a response with an unsuccessful status stands for."""
     payload: Any = None
+    is_text = False
     media = headers.get("content-type", "")
     if content:
         if is_json(media):
@@ -146,6 +147,7 @@ def error_of(
                 payload = Text(content, "").text()
         else:
             payload = Text(content, media).text()
+            is_text = True
     ours = is_ours(headers)
     if payload == NO_HANDLER_MESSAGE:
         if ours and plain and status == 404:
@@ -164,8 +166,9 @@ def error_of(
         status=told if ours and told is not None else status,
         retry_after=after,
     )
-    if isinstance(error, RemoteError) and not error.message:
-        error.message = _message(status, reason, payload)
+    if isinstance(error, RemoteError) and (is_text or not error.message):
+        page = "html" in media  # made for a browser, often by a proxy: nothing for a log
+        error.message = _message(status, reason, "" if page else payload)
         error.args = (error.message,)
     where = headers.get("location")
     if where and 300 <= status < 400 and isinstance(error, RemoteError):
@@ -198,6 +201,8 @@ def _message(status: int, reason: str, payload: Any) -> str:
         for key in ("detail", "title", "error", "error_description"):
             if payload.get(key) and isinstance(payload[key], str):
                 return str(payload[key])[:_MAX_TEXT]
+    if isinstance(payload, str) and payload.strip():
+        return payload.strip()[:_MAX_TEXT]
     if not reason:
         try:
             reason = HTTPStatus(status).phrase
