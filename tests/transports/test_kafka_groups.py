@@ -134,6 +134,32 @@ async def test_members_that_come_and_go_in_order_repeat_nothing(
         assert of_key == sorted(of_key)
 
 
+async def test_a_member_that_drains_hands_over_what_it_still_finishes(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[str] = []
+
+    def member(name: str) -> Server:
+        server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=2)
+
+        @server.event_pattern(unique)
+        async def work(key: str) -> None:
+            heard.append(f"{name}{key}")
+            await asyncio.sleep(2.0)
+
+        return server
+
+    first, second, third = member("a"), member("b"), member("c")
+    await first.start()
+    async with ClientProxy(kafka_broker.url, policies=(), telemetry=False) as client:
+        for key in "12345678":
+            await client.emit(unique, key, headers={"kafka-key": key})
+        await eventually(lambda: len(heard) == 8)
+        await asyncio.gather(first.aclose(), second.start(), third.start())
+        await asyncio.gather(second.aclose(), third.aclose())
+    assert sorted(heard) == [f"a{key}" for key in "12345678"]
+
+
 async def test_an_event_that_waits_for_another_attempt_goes_where_its_partition_goes(
     kafka_broker: Kafka, unique: str
 ) -> None:

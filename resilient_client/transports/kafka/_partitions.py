@@ -102,6 +102,9 @@ class Partitions:
         self._progress.set()
         try:
             await asyncio.sleep(seconds)
+        except asyncio.CancelledError:  # the server stops
+            lane.dropped(records)
+            raise
         finally:
             lane.resting -= 1
         return self.kept(lane, records)
@@ -122,6 +125,11 @@ class Partitions:
                 self._held.discard(place)
                 if place in self._owned:
                     self.consumer.resume(place)
+
+    def stop(self) -> None:
+        """The server is about to end: what still runs is not awaited any more."""
+        self.stopping = True
+        self._progress.set()
 
     def drop_waiting(self) -> None:
         """Begin nothing more of what was read."""

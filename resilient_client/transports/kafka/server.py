@@ -300,7 +300,7 @@ class ServerListener:
 
     async def stop(self) -> None:
         """See `ServerListener.stop`."""
-        self._stopping = self._partitions.stopping = self._events.stopping = True
+        self._stopping = self._events.stopping = True
         self._slots.drop()
         await _ended(self._reader)
         self._partitions.drop_waiting()
@@ -309,6 +309,7 @@ class ServerListener:
     async def aclose(self) -> None:
         """See `ServerListener.aclose`."""
         await self.stop()
+        self._partitions.stop()
         if self._producer is not None:
             await flush(self._producer)  # the last replies
         await _ended(self._committer)
