@@ -131,7 +131,8 @@ class ServerListener:
             return
         headers = request.metadata
         if message.headers:
-            headers = {**headers, **sanitised(message.headers)}
+            own = sanitised(message.headers)
+            headers = {**headers, **own} if headers else own
         incoming = Message(
             found.route,
             request.data,
