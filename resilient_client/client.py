@@ -54,7 +54,7 @@ from resilient_client.events import CallRejected
 from resilient_client.loops import running_loop
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
-from resilient_client.pipeline import compose
+from resilient_client.pipeline import compose, note
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment
@@ -463,11 +463,12 @@ class ClientProxy:
                 if self._ask_headers is not None:
                     await self._add_headers(call, headers)
                 reply = await self._handler(call)
+                items = reply.items
             except BaseException as error:
                 self._conclude(error, call)
                 raise
             if call.span is not None:
-                if reply.items is None:
+                if items is None:
                     call.span.end(None)
                 else:
                     reply.on_complete(call.span.complete)
@@ -567,6 +568,7 @@ class ClientProxy:
 
     def _conclude(self, error: BaseException, call: Call) -> None:
         """The call has failed."""
+        note(error)
         if (
             isinstance(error, ResilientClientError)
             and conclude(error, call, self._now())

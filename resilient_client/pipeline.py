@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol, TypeAlias
 
 from resilient_client.clock import Clock
+from resilient_client.errors import ConfigurationError
 from resilient_client.message import Call, Reply
 
 Handler: TypeAlias = Callable[[Call], Coroutine[Any, Any, Reply]]
@@ -28,7 +29,29 @@ class Policy(Protocol):
 
 
 def compose(policies: Iterable[Policy], handler: Handler, clock: Clock) -> Handler:
-    """The handler inside all the policies, the first listed outermost."""
+    """The handler inside all the policies, the first listed outermost.
+
+    Raises:
+        ConfigurationError: a policy wraps it in something that cannot be called.
+    """
     for policy in reversed(list(policies)):
         handler = policy.wrap(handler, clock)
+        if not callable(handler):
+            if hasattr(handler, "close"):  # a coroutine, which nobody will await
+                handler.close()
+            raise ConfigurationError(
+                f"{type(policy).__name__}.wrap() gave a {type(handler).__name__}, not a handler",
+                hint="write it as a plain def that returns an async function of the call",
+            )
     return handler
+
+
+def note(error: BaseException) -> None:
+    """Say of an error what it comes from, where that is a policy that keeps the reply to itself."""
+    if isinstance(error, AttributeError) and hasattr(Reply, error.name or ""):
+        given = error.obj
+        if not isinstance(given, Reply):
+            error.add_note(
+                f"a policy answered with a {type(given).__name__}, not with a Reply:"
+                " its handler ends with `return await handler(call)`"
+            )

@@ -253,6 +253,49 @@ async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
             await client.send(None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("stack", ["alone", "innermost", "outermost"])
+async def test_a_policy_that_forgets_the_reply_is_told_so(stack: str) -> None:
+    class Forgetful:
+        def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+            async def forgetful(call: Call) -> Reply:
+                await handler(call)
+                return None  # type: ignore[return-value]
+
+            return forgetful
+
+    policies = {
+        "alone": [Forgetful()],
+        "innermost": [*standard(), Forgetful()],
+        "outermost": [Forgetful(), *standard()],
+    }[stack]
+
+    async def stream(pattern: str) -> None:
+        async for _ in client.stream(pattern):
+            pass
+
+    server = memory()
+    server.message_pattern("echo")(lambda payload: payload)
+    async with server, quiet(server.addresses[0], policies=policies) as client:
+        for call in (client.send, client.emit, stream):
+            with pytest.raises(AttributeError) as caught:
+                await call("echo")
+            assert "not with a Reply" in caught.value.__notes__[0]
+
+
+async def test_a_policy_that_wraps_in_no_handler_is_refused_when_the_client_is_built() -> None:
+    class Forgetful:
+        def wrap(self, handler: Handler, clock: Clock, /) -> Any:
+            pass
+
+    class Late:
+        async def wrap(self, handler: Handler, clock: Clock, /) -> Any:
+            return handler
+
+    for policy in (Forgetful(), Late()):
+        with pytest.raises(ConfigurationError, match="not a handler"):
+            quiet("memory://x", policies=[policy])
+
+
 async def test_an_option_that_means_something_at_the_other_end_only_is_accepted() -> None:
     client = quiet("http://127.0.0.1:1", max_connections=3)
     assert client.status == "idle"
