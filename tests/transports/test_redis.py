@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,10 +35,10 @@ from resilient_client.transports import _backlog
 from resilient_client.transports.redis import _connection
 from resilient_client.transports.redis import client as redis_client
 from resilient_client.transports.redis._session import Session
-from tests.calls import error_of
+from tests.calls import error_of, outcome
 from tests.contract.rigs import Service
 from tests.peers.brokers import Redis
-from tests.peers.certificates import certificates
+from tests.peers.certificates import Certificates, certificates, make_certificates
 from tests.peers.nest import NestServer
 from tests.peers.script import scripted_peer
 from tests.transports.slow_reader import ended_told_and_back
@@ -277,6 +279,38 @@ async def test_mutual_tls_wants_the_clients_certificate(new_broker: NewBroker) -
         await client_of(broker.url, tls=files.client_context()).connect()
     with pytest.raises(ConfigurationError, match="TLS files"):
         client_of(broker.url, ssl_ca_certs="/nowhere.pem")
+
+
+async def test_certificates_that_are_renewed_are_read_anew(
+    new_broker: NewBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = new_broker(Redis, tls=True, client_certificates=True)
+    names = {"ca": "authority", "client": "client", "key": "client_key"}
+    mine = {name: tmp_path / f"{name}.pem" for name in names}
+
+    def renew(files: Certificates) -> None:
+        for name, of in names.items():
+            shutil.copy(getattr(files, of), mine[name])
+
+    renew(certificates())
+    known = {f"ssl_{n}": str(mine[m]) for n, m in [("ca_certs", "ca"), ("certfile", "client")]}
+    known["ssl_keyfile"] = str(mine["key"])
+    (tmp_path / "new").mkdir()
+    new = make_certificates(tmp_path / "new")
+    async with echo_server(broker.url, "x", **known), client_of(broker.url, **known) as client:
+        assert await client.send("x.echo", 1) == 1
+        mine["key"].write_text("half of a k")  # in the middle of the renewal
+        broker.terminate()
+        await eventually(lambda: client.status == "reconnecting")
+        assert isinstance(await error_of(client.send("x.echo", 2)), ConnectError)
+        renew(new)
+        conf = broker.folder / "redis.conf"
+        conf.write_text(conf.read_text().replace(str(certificates().folder), str(new.folder)))
+        monkeypatch.setattr(broker, "answers", lambda: True)  # who asks has the old ones
+        await broker.start_async()
+        async with asyncio.timeout(20):
+            while await outcome(client.send("x.echo", 3)) != 3:
+                await asyncio.sleep(0.05)
 
 
 SECRET = "s3cret-w0rd"

@@ -44,7 +44,8 @@ class Connector:
             alone means the latter.
         username, password: instead of those in the URL.
         db: instead of the number in the URL's path.
-        ssl_ca_certs, ssl_certfile, ssl_keyfile: paths of PEM files, instead of `tls=`.
+        ssl_ca_certs, ssl_certfile, ssl_keyfile: paths of PEM files, instead of `tls=`; read anew
+            for every connection, for certificates are renewed.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class Connector:
         self._username = (username if username is not None else target.username) or None
         self._password = (password if password is not None else target.password) or None
         self._db = _database(target) if db is None else db
+        self._files: tuple[str | None, str | None, str | None] | None = None
         if (ssl_ca_certs or ssl_certfile) and not isinstance(tls, ssl.SSLContext):
-            tls = _context(ssl_ca_certs, ssl_certfile, ssl_keyfile)
+            self._files = ssl_ca_certs, ssl_certfile, ssl_keyfile
+            _context(*self._files)
         self._tls = client_tls(tls, secure=target.scheme == "rediss")
 
     async def connect(self, session: Session, *, reader: bool = False) -> None:
@@ -79,9 +82,10 @@ class Connector:
         ]
         if reader:
             makers.append(session.make)
+        tls = self._context()
         try:
             session.commands, session.messages, *more = await together(
-                _connect(make, self._target, self._tls, self._username, self._password, self._db)
+                _connect(make, self._target, tls, self._username, self._password, self._db)
                 for make in makers
             )
             if more:
@@ -90,6 +94,14 @@ class Connector:
         except BaseException:
             session.abort()
             raise
+
+    def _context(self) -> ssl.SSLContext | None:
+        if self._files is None:
+            return self._tls
+        try:
+            return _context(*self._files)
+        except ConfigurationError as error:  # they were good once: they are being renewed
+            raise ConnectError(*error.args) from None
 
 
 async def _connect(
