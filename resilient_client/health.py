@@ -42,6 +42,7 @@ class HealthEndpoint:
         self._port = port
         self._unready = unready
         self._server: asyncio.Server | None = None
+        self._asking: set[asyncio.StreamWriter] = set()
         self.address = url
 
     async def start(self) -> None:
@@ -58,6 +59,7 @@ class HealthEndpoint:
         self.address = f"http://{self._host}:{port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._asking.add(writer)
         try:
             async with asyncio.timeout(_PATIENCE):
                 request = await reader.readuntil(b"\r\n\r\n")
@@ -77,6 +79,7 @@ class HealthEndpoint:
         ):
             writer.transport.abort()  # a client that does not ask properly is not answered
         finally:
+            self._asking.discard(writer)
             writer.close()
 
     def _answer(self, method: bytes, path: bytes) -> tuple[bytes, bytes]:
@@ -94,5 +97,7 @@ class HealthEndpoint:
         """Close. Idempotent."""
         if self._server is not None:
             self._server.close()
+            for writer in self._asking:  # or those that take their time would take ours
+                writer.transport.abort()
             await self._server.wait_closed()
             self._server = None

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -977,6 +977,21 @@ async def test_a_handler_runs_in_an_empty_context() -> None:
     leak.set("leaked")
     async with pair(server) as client:
         assert await client.send("leak") == "clean"
+
+
+async def test_who_asks_the_health_endpoint_slowly_does_not_hold_up_the_end() -> None:
+    server = Server("memory://slow-health", health="http://127.0.0.1:0", telemetry=False)
+    await server.start()
+    assert server._health is not None
+    port = int(server._health.address.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /li")
+    await eventually(lambda: server._health._asking)  # type: ignore[union-attr]
+    async with asyncio.timeout(2.0):
+        await server.aclose()
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+    writer.close()
 
 
 async def test_the_health_endpoint_answers_livez_and_readyz() -> None:
