@@ -24,6 +24,7 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
     remote_error,
+    text_of,
     wire_error,
 )
 from resilient_client.message import NO_VALUE
@@ -124,8 +125,9 @@ def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec)
     if response.err is not None:
         try:
             error: ResilientClientError = remote_error(codec.decode(response.err, Any))
-        except PayloadError as unreadable:  # this call's failure, not the connection's
-            error = PayloadError(f"the peer's error: {unreadable.args[0]}", sent=True)
+        except Exception as unreadable:  # noqa: BLE001  (this call's failure, not the connection's)
+            error = PayloadError(f"the peer's error: {text_of(unreadable)}", sent=True)
+            error.__cause__ = unreadable
         replies.fail(key, error)
     elif response.value is not None:
         replies.value(key, response.value, response.ended, response.metadata)

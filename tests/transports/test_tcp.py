@@ -14,10 +14,12 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    PayloadError,
     RemoteError,
     ResilientClientError,
     Server,
 )
+from resilient_client.codecs import JsonCodec
 from resilient_client.testing import check_transport
 from tests.peers.certificates import certificates
 
@@ -190,4 +192,29 @@ async def test_a_reply_that_is_too_large_is_its_callers_error_and_nobody_elses(u
             async for item in client.stream("stream"):
                 got.append(item)  # noqa: PERF401
         assert got == ["small"]
+        assert await other == "done"
+
+
+async def test_an_error_that_a_codec_cannot_read_is_its_callers_and_nobody_elses() -> None:
+    class Wrapped(JsonCodec):
+        def decode(self, body: bytes, type: Any = Any) -> Any:  # noqa: A002
+            value = super().decode(body)
+            return value["wrapped"] if isinstance(value, dict) else value
+
+    server = echo_server()
+
+    @server.message_pattern("refuse")
+    async def refuse() -> None:
+        raise RemoteError("not here")
+
+    @server.message_pattern("slow")
+    async def slow() -> str:
+        await asyncio.sleep(0.1)
+        return "done"
+
+    async with server, client_of(server, codec=Wrapped()) as client:
+        other = asyncio.ensure_future(client.send("slow"))
+        with pytest.raises(PayloadError, match="the peer's error: 'wrapped'") as caught:
+            await client.send("refuse")
+        assert isinstance(caught.value.__cause__, KeyError)
         assert await other == "done"
