@@ -677,6 +677,9 @@ class ClientProxy:
         """The connection's state; with several endpoints the best of them."""
         if self._closed:
             return "closed"
+        loop = self._loop
+        if loop is not None and (loop.is_closed() or self._process != os.getpid()):
+            return "idle"  # what is left belongs to a loop that has ended, or to the parent
         states = {transport.status for transport in self._transports}
         order: tuple[Status, ...] = ("connected", "connecting", "reconnecting", "idle", "closed")
         return next(state for state in order if state in states)

@@ -115,6 +115,7 @@ def test_after_its_loop_has_closed_it_connects_anew(served: Served, factory: Fac
     with connections_left_open():
         for _ in range(3):
             assert on(factory, use()) == [3, [0, 1, 2], "connected"]
+            assert client.status == "idle"
         on(factory, client.aclose())
     assert client.status == "closed"
     with pytest.raises(ConnectError, match="closed"):
@@ -282,6 +283,7 @@ def test_in_a_forked_child_it_connects_anew_without_touching_the_parents_connect
 
     try:
         assert loop.run_until_complete(use()) == 1
+        assert in_child(lambda: client.status) == "'idle'"
         assert in_child(lambda: asyncio.run(use_and_close())) == "[1, 'closed']"
         assert in_child(lambda: asyncio.run(client.aclose())) == "None"
         until(lambda: tcp.connections() == 1)
