@@ -25,6 +25,7 @@ from resilient_client.transports._metadata import (
 _NULL = b"null"
 NO_HANDLER_JSON = b'"' + NO_HANDLER_MESSAGE.encode() + b'"'
 _RESPONSE_KEYS = frozenset({"id", "err", "response", "isDisposed", "status", "metadata"})
+_ANSWERS = frozenset({"err", "response", "isDisposed"})
 
 
 # ---- the client's side ----
@@ -100,8 +101,14 @@ class _ResponsePacket(Struct, forbid_unknown_fields=True, gc=False):
 _read_response = JsonDecoder(_ResponsePacket).decode
 
 
-def read_response(raw: bytes) -> Response:
+def read_response(raw: bytes, *, by_id: bool = False) -> Response:
     """The response in one message.
+
+    For Nest 12 a foreign key makes it no packet, for Nest 10 and 11 it is nothing: services there
+    may add some by a serializer of their own.
+
+    Args:
+        by_id: it is looked up by its id: one with an id is then a packet whatever else it holds.
 
     Raises:
         ProtocolError: it is not JSON, or nested too deeply.
@@ -109,9 +116,9 @@ def read_response(raw: bytes) -> Response:
     try:
         packet = _read_response(raw)
     except (ValueError, RecursionError):
-        return _any_response(raw)
+        return _any_response(raw, by_id)
     if not packet.id:
-        return _any_response(raw)
+        return _any_response(raw, by_id)
     value = None if packet.response is ABSENT else bytes(packet.response)
     metadata = packet.metadata
     if metadata is ABSENT and packet.err is ABSENT:  # nearly all are
@@ -124,13 +131,13 @@ def read_response(raw: bytes) -> Response:
     return Response(packet.id, value, None, packet.isDisposed, headers)
 
 
-def _any_response(raw: bytes) -> Response:
+def _any_response(raw: bytes, by_id: bool) -> Response:  # noqa: FBT001
     packet = _fields(raw)
     if packet is None:
         return Response(None, raw, None, True, external=True)
     id = _id_text(packet.get("id"))  # noqa: A001
-    # Nest 12: a packet is one only if all its keys are known
-    if not (packet.keys() <= _RESPONSE_KEYS and packet.keys() - {"metadata"}):
+    known = packet.keys() <= _RESPONSE_KEYS and packet.keys() - {"metadata"}
+    if not known and not (by_id and id is not None and packet.keys() & _ANSWERS):
         return Response(id, raw, None, True, external=True)
     err = packet.get("err", _NULL)
     value = packet.get("response")

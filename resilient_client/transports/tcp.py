@@ -118,7 +118,7 @@ class _ClientStream(_Stream):
 
     def received(self, frames: list[bytes]) -> None:
         for text in frames:
-            response = read_response(text)
+            response = read_response(text, by_id=True)
             # `deliver`, less a hop, for nearly all of them
             if response.value is not None and response.err is None and not response.metadata:
                 self.replies.value(response.id, response.value, response.ended)

@@ -38,7 +38,7 @@ def meeting(request: pytest.FixtureRequest, unique: str) -> Meeting:
 
 @asynccontextmanager
 async def calling_nest(
-    meeting: Meeting, version: int = 12, telemetry: Any = False
+    meeting: Meeting, version: int = 12, telemetry: Any = False, **settings: Any
 ) -> AsyncIterator[ClientProxy]:
     """Our client and a Nest server."""
     async with NestServer(
@@ -47,6 +47,7 @@ async def calling_nest(
         version=version,
         prefix=meeting.prefix,
         **meeting.nest,
+        **settings,
     ) as server:
         url = meeting.url.replace("{port}", str(server.port))
         async with ClientProxy(
@@ -224,6 +225,18 @@ async def test_a_nest_service_that_freezes_dies_and_returns_costs_a_call_no_more
             assert lost.sent
             await server.restart_async()
             assert await client.send(f"{p}sum", [1, 2]) == 3
+
+
+async def test_an_answer_of_nest_11_with_a_key_of_the_service_is_what_it_says(
+    meeting: Meeting,
+) -> None:
+    if meeting.transport in {"kafka", "rmq"}:
+        pytest.skip("no packets on Kafka; on RabbitMQ they have no id to tell them by")
+    p = meeting.prefix
+    async with calling_nest(meeting, 11, stamped=True) as client:
+        assert await client.send(f"{p}sum", [1, 2, 3]) == 6
+        assert await values_of(client.stream(f"{p}observable_late", 1)) == ([1, 2, 3], None)
+        assert (await error_of(client.send(f"{p}rpc_object", 1))).payload == BOOM
 
 
 # ------------------------------------------------------------------- a Nest client, our server

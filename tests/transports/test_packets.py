@@ -135,6 +135,30 @@ def test_a_response_is_read_as_a_nest_client_reads_it(text: str, expected: dict[
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"response":1,"id":"I","at":2}', {"value": b"1", "ended": False}),
+        ('{"response":1,"isDisposed":true,"id":"I","at":2}', {"value": b"1", "ended": True}),
+        ('{"isDisposed":true,"id":"I","at":2}', {"value": None, "ended": True}),
+        ('{"err":"bad","isDisposed":true,"id":"I","at":2}', {"err": b'"bad"', "ended": True}),
+        (
+            f'{{"id":"I","status":"error","err":"{NO_HANDLER}","at":2}}',
+            {"no_handler": True, "ended": True},
+        ),
+    ],
+)
+def test_where_ids_are_looked_up_a_foreign_key_makes_an_error_no_value(
+    text: str, expected: dict[str, Any]
+) -> None:
+    response = read_response(text.encode(), by_id=True)
+    assert response.id == "I"
+    assert not response.external
+    assert {name: getattr(response, name) for name in expected} == expected
+    for other in ('{"hello":1,"id":"I"}', '{"response":1,"at":2}', "[1]"):
+        assert read_response(other.encode(), by_id=True).external
+
+
+@pytest.mark.parametrize(
     ("text", "key"),
     [
         ("5", None),

@@ -150,7 +150,7 @@ class ClientTransport(LinkedTransport[Connection]):
         if self._mark not in message.payload:
             return
         try:
-            response = read_response(message.payload)
+            response = read_response(message.payload, by_id=True)
         except ProtocolError:
             self._tally.orphans += 1
             return

@@ -79,6 +79,8 @@ class _Session:
             return
         try:
             response = read_response(data)
+            if response.external and response.id == key:
+                response = read_response(data, by_id=True)
         except ProtocolError as error:
             self.replies.fail(key, error)
         else:

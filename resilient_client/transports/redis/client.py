@@ -204,7 +204,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         if session.mark not in raw:
             return  # the reply to another client of this pattern
         try:
-            response = read_response(raw)
+            response = read_response(raw, by_id=True)
         except ProtocolError as error:
             log.warning("a message on %r was dropped: %s", message[1], error.args[0])
             return

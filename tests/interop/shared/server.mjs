@@ -27,6 +27,7 @@ export async function serve(nest, given) {
 async function serveMicroservice(nest, given, state) {
   const options = await nestOptions(nest, 'server', given);
   const kafka = given.transport === 'kafka';
+  if (given.stamped) options.options.serializer = stamping(given.transport);
   const made = given.transport === 'grpc' ? makeGrpcController(nest, given, state) : makeController(nest, given, state);
   if (kafka) {
     const topics = made.topics.flatMap((topic) => [topic, `${topic}.reply`]);
@@ -47,6 +48,14 @@ async function serveMicroservice(nest, given, state) {
       if (kafka) await deleteTopics(nest, options.options.client, made.topics.flatMap((topic) => [topic, `${topic}.reply`]));
     },
   };
+}
+
+// What is sent gets a key of the service's own, as serializers of applications add one.
+function stamping(transport) {
+  const stamped = (packet) => ({ ...packet, at: Date.now() });
+  if (transport === 'nats') return { serialize: (packet) => ({ data: new TextEncoder().encode(JSON.stringify(stamped(packet))) }) };
+  if (transport === 'mqtt') return { serialize: (packet) => JSON.stringify(stamped(packet)) };
+  return { serialize: stamped };
 }
 
 // Nest says that it listens before the broker has confirmed its subscriptions, so it is asked until it answers.

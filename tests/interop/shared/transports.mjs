@@ -2,8 +2,8 @@
 //
 // Options: transport, host and port (tcp, grpc), url (brokers; for Kafka host:port), tls {ca, cert, key}
 // (paths of PEM files), token, nkeySeed (NATS), sasl (Kafka), queue (RabbitMQ, NATS), hookOnly (a client's
-// metadata goes into packets alone, as Nest's dispatch hook does), and `options`, which is laid over what is
-// made here and goes to Nest as it is.
+// metadata goes into packets alone, as Nest's dispatch hook does), stamped (a server adds a key to its
+// answers), and `options`, which is laid over what is made here and goes to Nest as it is.
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
