@@ -7,11 +7,12 @@ import gc
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateAclsRequest
 from aiokafka.record.util import calc_crc32c
@@ -34,7 +35,7 @@ from resilient_client import (
 from resilient_client.events import Degraded
 from resilient_client.testing import check_transport
 from resilient_client.transports.kafka import _answers, _driver
-from tests.calls import error_of
+from tests.calls import error_of, outcome
 from tests.peers.brokers import require_peer
 from tests.peers.certificates import certificates
 from tests.peers.kafka import Kafka
@@ -218,6 +219,32 @@ async def test_topics_that_are_removed_are_made_again(
         await asyncio.to_thread(broker.delete_topics, "echo", "echo.reply", "event")
         await answered(2)
         await eventually(lambda: 2 in heard)
+
+
+@pytest.mark.timeout(180)
+async def test_a_reply_topic_may_get_more_partitions_and_be_made_again_with_fewer(
+    new_broker: Callable[..., Kafka], unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver, "METADATA_AGE", 0.5)
+    broker = await asyncio.to_thread(new_broker, Kafka, options=["auto.create.topics.enable=false"])
+    replies = f"{unique}.reply"
+    server = Server(broker.url, telemetry=False, group=unique, partitions=1)
+    server.message_pattern(unique)(lambda payload: payload)
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.bootstrap)
+    await admin.start()
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(server)
+        await admin.create_partitions({replies: NewPartitions(5)})
+        clients = [await stack.enter_async_context(client_of(broker.url)) for _ in range(6)]
+        for client in clients:
+            assert await client.send(unique, "more", timeout=5) == "more"
+        await asyncio.to_thread(broker.delete_topics, replies)
+        await eventually(lambda: replies not in broker.topics())
+        await asyncio.to_thread(broker.create_topics, replies)
+        for client in clients:
+            answers = [await outcome(client.send(unique, "fewer", timeout=2)) for _ in range(4)]
+            assert answers[-1] == "fewer", answers
+    await admin.close()
 
 
 async def test_a_pattern_that_is_no_topic_is_refused_by_the_client(kafka_broker: Kafka) -> None:

@@ -86,6 +86,7 @@ class Answers:
         self._address = address
         self._request_timeout = request_timeout
         self._foreign: dict[str, float] = {}  # reply topics that do not exist: asked again when
+        self._small: dict[str, float] = {}  # those without a partition that was named: the same
 
     async def can_answer(self, answer: Request) -> bool:
         """Whether the reply topic is there: a stranger's word makes none."""
@@ -132,13 +133,31 @@ class Answers:
         self, answer: Request, body: bytes | None, headers: Headers, last: Request | None = None
     ) -> Batch:
         headers.append((CORRELATION, answer.id))
-        there = None if self.topics is None else self.topics.known(answer.topic)
-        if answer.partition is not None and there is not None and answer.partition >= there:
+        if answer.partition is not None and not await self._has(answer.topic, answer.partition):
             answer.partition = None
         batch = await self._write(answer.topic, answer.partition, body, headers, None)
         if last is not None:
             batch.tokens.append(last)
         return batch
+
+    async def _has(self, topic: str, partition: int) -> bool:
+        """Whether a reply topic has that partition: it may have got it since it was looked."""
+        topics = self.topics
+        there = None if topics is None else topics.known(topic)
+        if topics is None or there is None or partition < there:
+            return True
+        now = time.monotonic()
+        if self._small.get(topic, 0.0) > now:
+            return False
+        if len(self._small) >= _REPLY_TOPICS:
+            self._small.clear()
+        self._small[topic] = now + METADATA_AGE
+        topics.forget(topic)
+        try:
+            await topics.exists(topic)
+        except AIOKAFKA_ERRORS as error:
+            raise ours(error, self._address, sent=False) from error
+        return partition < (topics.known(topic) or 0)
 
     async def _write(
         self,

@@ -191,6 +191,11 @@ def on_lost(client: Any, lost: Callable[[str], object]) -> None:
         connection._on_close_cb = closed  # noqa: SLF001
 
 
+def on_metadata(consumer: Any, told: Callable[[Any], object]) -> None:
+    """Call back with what is known of the cluster, whenever that is new."""
+    consumer._client.cluster.add_listener(told)  # noqa: SLF001
+
+
 def interrupt(consumer: Any) -> None:
     """End a fetch that is parked at the broker: it knows nothing of what was assigned since.
 

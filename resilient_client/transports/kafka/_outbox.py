@@ -215,6 +215,7 @@ class Outbox:
         Raises:
             KafkaError: it cannot be sent.
         """
+        looked = False
         while True:
             batch = self.put(topic, value, headers, key, partition)
             if batch is not None:
@@ -225,7 +226,11 @@ class Outbox:
                 raise self._accumulator._exception  # noqa: SLF001
             there = await self.producer.partitions_for(topic)
             if partition is not None and partition not in there:
-                raise errors.UnknownTopicOrPartitionError
+                if looked:
+                    raise errors.UnknownTopicOrPartitionError
+                looked = True  # it may be new
+                await self.producer.client.force_metadata_update()
+                continue
             known = self._topics.get(topic)
             if known is not None and known.full is not None:
                 full, known.full = known.full, None

@@ -30,6 +30,7 @@ from resilient_client.transports.kafka._driver import (
     learn,
     on_ended,
     on_lost,
+    on_metadata,
     read,
     settings,
     start,
@@ -112,6 +113,7 @@ class _Connection:
         for client in (producer.client, consumer._client):  # noqa: SLF001
             on_lost(client, self.lost)
         on_ended(producer, self._worn_out)
+        on_metadata(consumer, self._look_for_places)
         self._reader = spawn(self._read(), "replies")
 
     async def _read(self) -> None:
@@ -196,6 +198,14 @@ class _Connection:
                     raise
             else:
                 return TopicPartition(topic, number), end
+
+    def _look_for_places(self, cluster: Any) -> None:
+        """A reply topic that was made anew may have no such partition any more."""
+        for place in tuple(self._positions):
+            there = cluster.partitions_for_topic(place.topic)
+            if there and place.partition not in there:
+                del self._positions[place]
+                self.forget(place.topic.removesuffix(REPLY_SUFFIX))
 
     def forget(self, route: str) -> None:
         """Its topics may have been removed: look for them, and make them, at the next call."""
