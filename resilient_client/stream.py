@@ -44,6 +44,7 @@ class Stream(Generic[T]):
         self._items: Items | None = None
         self._finished = False
         self._stepping = False
+        self._opener: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def __aiter__(self) -> Self:
@@ -51,14 +52,30 @@ class Stream(Generic[T]):
 
     async def _open(self) -> None:
         self._loop = running_loop()
+        opener = self._opener = asyncio.current_task()
+        cancels = 0 if opener is None else opener.cancelling()
         try:
             self._call, self._reply = await self._start()
-        except BaseException:
+        except BaseException as error:
             self._finished = True
+            left = self._was_left(opener, cancels)
+            if left and isinstance(error, Exception | asyncio.CancelledError):
+                return
             raise
+        self._was_left(opener, cancels)
         self._items = self._reply.items
         if self._finished:  # another task has closed it meanwhile
             await self.aclose()
+
+    def _was_left(self, opener: asyncio.Task[Any] | None, cancels: int) -> bool:
+        """Whether opening has ended because another task has left, and for no other reason.
+
+        Args:
+            opener: the task that opened it.
+            cancels: how often that had been cancelled before.
+        """
+        waiting, self._opener = self._opener, None
+        return opener is not None and waiting is None and opener.uncancel() <= cancels
 
     async def __anext__(self) -> T:
         if self._finished:
@@ -124,7 +141,10 @@ class Stream(Generic[T]):
         For another task that waits for the next value, the stream is at its end.
         """
         self._finished = True
-        if self._items is not None:
+        if self._opener is not None:
+            opener, self._opener = self._opener, None
+            opener.cancel()
+        elif self._items is not None:
             items, self._items = self._items, None
             assert self._reply is not None and self._call is not None  # noqa: S101, PT018
             self._reply.complete(asyncio.CancelledError(), seen=self._call.received > 0)

@@ -634,29 +634,35 @@ async def test_closing_a_stream_ends_it_for_a_task_that_waits_for_it(scheme: str
             assert await rest == "the end"
 
 
-async def test_closing_a_stream_while_it_opens_leaves_nothing_behind() -> None:
-    server = memory()
-    go_on, ended = asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("scheme", ["memory", "tcp", "http"])
+async def test_closing_a_stream_while_it_opens_leaves_nothing_behind(scheme: str) -> None:
+    server = memory() if scheme == "memory" else Server(f"{scheme}://127.0.0.1:0", telemetry=False)
+    began, ended = asyncio.Event(), asyncio.Event()
 
     @server.message_pattern("numbers")
     async def numbers() -> Any:
+        began.set()
         try:
-            await go_on.wait()
-            while True:
-                yield 1
-                await asyncio.sleep(0.001)
+            await asyncio.sleep(30)
+            yield 1
         finally:
             ended.set()
 
     async with server, quiet(server.addresses[0], policies=[Bulkhead(1)]) as client:
-        items = client.stream("numbers")
-        first = asyncio.ensure_future(anext(items, "the end"))
-        await asyncio.sleep(0.01)
-        await items.aclose()
-        go_on.set()
-        async with asyncio.timeout(5):
-            assert await first == "the end"
-            await ended.wait()
+        for also_cancelled in (False, True):
+            began.clear(), ended.clear()
+            items = client.stream("numbers", idle_timeout=math.inf)
+            first = asyncio.ensure_future(anext(items, "the end"))
+            await asyncio.wait_for(began.wait(), 5)
+            await items.aclose()
+            if also_cancelled:
+                first.cancel()
+            async with asyncio.timeout(5):
+                [value] = await asyncio.gather(first, return_exceptions=True)
+                await ended.wait()
+            assert first.cancelled() if also_cancelled else value == "the end"
+            assert first.cancelling() == also_cancelled
+            assert [item async for item in items] == []
         with pytest.raises(NoHandlerError):  # and not Overloaded
             await client.send("nothing")
 
