@@ -550,6 +550,17 @@ def test_the_tables_name_nothing_that_httpx_does_not_have():
     assert not set(NEVER_SENT) & set(SENT)
 
 
+def test_what_a_hook_refuses_is_told_without_its_url():
+    request = httpx.Request("GET", "http://rest.example/a?token=secret")
+    error = httpx.HTTPStatusError(
+        f"for {request.url}", request=request, response=httpx.Response(404)
+    )
+    mapped = map_error(error)
+    assert isinstance(mapped, RemoteError)
+    assert mapped.status == 404
+    assert "secret" not in str(mapped)
+
+
 def test_httpx2_is_told_by_its_names():
     httpx2 = pytest.importorskip("httpx2")
     for cls in exceptions(httpx2):

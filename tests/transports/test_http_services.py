@@ -388,6 +388,36 @@ async def test_what_a_hook_or_a_mock_of_the_callers_client_has_read_is_the_answe
             assert await client.send("GET /users/{id}", {"id": 7})
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_what_a_hook_of_the_callers_client_refuses_is_the_answer_still(reads: bool):
+    def mocked(request: httpx.Request) -> httpx.Response:
+        status = int(request.url.path[1:])
+        content = b'{"message":"why"}' if reads else Body(b'{"message":"why"}')
+        headers = {"retry-after": "7", "content-type": "application/json"}
+        kind = {"content": content} if reads else {"stream": content}
+        return httpx.Response(status, headers=headers, **kind)  # type: ignore[arg-type]
+
+    class Body(httpx.AsyncByteStream):
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield self.content
+
+    async def check(response: httpx.Response) -> None:
+        response.raise_for_status()
+
+    hooks = {"response": [check]}
+    transport = httpx.MockTransport(mocked)
+    async with httpx.AsyncClient(transport=transport, event_hooks=hooks) as own:  # type: ignore[arg-type]
+        async with ClientProxy("http://rest.example", client=own, policies=()) as client:
+            for status, kind in ((429, Throttled), (503, Throttled), (404, RemoteError)):
+                error = await fails(client, f"POST /{status}", timeout=5)
+                assert (type(error), error.status) == (kind, status)
+                assert error.payload == ({"message": "why"} if reads else None)
+                assert getattr(error, "retry_after", 7) == 7
+
+
 @every
 async def test_informational_answers_are_passed_over(kind: str):
     early = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
@@ -649,3 +679,13 @@ async def test_the_environments_proxy_is_obeyed_only_when_asked(
             assert await client.send("sum", [1]) == 1
         async with ClientProxy(rest.url, policies=(), telemetry=False, trust_env=True) as client:
             assert isinstance(await fails(client), ConnectError)
+
+
+@pytest.mark.parametrize("proxy", ["ftp://me:word@127.0.0.1:1", "http://me:word@127.0.0.1:x"])
+def test_a_proxy_that_cannot_be_used_is_a_setting_to_mend(
+    proxy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="proxy") as raised:
+        ClientProxy("http://rest.example", trust_env=True)
+    assert "word" not in str(raised.value)

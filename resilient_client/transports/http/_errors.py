@@ -7,6 +7,7 @@ same API need not be imported.
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 from resilient_client.errors import (
     ConfigurationError,
@@ -74,15 +75,24 @@ def map_error(error: Exception) -> ResilientClientError | None:
             break
         if cls.__name__ in NEVER_SENT:
             return NEVER_SENT[cls.__name__](text, sent=False)
-        if cls.__name__ == "HTTPStatusError":
+        if cls.__name__ == "HTTPStatusError":  # whose text shows the whole URL
             status = getattr(getattr(error, "response", None), "status_code", None)
-            return RemoteError(text, status=status)
+            return RemoteError(f"{type(error).__name__}: {status}", status=status)
         if cls.__name__ in SENT:
             return SENT[cls.__name__](text, sent=True)
     if isinstance(error, RuntimeError) and "closed" in text:
         return ConnectError(str(error), hint="the client given as client= has been closed")
     below = type(error).__module__.partition(".")[0] in _BELOW
     return ConnectionLost(text) if below or isinstance(error, OSError) else None
+
+
+def refused_by_hook(error: Exception) -> Any:
+    """The response that a hook of the caller's did not let through, as raise_for_status() does."""
+    if type(error).__name__ != "HTTPStatusError":
+        return None
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return response if isinstance(status, int) and not 200 <= status < 300 else None
 
 
 def _maybe_sent(error: Exception) -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from resilient_client.clock import call_later
 from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError
-from resilient_client.transports.http._errors import map_error
+from resilient_client.transports.http._errors import map_error, refused_by_hook
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -184,6 +184,10 @@ class ForeignClient:
         except ResilientClientError:
             raise
         except Exception as error:
+            refused = refused_by_hook(error)
+            if refused is not None:
+                call.sent = True
+                return await finish(call, request, ForeignAnswer(refused, self._clock))
             mapped = map_error(error)
             if mapped is None:
                 call.sent = True
@@ -242,6 +246,9 @@ class ForeignAnswer:
         self._content: bytes | None = None
         if getattr(response, "is_stream_consumed", False):
             self._content = response.content
+        elif getattr(response, "is_closed", False):  # as it was when a hook refused it
+            self._content = b""
+        if self._content is not None:
             self.headers = {k: v for k, v in self.headers.items() if k != "content-encoding"}
         self._clock = clock
         self._response = response

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from resilient_client.errors import ResilientClientError
+from resilient_client.errors import ConfigurationError, ResilientClientError
 from resilient_client.transports.http._errors import map_error
 from resilient_client.transports.http._pool import Pool
 
@@ -177,9 +177,21 @@ class _OwnAnswer:
 
 
 def environment_client(tls: ssl.SSLContext | None, limit: int) -> Any:
-    """An `AsyncClient` that obeys the environment's proxies, over httpx's own pool."""
-    return httpx.AsyncClient(
-        trust_env=True,
-        verify=ssl.create_default_context() if tls is None else tls,
-        limits=httpx.Limits(max_connections=limit, keepalive_expiry=4.0),
-    )
+    """An `AsyncClient` that obeys the environment's proxies, over httpx's own pool.
+
+    Raises:
+        ConfigurationError: one of them cannot be used.
+    """
+    try:
+        return httpx.AsyncClient(
+            trust_env=True,
+            verify=ssl.create_default_context() if tls is None else tls,
+            limits=httpx.Limits(max_connections=limit, keepalive_expiry=4.0),
+        )
+    except ImportError as error:
+        raise ConfigurationError(str(error)) from error
+    except (ValueError, httpx.InvalidURL):  # whose text shows the proxy's password
+        raise ConfigurationError(
+            "the environment names a proxy that cannot be used",
+            hint="look at HTTP_PROXY, HTTPS_PROXY and ALL_PROXY",
+        ) from None
