@@ -131,6 +131,24 @@ async def test_listen_ends_when_nobody_reads_it_any_more() -> None:
         assert await process.communicate() == (b"1\n", b"")
 
 
+async def test_ctrl_c_ends_listen_while_it_waits_for_its_broker() -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as broker:
+        url = f"mqtt://127.0.0.1:{broker.sockets[0].getsockname()[1]}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "resilient_client", "listen", url, "happened"), cwd=ROOT
+        )
+        await asyncio.wait_for(asked.wait(), 60)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 60) == 130
+
+
 async def test_stream_prints_a_line_per_value_and_emit_its_receipt() -> None:
     async with service() as url:
         assert await cli("stream", url, "count", "3") == (0, "0\n1\n2\n", "")

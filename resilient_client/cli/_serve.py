@@ -76,10 +76,10 @@ async def listen(given: Namespace, output: Output) -> int:
                 done.set()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, done.set)
-    async with server:
+    async with server:  # a signal before that ends the start
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):
+                loop.add_signal_handler(number, done.set)
         print(f"listening on {', '.join(server.addresses)}", file=sys.stderr, flush=True)
         await done.wait()
     if unwritten is not None:
