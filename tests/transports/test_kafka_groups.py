@@ -276,6 +276,28 @@ async def eventually_async(ask: Callable[[], Any], wanted: Any) -> None:
     pytest.fail(f"it is {found}")
 
 
+async def test_a_group_does_not_lag_behind_what_holds_no_record(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique, partitions=1)
+    server.event_pattern(unique)(heard.append)
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_broker.bootstrap, transactional_id=unique)
+    async with server:
+        await producer.start()
+        for value in (b"1", b"2"):
+            await producer.begin_transaction()
+            await producer.send_and_wait(unique, value)
+            if value == b"1":
+                await producer.commit_transaction()
+            else:
+                await producer.abort_transaction()
+        await producer.stop()
+        # two records, and the ends of two transactions
+        await eventually_async(lambda: committed(kafka_broker, unique, unique), 4)
+    assert heard == [1]
+
+
 async def committed(broker: Kafka, group: str, topic: str, partition: int = 0) -> int | None:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=broker.bootstrap, group_id=f"{group}-server", enable_auto_commit=False

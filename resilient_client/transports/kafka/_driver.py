@@ -196,6 +196,13 @@ def on_metadata(consumer: Any, told: Callable[[Any], object]) -> None:
     consumer._client.cluster.add_listener(told)  # noqa: SLF001
 
 
+def position_of(consumer: Any, place: Any) -> int | None:
+    """The offset that is read next, where that is known."""
+    assignment = consumer._subscription.subscription.assignment  # noqa: SLF001
+    state = None if assignment is None else assignment.state_value(place)
+    return state.position if state is not None and state.has_valid_position else None
+
+
 def interrupt(consumer: Any) -> None:
     """End a fetch that is parked at the broker: it knows nothing of what was assigned since.
 

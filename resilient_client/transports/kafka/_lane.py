@@ -60,6 +60,13 @@ class Lane:
         self.next = self.prefix
         return self.prefix
 
+    def pass_over(self, offset: int) -> bool:
+        """Nothing before this offset is to be handled: whether that is news, and none is left."""
+        if self._order or self.prefix is None or offset <= self.prefix:
+            return False
+        self.prefix = self.next = offset
+        return True
+
     def add(self, records: Sequence[Any]) -> None:
         """Records as they were read, in order."""
         self.next = records[-1].offset + 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilient_client.transports._link import LONGEST_WAIT
 from resilient_client.transports.kafka._aiokafka import ConsumerRebalanceListener
-from resilient_client.transports.kafka._driver import rejoin
+from resilient_client.transports.kafka._driver import position_of, rejoin
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS
 
 if TYPE_CHECKING:
@@ -125,6 +125,19 @@ class Partitions:
                 self._held.discard(place)
                 if place in self._owned:
                     self.consumer.resume(place)
+
+    def pass_over(self) -> None:
+        """What was read and holds no record is finished, too: a transaction's end, an aborted one.
+
+        Else those who watch the group would see it lag behind for ever.
+        """
+        if self.consumer is None:
+            return
+        for place in self._owned:
+            lane = self._lanes.get(place)
+            offset = None if lane is None else position_of(self.consumer, place)
+            if lane is not None and offset is not None and lane.pass_over(offset):
+                self._dirty.set()
 
     def stop(self) -> None:
         """The server is about to end: what still runs is not awaited any more."""

@@ -357,6 +357,7 @@ class ServerListener:
         self._looked = inf
         while True:
             self._look_at_clock()
+            self._partitions.pass_over()
             await asyncio.sleep(TICK)
 
     def _look_at_clock(self) -> None:
