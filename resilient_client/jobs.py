@@ -100,8 +100,9 @@ class Job(Record):
         something that the handler waited for.
         """
         if isinstance(error, asyncio.CancelledError):
-            assert self.task is not None  # noqa: S101
-            return self.task.cancelling() <= self._cancelled_before
+            task = self.task or asyncio.current_task()  # an eager task's first step comes before us
+            assert task is not None  # noqa: S101
+            return task.cancelling() <= self._cancelled_before
         return not isinstance(error, (KeyboardInterrupt, SystemExit, GeneratorExit))
 
     def visit(self, task: asyncio.Task[Any]) -> None:

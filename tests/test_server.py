@@ -8,6 +8,7 @@ import contextvars
 import functools
 import logging
 import math
+import sys
 import threading
 from collections.abc import Callable, Hashable
 from contextlib import asynccontextmanager, suppress
@@ -359,6 +360,27 @@ async def test_an_event_handler_that_is_cancelled_from_within_leaves_no_slot(siz
         await client.emit("event")
         await heard.wait()
         await eventually(lambda: server._app.running == 0)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks are eager from Python 3.12 on")
+async def test_a_handler_that_ends_in_the_first_step_of_an_eager_task_answers() -> None:
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    server = memory()
+
+    @server.message_pattern("give up")
+    async def gives_up() -> None:
+        raise asyncio.CancelledError
+
+    @server.message_pattern("echo")
+    async def echo(n: int) -> int:
+        return n
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError, match="Internal server error"):
+            await client.send("give up", timeout=5)
+        answers = await asyncio.gather(*(client.send("echo", n) for n in range(20)))
+        assert answers == list(range(20))
+    assert server._app.running == 0
 
 
 async def test_an_exception_handler_may_raise_what_it_means_to_send() -> None:
