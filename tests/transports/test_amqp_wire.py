@@ -102,6 +102,9 @@ def test_what_passes_by_itself_is_not_fatal() -> None:
         "inequivalent arg 'durable' for queue 'shut-down': received 'false' but current is 'true'",
     ):
         assert isinstance(closed_error(406, text, "", dialling=True), ConfigurationError)
+    few = "number of channels opened (1) has reached the negotiated channel_max (1)"
+    assert "virtual host" not in str(closed_error(530, few, "", dialling=True))
+    assert "virtual host" in str(closed_error(530, "vhost 'x' not found", "", dialling=True))
     assert not unroutable("NO_ROUTE", "queue 'q'").sent
     assert isinstance(unroutable("NO_ROUTE", "queue 'q'"), NoHandlerError)
 

@@ -159,7 +159,7 @@ class Connection(SocketProtocol):
         self.transport.write(wire.HEARTBEAT_FRAME)
         self._silence = 0 if self._heard or self.paused else self._silence + 1
         self._heard = False
-        if self._silence > 4:
+        if self._silence >= 4:
             self.abort(f"the broker was silent for {self._silence * interval:.0f} s")
         else:
             self._beat = self.loop.call_later(interval, self._tick, interval)

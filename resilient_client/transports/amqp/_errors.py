@@ -67,6 +67,8 @@ def closed_error(code: int, text: str, where: str, *, dialling: bool) -> Resilie
     said = f"RabbitMQ at {where} says: {text or code}"
     if kind == "configuration":
         hint = _OTHER_TYPE if "'type' for exchange" in text else _HINTS.get(code)
+        if code == 530 and "vhost" not in text:  # channel_max is too small, say
+            hint = None
         return ConfigurationError(said, sent=not dialling, hint=hint)
     if kind == "protocol":
         return ProtocolError(said, sent=not dialling)
