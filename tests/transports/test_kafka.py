@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.admin import CreateAclsRequest
 from aiokafka.record.util import calc_crc32c
@@ -431,6 +431,29 @@ async def test_a_message_above_the_limit_fails_alone(kafka_broker: Kafka, unique
 
 
 @pytest.mark.interop
+async def test_messages_that_fit_one_by_one_are_not_too_large_together(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[int] = []
+    server = Server(kafka_broker.url, telemetry=False, group=unique)
+    server.event_pattern(unique)(lambda payload: heard.append(payload["n"]))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_broker.bootstrap)
+    await admin.start()
+    try:
+        await admin.create_topics(
+            [NewTopic(unique, 1, 1, topic_configs={"max.message.bytes": "20000"})]
+        )
+    finally:
+        await admin.close()
+    async with server, client_of(kafka_broker.url) as client:
+        every = [client.emit(unique, {"n": n, "text": "x" * 1000}) for n in range(300)]
+        large = client.emit(unique, {"n": 300, "text": "x" * 30_000})
+        *_, error = await asyncio.gather(*every, outcome(large))
+        assert isinstance(error, PayloadError), error
+        await eventually(lambda: len(heard) == 300)
+    assert sorted(heard) == list(range(300))
+
+
 async def test_a_key_chooses_the_partition_that_kafkajs_chooses(
     kafka_broker: Kafka, unique: str
 ) -> None:

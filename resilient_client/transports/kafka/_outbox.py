@@ -135,6 +135,7 @@ class Outbox:
     `AIOKafkaProducer.send` costs many times as much.
 
     Args:
+        limits: bytes that a topic takes together, where that is known.
         told: called with every token of a batch at its end, and the error if it was not stored.
         worn_out: called when the broker will take nothing more from this producer.
     """
@@ -144,6 +145,7 @@ class Outbox:
         producer: Any,
         endpoint: str,
         clock: Clock,
+        limits: dict[str, int],
         told: Callable[[Any, ResilientClientError | None], object],
         worn_out: Callable[[], object],
     ) -> None:
@@ -151,6 +153,7 @@ class Outbox:
         self.new_future = asyncio.get_running_loop().create_future
         self.deadlines = Deadlines(clock, lambda batch: batch.expire(clock.now()))
         self._endpoint = endpoint
+        self._limits = limits
         self._told = told
         self._worn_out = worn_out
         self._accumulator = producer._message_accumulator  # noqa: SLF001
@@ -244,6 +247,8 @@ class Outbox:
             batch.fail(lambda: ConnectionLost(reason))
 
     def _new_batch(self, place: Any) -> Batch:
+        limit = self._limits.get(place.topic, BATCH_SIZE)
+        self._accumulator._batch_size = min(BATCH_SIZE, limit)  # noqa: SLF001
         builder = self._accumulator.create_builder()
         made = self._accumulator._append_batch(builder, place)  # noqa: SLF001
         batch = self._open[place] = Batch(self, builder, made)
@@ -253,6 +258,8 @@ class Outbox:
             error = None if written.cancelled() else written.exception()
             if isinstance(error, _REFUSED):
                 take_back(self.producer, place, made.record_count)
+                if isinstance(error, TOO_LARGE) and made.record_count > 1:
+                    self._limits[place.topic] = made._builder.size() // 2  # noqa: SLF001
             elif isinstance(error, errors.OutOfOrderSequenceNumber):
                 self._worn_out()
             self._ended(batch, error)

@@ -12,6 +12,7 @@ from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, ConnectError
 from resilient_client.transports.kafka._aiokafka import (
     CreateTopicsRequest,
+    DescribeConfigsRequest,
     FetchRequest,
     MetadataRequest,
     OffsetRequest,
@@ -31,6 +32,7 @@ _possible = re.compile(r"[a-zA-Z0-9._-]+").fullmatch
 
 _UNCOMMITTED, _END = 0, -1  # isolation level; timestamp
 _NOWHERE = 2**62  # an offset where nothing can be
+_TOPIC, _LIMIT = 2, "max.message.bytes"  # what has a setting, and which
 _NONE, _UNKNOWN, _INVALID = 0, 3, 17  # error codes
 _DENIED = (29, 31)  # topic, cluster
 _EXISTS, _TOO_FEW_BROKERS, _NOT_CONTROLLER, _POLICY, _TIMED_OUT = 36, 38, 41, 44, 7
@@ -87,6 +89,7 @@ class Topics:
         self._partitions = partitions or DEFAULT_PARTITIONS
         self._replication = replication
         self._refusal = ""  # why a topic could not be made so far
+        self.limits: dict[str, int] = {}  # bytes that it takes together, where the broker says so
         self._known: dict[str, int] = {}
         self._leaders: dict[tuple[str, int], int] = {}
 
@@ -142,6 +145,16 @@ class Topics:
             await asyncio.sleep(RETRY_WAIT)
         places = [(name, number) for name in made for number in range(self._known[name])]
         await asyncio.gather(*(self._led(*place) for place in places))
+        await self._learn_limits(names)
+
+    async def _learn_limits(self, names: list[str]) -> None:
+        """Many small records may be more together than a topic takes."""
+        request = DescribeConfigsRequest([(_TOPIC, name, [_LIMIT]) for name in names])
+        with suppress(*AIOKAFKA_ERRORS):  # it is only needed where it is unusual
+            for _, _, _, name, settings in (await self._ask(request)).resources:
+                for _, limit, *_ in settings:
+                    if limit:
+                        self.limits[name] = int(limit)
 
     async def _led(self, name: str, partition: int) -> None:
         """Wait until its leader knows that it is, a moment after it was named.

@@ -95,7 +95,7 @@ class _Connection:
         lost: Callable[[_Connection, str], None],
     ) -> None:
         self.producer = producer
-        self.outbox = Outbox(producer, endpoint, clock, self._sent, self._worn_out)
+        self.outbox = Outbox(producer, endpoint, clock, topics.limits, self._sent, self._worn_out)
         self.consumer = consumer
         self.topics = topics
         self.replies = replies

@@ -245,11 +245,15 @@ class ServerListener:
             raise await why_unreachable(self._made, self.address, error) from error
         self._cluster = producer.client.cluster
         on_ended(producer, self._give_out)
+        self._topics = self._answers.topics = Topics(producer.client, self.address, **self._declare)
         self._answers.outbox = Outbox(
-            producer, self.address, self._app.clock, self._answered, self._give_out
+            producer,
+            self.address,
+            self._app.clock,
+            self._topics.limits,
+            self._answered,
+            self._give_out,
         )
-        self._topics = Topics(producer.client, self.address, **self._declare)
-        self._answers.topics = self._topics
         routes = {each.route for each in self._app.subscriptions()}
         replies = {
             each.route + REPLY_SUFFIX for each in self._app.subscriptions() if not each.is_event
