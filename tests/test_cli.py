@@ -285,11 +285,13 @@ async def test_listen_prints_events_and_bench_prints_rates() -> None:
             process.kill()
             await process.wait()
     async with service() as url:
-        code, out, _ = await cli("bench", url, "sum", "[1]", "-d", "0.3", "-c", "4", "--json")
-        told = json.loads(out)
-        assert code == 0
-        assert told["calls"] > 0
-        assert told["errors"] == {}
+        for at_once in ("4", "1100"):  # more than a client's own cap, too
+            words = ("bench", url, "sum", "[1]", "-d", "0.3", "-c", at_once, "--json")
+            code, out, _ = await cli(*words)
+            told = json.loads(out)
+            assert code == 0
+            assert told["calls"] > 0
+            assert told["errors"] == {}
 
 
 async def test_the_demo_says_why_its_servers_do_not_start() -> None:

@@ -7,10 +7,12 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from resilient_client import defaults
 from resilient_client.cli._output import UNREACHABLE, exit_code
 from resilient_client.cli._words import options
 from resilient_client.client import ClientProxy
 from resilient_client.errors import ResilientClientError
+from resilient_client.policies import Bulkhead, standard
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -102,7 +104,8 @@ async def bench(given: Namespace, output: Output) -> int:
     times: list[float] = []
     errors: Counter[str] = Counter()
     last: ResilientClientError | None = None
-    client = _client(given)
+    room = Bulkhead(max(defaults.PENDING_CALLS, given.concurrency))
+    client = _client(given, policies=standard(bulkhead=room))
     headers = dict(given.header)
     try:
         await client.connect()
