@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from resilient_client.events import Degraded
 
 if TYPE_CHECKING:
+    from resilient_client.clock import Clock
     from resilient_client.message import Message
     from resilient_client.transports._base import App, Job, Respond
 
@@ -15,6 +16,24 @@ BACKLOG_EVENTS = 10_000
 BACKLOG_BYTES = 16 * 1024 * 1024
 SILENCE = 10.0
 """Seconds in which the same trouble, when it comes again, is not told again."""
+
+
+class Seldom:
+    """Whether trouble that goes on is to be told: once in `SILENCE`."""
+
+    __slots__ = ("_clock", "_until")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until = 0.0
+
+    def due(self) -> bool:
+        """True when it has not been for so long."""
+        now = self._clock.now()
+        if now < self._until:
+            return False
+        self._until = now + SILENCE
+        return True
 
 
 class Backlog:

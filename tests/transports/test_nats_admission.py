@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from resilient_client import ClientProxy, ConfigurationError, ResilientClientError, Server, standard
+from tests.calls import outcome
 from tests.peers.certificates import certificates
 from tests.peers.nats import Nats, _nkey, make_nkey
 from tests.peers.script import scripted_peer
@@ -338,3 +339,20 @@ async def test_credentials_are_not_sent_in_the_clear_where_tls_was_asked_for(
     broker = new_broker(Nats)
     with pytest.raises(ResilientClientError, match="does not speak TLS"):
         await works(url_of(broker), tls=True)
+
+
+async def test_replies_that_may_not_be_published_are_told_once_not_each(
+    new_broker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = limited_broker(new_broker, '"allowed.>", "resilient_client.>", "_INBOX.>"')
+    handled: list[int] = []
+    server = Server(url_of(broker, f"limited:{SECRET}@"), telemetry=False)
+    server.message_pattern("allowed.echo")(handled.append)
+    client = ClientProxy(url_of(broker, "admin:admin@"), telemetry=False, policies=())
+    async with server, client:
+        async with asyncio.TaskGroup() as group:
+            for n in range(20):
+                group.create_task(outcome(client.send("allowed.echo", n, timeout=0.3)))
+        await eventually(lambda: len(handled) == 20)
+    told = [each for each in caplog.records if "violation for publish" in each.getMessage()]
+    assert len(told) == 1

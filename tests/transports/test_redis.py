@@ -930,3 +930,20 @@ def test_every_refusal_is_one_of_our_errors_and_was_not_sent(text: str, kind: ty
     assert type(error) is kind
     assert not error.sent
     assert text in str(error)
+
+
+async def test_replies_that_are_refused_are_told_once_not_each(
+    new_broker: NewBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = new_broker(Redis, acl=["user mute on >secret ~* &* +@all -publish"])
+    handled: list[int] = []
+    server = Server(f"redis://mute:secret@127.0.0.1:{broker.port}")
+    server.message_pattern("echo")(handled.append)
+    async with server, client_of(broker.url) as client:
+        async with asyncio.TaskGroup() as group:
+            for n in range(20):
+                group.create_task(outcome(client.send("echo", n, timeout=0.3)))
+        await eventually(lambda: len(handled) == 20)
+    told = [record for record in caplog.records if "replies are refused" in record.getMessage()]
+    assert len(told) == 1
+    assert "NOPERM" in told[0].getMessage()

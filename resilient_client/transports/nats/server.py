@@ -17,7 +17,7 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
-from resilient_client.transports._backlog import Backlog
+from resilient_client.transports._backlog import Backlog, Seldom
 from resilient_client.transports._link import FIRST_WAIT, LONGEST_WAIT, ServerLink, spawn
 from resilient_client.transports._nest import CANCEL_ROUTE, answer, answer_by_broker, is_ours
 from resilient_client.transports._packets import read_request
@@ -133,6 +133,7 @@ class ServerListener:
         self._cancels = f"{CANCEL_ROUTE}.{fresh_id()}"
         self._greets = False  # whether we may hear of callers that have left
         self._greeted: set[bytes] = set()
+        self._refused = Seldom(app.clock)
         self._stopped = False
         self._restoring: asyncio.Task[None] | None = None
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
@@ -199,7 +200,9 @@ class ServerListener:
                 self._link.lost(connection, reason)
 
         def violated(text: str) -> None:
-            if self._link.current is not None:  # else the dial fails with it
+            if self._link.current is None:
+                return  # the dial fails with it
+            if "violation for publish" not in text or self._refused.due():  # it is every reply
                 self._app.notify(Degraded(self.address, text))
 
         connection = await self._connector.connect(ended, violated)

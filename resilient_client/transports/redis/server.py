@@ -18,7 +18,7 @@ from resilient_client.errors import (
     ProtocolError,
 )
 from resilient_client.message import Message, Reply
-from resilient_client.transports._backlog import Backlog
+from resilient_client.transports._backlog import Backlog, Seldom
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
 from resilient_client.transports._nest import (
@@ -103,6 +103,7 @@ class ServerListener:
         )
         self._link = ServerLink[Session](self.address, self._dial, app)
         self._backlog = Backlog(app, "redis", self.address)
+        self._refused = Seldom(app.clock)
         self._make_consumer: Callable[[], Consumer] | None = None
         if stream is not None:
             self._make_consumer = partial(
@@ -230,15 +231,20 @@ class ServerListener:
     def _publish(self, channel: bytes, data: bytes) -> None:
         session = self._link.current
         if session is not None:
-            session.commands.ask(_published, "PUBLISH", channel, data)
+            session.commands.ask(self._published, "PUBLISH", channel, data)
+
+    def _published(self, receivers: Any) -> None:
+        """Redis's answer to a reply: the caller cannot be told of a refusal, so the log is."""
+        if isinstance(receivers, Refused) and self._refused.due():
+            log.error("replies are refused: Redis says %s", receivers)
 
     def _respond(self, channel: bytes, id_json: bytes, reply: Reply) -> Awaitable[None] | None:
         session = self._link.current
         if reply.items is None and session is not None and not session.commands.congested:
             data = reply_packet(reply, id_json, self._app.codec)
-            session.commands.ask(_published, "PUBLISH", channel, data)
+            session.commands.ask(self._published, "PUBLISH", channel, data)
             return None
-        write, codec = _Writer(channel), self._app.codec
+        write, codec = _Writer(channel, self._published), self._app.codec
         return answer_by_broker(reply, id_json, self._link.soon, write, codec)
 
     # -------------------------------------------------------------------------------- its life
@@ -274,10 +280,11 @@ class ServerListener:
 class _Writer:
     """Publishes the packets of one reply, and notices that nobody hears them any more."""
 
-    __slots__ = ("_channel", "_gone")
+    __slots__ = ("_channel", "_gone", "_told")
 
-    def __init__(self, channel: bytes) -> None:
+    def __init__(self, channel: bytes, told: Callable[[Any], object]) -> None:
         self._channel = channel
+        self._told = told
         self._gone = False
 
     async def __call__(self, session: Session, data: bytes) -> None:
@@ -288,12 +295,6 @@ class _Writer:
         session.commands.ask(self._published, "PUBLISH", self._channel, data)
 
     def _published(self, receivers: Any) -> None:
-        _published(receivers)
+        self._told(receivers)
         if receivers == 0:
             self._gone = True
-
-
-def _published(receivers: Any) -> None:
-    """Redis's answer to a reply: the caller cannot be told that it was refused, so the log is."""
-    if isinstance(receivers, Refused):
-        log.error("a reply was refused: Redis says %s", receivers)
