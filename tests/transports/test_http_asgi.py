@@ -38,6 +38,11 @@ class Query:
     deep: bool = False
 
 
+@dataclass
+class Page:
+    number: int = 1
+
+
 def server(*urls: str, **options: Any) -> Server:
     made = Server(*urls, telemetry=False, **options)
 
@@ -140,6 +145,24 @@ async def test_rest_patterns_take_path_query_and_body():
         asked = await http.options("/things/7")
         assert (asked.status_code, asked.headers["allow"]) == (204, "GET, HEAD, PUT, OPTIONS")
         assert (await http.get("/")).status_code == 404
+
+
+async def test_a_query_all_of_whose_fields_have_defaults_may_be_left_out():
+    made = server()
+
+    @made.message_pattern("GET /pages")
+    async def pages(page: Page) -> int:
+        return page.number
+
+    @made.message_pattern("GET /anything")
+    async def anything(payload: Any) -> Any:
+        return payload
+
+    async with inside(made.asgi) as http:
+        assert (await http.get("/pages")).json() == 1
+        assert (await http.get("/pages?number=2")).json() == 2
+        assert (await http.get("/anything")).json() is None
+        assert (await http.get("/anything?a=b")).json() == {"a": "b"}
 
 
 async def test_our_client_calls_our_rest_patterns():

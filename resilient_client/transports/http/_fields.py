@@ -37,6 +37,11 @@ class FieldsCodec:
         if not isinstance(body, Fields):
             return self._codec.decode(body, type)
         values = body.values
+        if not values:  # nothing was given: null, where that will do
+            try:
+                return self._codec.decode(b"null", type)
+            except PayloadError:
+                pass
         for name in _lists(type):
             if name in values and not isinstance(values[name], list):
                 values = {**values, name: [values[name]]}
@@ -76,7 +81,7 @@ def fields(parameters: Mapping[str, str], query: bytes, body: bytes, codec: Code
         PayloadError: the body is no object but has to be put together with the others.
     """
     if not parameters and not query:
-        return body or b"null"
+        return body or Fields({})
     values: dict[str, Any] = {}
     if body:
         plain = codec.decode(body)
