@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from resilient_client.jobs import Job
     from resilient_client.message import Items
 
+TURN = 64
+"""Values after which a stream lets everything else of its loop have its turn."""
+
 
 async def carried(reply: Reply, items: Items, carry: Awaitable[None]) -> None:
     """Await what consumes a reply's items; then end them, and tell the policies that they have."""
@@ -78,7 +81,7 @@ class _EncodedItems:
 class HandlerItems:
     """What an async generator of the user's yields, encoded, its errors translated."""
 
-    __slots__ = ("_codec", "_context", "_exceptions", "_handler", "_job", "_values")
+    __slots__ = ("_codec", "_context", "_exceptions", "_given", "_handler", "_job", "_values")
 
     def __init__(
         self,
@@ -95,10 +98,14 @@ class HandlerItems:
         self._job = job
         self._context = context
         self._handler = handler
+        self._given = 0
 
     async def receive(self, deadline: float) -> Any:
         """See `message.Items.receive`; an error is a `RemoteError`."""
+        self._given += 1
         try:
+            if not self._given % TURN:  # the generator may never wait, and its peer take everything
+                await asyncio.sleep(0)
             return self._codec.encode(await anext(self._values))
         except StopAsyncIteration:
             raise

@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -580,6 +580,28 @@ async def test_calls_inside_a_handler_inherit_correlation_and_remaining_time() -
     assert fresh != "no good\u00e9"
     assert len(fresh) == 32
     assert current_context() is None
+
+
+async def test_a_generator_that_never_waits_lets_its_caller_leave_and_others_be_answered() -> None:
+    server = Server("memory://never-waits", telemetry=False)
+    made: list[int] = []
+
+    @server.message_pattern("count")
+    async def count() -> AsyncIterator[int]:
+        for n in range(100_000):
+            made.append(n)
+            yield n
+
+    @server.message_pattern("echo")
+    async def echo(payload: int) -> int:
+        return payload
+
+    async with server, ClientProxy("memory://never-waits", telemetry=False) as client:
+        async with client.stream("count") as items:
+            other = asyncio.ensure_future(client.send("echo", 1))
+            assert await anext(aiter(items)) == 0
+        assert await other == 1
+    assert len(made) < 1000
 
 
 async def test_a_plain_generator_runs_in_threads_with_the_callers_context_to_its_end() -> None:
