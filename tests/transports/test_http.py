@@ -124,7 +124,7 @@ async def test_an_error_after_some_values_comes_after_them():
         assert caught.value.code == "E_TORN"
 
 
-async def test_an_event_is_accepted_and_says_how_many_heard_it():
+async def test_an_event_is_accepted_and_says_how_many_heard_it(caplog: pytest.LogCaptureFixture):
     async with both() as (client, made):
         receipt = await client.emit("happened", {"a": 1})
         assert (receipt.delivery, receipt.receivers) == ("accepted", 1)
@@ -134,6 +134,7 @@ async def test_an_event_is_accepted_and_says_how_many_heard_it():
             await asyncio.sleep(0.01)
         assert made.seen == [{"a": 1}]
         assert (await client.emit("nobody hears", 1)).receivers == 0
+        assert caplog.messages == ["nobody handles the event 'nobody hears'"]
 
 
 async def test_headers_may_hold_any_letters_but_not_frame_the_message():

@@ -113,11 +113,11 @@ class Exchange:
         found = [] if segments is None else router.find(method, segments, event=event)
         if not isinstance(found, Found) and not (event and segments is not None and not found):
             if method == "POST" and segments is not None and not found:
-                return await self._unheard("/".join(segments), headers, received)
+                return await self._unheard("/".join(segments), headers, received, event=False)
             raise nowhere(method, found)
         body = await self._body(headers, max_size)
-        if not isinstance(found, Found):  # an event that nobody hears
-            return await self._respond(202, b"", [(b"x-receivers", b"0")])
+        if not isinstance(found, Found):
+            return await self._unheard("/".join(segments or ()), headers, received, event=True)
         payload: Any = body or b"null"
         if found.parameters is not None:
             try:
@@ -187,12 +187,18 @@ class Exchange:
             left -= len(message.get("body", b""))
             more = message.get("more_body", False)
 
-    async def _unheard(self, route: str, headers: dict[str, str], received: float) -> None:
-        """A pattern that nobody handles: the app says so, and counts it. The body is not read."""
-        message = Message(route, b"null", headers, True, received=received, raw=self._scope)
+    async def _unheard(
+        self, route: str, headers: dict[str, str], received: float, *, event: bool
+    ) -> None:
+        """A pattern that nobody handles: the app says so, and counts it. Its body is no matter."""
+        key = None if event else True
+        message = Message(route, b"null", headers, key, received=received, raw=self._scope)
         slots = self._app.slots(self._pause, self._resume)
         try:
-            await self._app.serve(message, self._answer, slots, "http")
+            if event:
+                await self._hand_over(message, slots)
+            else:
+                await self._app.serve(message, self._answer, slots, "http")
         finally:
             slots.close()
 
