@@ -171,6 +171,8 @@ async def _reached(host: str, port: int) -> socket.socket:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:
         raise OSError(f"{host!r} is no host's name") from None
+    except RuntimeError as error:  # no thread can be started to ask in, say: that passes
+        raise OSError(str(error)) from error
     for each in found:
         families.setdefault(each[0], []).append(each)
     left = deque(each for turn in zip_longest(*families.values()) for each in turn if each)

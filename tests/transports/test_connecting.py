@@ -15,6 +15,8 @@ import uvloop
 from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, Server, standard
 from resilient_client.errors import ConnectTimeout, Outcome
 from tests.peers.process import free_port
+from tests.peers.proxy import TcpProxy
+from tests.waiting import eventually
 
 SCHEMES = ("tcp", "http", "redis", "nats", "amqp", "mqtt", "kafka", "grpc")
 
@@ -128,3 +130,26 @@ async def test_what_can_be_no_name_is_nobody(scheme: str) -> None:
     async with aclosing(client_of(scheme, "a..b:1", policies=())) as client:
         with pytest.raises(ConnectError, match="no host's name"):
             await client.send("orders")
+
+
+async def test_a_name_that_cannot_be_asked_for_now_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server("tcp://127.0.0.1:0")
+    server.message_pattern("sum")(sum)
+    refusals = 0
+
+    async def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        nonlocal refusals
+        if way.accepted and refusals < 3:
+            refusals += 1
+            raise RuntimeError("can't start new thread")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    async with server, TcpProxy(int(server.addresses[0].rpartition(":")[2])) as way:
+        async with client_of("tcp", f"a-name.test:{way.port}") as client:
+            assert await client.send("sum", [1, 2]) == 3
+            way.cut()
+            await eventually(lambda: refusals == 3 and client.status == "connected")
+            assert await client.send("sum", [1, 2]) == 3
