@@ -193,6 +193,9 @@ async def test_statuses_say_what_went_wrong():
         assert await status("/%7B%22cmd%22:%22sum%22%7D", json=["x"]) == 422
         assert await status("/echo", content=b"{nope") == 422
         assert await status("/echo", content=b"a=1", headers={"content-type": "text/plain"}) == 415
+        packed = await http.post("/echo", json=1, headers={"content-encoding": "gzip"})
+        assert (packed.status_code, packed.headers["accept-encoding"]) == (415, "identity")
+        assert await status("/echo", json=1, headers={"content-encoding": "identity"}) == 200
         assert await status("/echo", json="x" * 1000) == 413
         assert await status("/bug") == 500
         assert await status("/fail", json={"status": 418}) == 418

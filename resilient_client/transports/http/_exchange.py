@@ -163,6 +163,9 @@ class Exchange:
             more = message.get("more_body", False)
         if size and not is_json(headers.get("content-type", "application/json")):
             raise refused(415, "The body is JSON, and its content-type says so")
+        if size and headers.get("content-encoding", "identity").lower() != "identity":
+            plain = (b"accept-encoding", b"identity")  # RFC 9110, section 12.5.3
+            raise refused(415, "The body is sent as it is, not packed", [plain])
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def _part(self) -> MutableMapping[str, Any]:

@@ -116,8 +116,10 @@ class Batch:
         if self._futures:
             asyncio.get_running_loop().call_soon(self.stored)
         for future in futures:
-            if not future.done():
+            try:
                 future.set_result(STORED)
+            except asyncio.InvalidStateError:
+                continue  # nobody waits for this one any more
 
     def fail(self, make: Callable[[], ResilientClientError]) -> None:
         """It has not: each gets an error of its own."""

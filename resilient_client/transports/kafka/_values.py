@@ -29,10 +29,11 @@ class KafkaCodec:
     anything, it is the number.
     """
 
-    __slots__ = ("_codec",)
+    __slots__ = ("_codec", "_encode")
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
+        self._encode = codec.encode
 
     def encode(self, value: Any) -> bytes | None:
         """The bytes of a value, None for null.
@@ -42,14 +43,14 @@ class KafkaCodec:
         """
         kind = type(value)
         if kind is dict or kind is list:
-            return self._codec.encode(value)
+            return self._encode(value)
         if kind is str:
             return _utf8(value)
         if value is None:
             return None
         if isinstance(value, _BYTES):
             return bytes(value)
-        body = self._codec.encode(value)
+        body = self._encode(value)
         if body[:1] == b'"':  # what becomes a text, such as a date
             return _utf8(self._codec.decode(body, str))
         return None if body == b"null" else body
