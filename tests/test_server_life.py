@@ -160,10 +160,11 @@ def test_run_gives_the_signals_back_to_whom_they_belonged() -> None:
         signal.raise_signal(signal.SIGTERM)
 
     def ask() -> None:
-        with SyncClientProxy("memory://signals", telemetry=False) as client:
-            while client.ping(1).error is not None:
-                time.sleep(0.01)
-            client.send("end")
+        client = SyncClientProxy("memory://signals", telemetry=False)
+        while client.ping(1).error is not None:  # it has not begun
+            time.sleep(0.01)
+        client.send("end")
+        client.close()
 
     before = [signal.signal(number, mine) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
