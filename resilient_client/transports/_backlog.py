@@ -60,7 +60,7 @@ class Backlog:
         self._paused = False
         self._dropped_before = 0  # as last told
         self._dropping = self._told = False
-        self._silent_until = 0.0
+        self._seldom = Seldom(app.clock)
 
     def accept(self, message: Message, respond: Respond | None) -> Job | None:
         """See `App.accept`."""
@@ -71,10 +71,8 @@ class Backlog:
             self.dropped += 1
             if not self._dropping:
                 self._dropping = True
-                now = self._app.clock.now()
-                self._told = now >= self._silent_until
+                self._told = self._seldom.due()
                 if self._told:
-                    self._silent_until = now + SILENCE
                     self._tell("the handlers are too slow: events are dropped from now on")
             return None
         self._waiting.append(message)

@@ -76,3 +76,8 @@ def sanitised(metadata: Any) -> Mapping[str, str]:
         ):
             checked[name.lower()] = value
     return checked
+
+
+def beside(headers: Mapping[str, str], packet: Mapping[str, str]) -> Mapping[str, str]:
+    """A message's own headers, and what stands in its packet's metadata alone, as from a hook."""
+    return {**packet, **headers} if packet else headers

@@ -24,6 +24,7 @@ from resilient_client.events import Degraded
 from resilient_client.message import Message, Reply
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import look_at, spawn
+from resilient_client.transports._metadata import beside
 from resilient_client.transports._nest import answer, reply_packet
 from resilient_client.transports._packets import NO_HANDLER_JSON, read_request
 from resilient_client.transports.amqp import _wire as wire
@@ -191,8 +192,7 @@ class Consumer:
         except ProtocolError as error:
             self._refuse(message, str(error.args[0]))
             return
-        if request.metadata:
-            message.headers = {**request.metadata, **message.headers}
+        message.headers = beside(message.headers, request.metadata)
         if request.id is not None:
             self._request(message, request, "" if route is None else route)
         elif route is None:

@@ -72,6 +72,24 @@ def request_of(lane: Lane, record: Any) -> Request | None:
     return Request(lane, record, id, topic.decode(errors="replace"), number)
 
 
+class _Known:
+    """What was found out about topics; after `METADATA_AGE` seconds it is to be asked again."""
+
+    __slots__ = ("_until",)
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def __contains__(self, topic: str) -> bool:
+        return self._until.get(topic, 0.0) > time.monotonic()
+
+    def add(self, topic: str) -> None:
+        """Strangers name them: no more than `_REPLY_TOPICS` are kept."""
+        if len(self._until) >= _REPLY_TOPICS:
+            self._until.clear()
+        self._until[topic] = time.monotonic() + METADATA_AGE
+
+
 class Answers:
     """Writes records for a server: its replies, and what it sets aside.
 
@@ -85,22 +103,19 @@ class Answers:
         self._values = values
         self._address = address
         self._request_timeout = request_timeout
-        self._foreign: dict[str, float] = {}  # reply topics that do not exist: asked again when
-        self._small: dict[str, float] = {}  # those without a partition that was named: the same
+        self._foreign = _Known()  # reply topics that do not exist
+        self._small = _Known()  # those without a partition that was named
 
     async def can_answer(self, answer: Request) -> bool:
         """Whether the reply topic is there: a stranger's word makes none."""
-        now = time.monotonic()
-        if self._foreign.get(answer.topic, 0.0) > now or self.topics is None:
+        if answer.topic in self._foreign or self.topics is None:
             return False
         try:
             there: bool = await self.topics.exists(answer.topic)
         except AIOKAFKA_ERRORS as error:
             raise ours(error, self._address, sent=False) from error
         if not there:
-            if len(self._foreign) >= _REPLY_TOPICS:
-                self._foreign.clear()
-            self._foreign[answer.topic] = now + METADATA_AGE
+            self._foreign.add(answer.topic)
             log.warning("a request wants its reply in %.200r, which is missing", answer.topic)
         return there
 
@@ -146,12 +161,9 @@ class Answers:
         there = None if topics is None else topics.known(topic)
         if topics is None or there is None or partition < there:
             return True
-        now = time.monotonic()
-        if self._small.get(topic, 0.0) > now:
+        if topic in self._small:
             return False
-        if len(self._small) >= _REPLY_TOPICS:
-            self._small.clear()
-        self._small[topic] = now + METADATA_AGE
+        self._small.add(topic)
         topics.forget(topic)
         try:
             await topics.exists(topic)

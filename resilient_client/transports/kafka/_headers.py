@@ -25,7 +25,7 @@ def headers_of(metadata: Mapping[str, str]) -> tuple[Headers, bytes | None]:
     """Metadata as record headers, and the key if one is among it."""
     if KEY not in metadata:
         headers = []
-        for name, value in metadata.items():
+        for name, value in metadata.items():  # most have one: a comprehension would cost a frame
             headers.append((name, value.encode()))
         return headers, None
     headers = [(name, value.encode()) for name, value in metadata.items() if name != KEY]

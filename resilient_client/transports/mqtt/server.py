@@ -16,10 +16,10 @@ from resilient_client.errors import (
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
-from resilient_client.transports._backlog import SILENCE
+from resilient_client.transports._backlog import Seldom
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import ServerLink
-from resilient_client.transports._metadata import sanitised
+from resilient_client.transports._metadata import beside, sanitised
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
     answer_by_broker,
@@ -98,7 +98,7 @@ class ServerListener:
         self._new = self._connector.version == 5
         self._slots = app.slots(self._pause, self._resume, farewell=True)
         self._paused = self._stopping = self._been_here = False
-        self._silent_until = 0.0
+        self._slow = Seldom(app.clock)
         self._filters = self._filters_of(())
         self._cancellable = False  # the broker lets us hear cancel messages
 
@@ -131,8 +131,7 @@ class ServerListener:
             return
         headers = request.metadata
         if message.headers:
-            own = sanitised(message.headers)
-            headers = {**headers, **own} if headers else own
+            headers = beside(sanitised(message.headers), headers)
         incoming = Message(
             found.route,
             request.data,
@@ -239,9 +238,7 @@ class ServerListener:
         self._paused = True
         if self._link.current is not None:
             self._link.current.pause()
-        now = self._app.clock.now()
-        if now >= self._silent_until:  # it comes and goes with every handler that ends
-            self._silent_until = now + SILENCE
+        if self._slow.due():  # it comes and goes with every handler that ends
             self._tell("the handlers are too slow: nothing more is read for now")
 
     def _resume(self) -> None:

@@ -11,6 +11,7 @@ from resilient_client.transports._metadata import (
     MAX_METADATA_KEYS,
     MAX_METADATA_NAME,
     USUAL,
+    beside,
     sanitised,
 )
 
@@ -83,11 +84,8 @@ def read_headers(block: bytes) -> Mapping[str, str]:
 
 
 def joined(metadata: Mapping[str, str], block: bytes | None) -> Mapping[str, str]:
-    """A message's headers, and what stands in its packet's metadata alone, as from a Nest hook."""
-    if block is None:
-        return metadata
-    headers = read_headers(block)
-    return {**metadata, **headers} if metadata else headers
+    """See `beside`."""
+    return metadata if block is None else beside(read_headers(block), metadata)
 
 
 def status(block: bytes | None) -> int:
