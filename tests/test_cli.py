@@ -51,8 +51,8 @@ async def cli(
 
 
 @asynccontextmanager
-async def service() -> AsyncIterator[str]:
-    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.2)
+async def service(**caps: int) -> AsyncIterator[str]:
+    server = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.2, **caps)
 
     @server.message_pattern([{"cmd": "sum"}, "sum"])
     async def add(numbers: list[int]) -> int:
@@ -284,7 +284,7 @@ async def test_listen_prints_events_and_bench_prints_rates() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    async with service() as url:
+    async with service(max_calls=2000, max_calls_per_connection=2000) as url:
         for at_once in ("4", "1100"):  # more than a client's own cap, too
             words = ("bench", url, "sum", "[1]", "-d", "0.3", "-c", at_once, "--json")
             code, out, _ = await cli(*words)
