@@ -30,6 +30,7 @@ class Transport(Protocol):
     """The client's end: carries one call to one endpoint and brings the reply back.
 
     A class `ClientTransport` in the transport's module, made with `(target, env, **options)`.
+    A true `url_path` says that the path of a URL means something to it; elsewhere it is refused.
 
     It owns connecting, the table of pending replies and the mapping of its library's errors to
     ours; deadlines arrive as numbers on the call, retries and breakers are not its business.
@@ -222,6 +223,7 @@ class ServerListener(Protocol):
     A class `ServerListener` in the transport's module, made with `(target, app, **options)`. What
     single handlers may be registered with besides (`Subscription.extras`) is named in its
     `handler_options`, a frozenset; what else it wants of a handler, it checks in `check_pattern`.
+    `url_path` is as in `Transport`.
 
     Attributes:
         address: the URL really bound, once started.

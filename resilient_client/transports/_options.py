@@ -199,6 +199,7 @@ def _settings(
     keywords: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The options for this end out of keywords and URL query; and the unknown ones, with hints."""
+    _refuse_idle_parts(target, end)
     mine = _parameters(end)
     both = _of_both(module)
     settings: dict[str, Any] = {}
@@ -216,6 +217,20 @@ def _settings(
     for name, value in settings.items():
         _refuse_unfit(name, value, mine[name])
     return settings, unknown
+
+
+def _refuse_idle_parts(target: Target, end: type) -> None:
+    """Raise `ConfigurationError` for a part of the URL that would do nothing."""
+    if target.url.path.strip("/") and not getattr(end, "url_path", False):
+        raise ConfigurationError(
+            f"{target.scheme}:// has no use for a path in its URL",
+            hint="end the URL after host and port",
+        )
+    if target.url.fragment:
+        raise ConfigurationError(
+            f"{target.scheme}:// has no use for a fragment in its URL",
+            hint="a # that belongs to another part is written %23",
+        )
 
 
 def _refuse(unknown: Mapping[str, str], targets: list[Target]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
+from resilient_client import ClientProxy, ConfigurationError, Server
 from resilient_client.transports._base import Target
 
 
@@ -29,3 +32,28 @@ def test_an_address_has_the_brackets_of_ipv6_and_a_port_of_its_own_or_the_defaul
 def test_user_and_password_become_an_authorization_header() -> None:
     assert Target("http://a%40b:c@host").authorization == "Basic YUBiOmM="
     assert Target("http://host").authorization is None
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("memory://bus/x", "path"),
+        ("tcp://127.0.0.1:1/api", "path"),
+        ("nats://127.0.0.1:1/subject", "path"),
+        ("mqtt://127.0.0.1:1/topic", "path"),
+        ("kafka://127.0.0.1:1/topic", "path"),
+        ("grpc://127.0.0.1:1/pkg.Service", "path"),
+        ("http://127.0.0.1:1/api#part", "fragment"),
+        ("redis://127.0.0.1:1/0#part", "fragment"),
+    ],
+)
+def test_a_part_of_a_url_that_would_do_nothing_is_refused_at_both_ends(url: str, part: str) -> None:
+    ends: tuple[Callable[[str], object], ...] = (ClientProxy, Server)
+    for end in ends:
+        with pytest.raises(ConfigurationError, match=f"no use for a {part}"):
+            end(url)
+
+
+@pytest.mark.parametrize("scheme", ["memory", "tcp", "nats", "mqtt", "kafka", "grpc"])
+def test_a_slash_behind_the_host_is_no_path(scheme: str) -> None:
+    assert ClientProxy(f"{scheme}://127.0.0.1:1/").status == "idle"

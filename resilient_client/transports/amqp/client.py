@@ -195,6 +195,8 @@ class ClientTransport(LinkedTransport[_Session]):
         max_size: bytes of one payload, each way.
     """
 
+    url_path = True
+
     def __init__(
         self,
         target: Target,

@@ -34,6 +34,8 @@ class ServerListener:
             once more. False is Nest's default: handed out is done, a crash loses it.
     """
 
+    url_path = True
+
     def __init__(
         self,
         target: Target,

@@ -64,6 +64,8 @@ class ClientTransport(BaseTransport):
         trust_env: obey HTTP_PROXY and its kin.
     """
 
+    url_path = True
+
     def __init__(
         self,
         target: Target,

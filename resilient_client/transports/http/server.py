@@ -31,6 +31,8 @@ class ServerListener:
         keep_alive: seconds an idle connection is kept.
     """
 
+    url_path = True
+
     def __init__(
         self,
         target: Target,

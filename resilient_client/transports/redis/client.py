@@ -88,6 +88,8 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         max_size: bytes of one payload, each way.
     """
 
+    url_path = True
+
     def __init__(
         self,
         target: Target,

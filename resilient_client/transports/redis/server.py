@@ -62,6 +62,7 @@ class ServerListener:
         max_size: bytes of one payload, each way.
     """
 
+    url_path = True
     handler_options = frozenset({"queue"})
 
     def __init__(
