@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from resilient_client.codecs import Codec
     from resilient_client.message import Call, Receipt, Reply
-    from resilient_client.transports._base import App, Environment, Target
+    from resilient_client.transports._base import App, Environment, Slots, Target
     from resilient_client.transports._packets import Request
 
 log = logging.getLogger("resilient_client.tcp")
@@ -261,12 +261,14 @@ class _ServerStream(_Stream):
         self._listener = listener
         self._app = app
         self._now = app.clock.now
-        self._slots = app.slots(self.pause, self.resume)
+        self._slots: Slots
         self._greeted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._listener.streams.add(self)
+        # not before: of a handshake that fails nobody tells the end
+        self._slots = self._app.slots(self.pause, self.resume)
 
     def received(self, frames: list[bytes]) -> None:
         for text in frames:

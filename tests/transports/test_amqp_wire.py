@@ -35,6 +35,7 @@ from resilient_client.transports.amqp._acknowledgements import Acknowledgements
 from resilient_client.transports.amqp._consumer import _packet_of
 from resilient_client.transports.amqp._errors import REPLY_CODES, closed_error, unroutable
 from resilient_client.transports.amqp._topology import matches
+from tests.peers.process import free_port
 from tests.peers.script import scripted_peer, silence
 
 
@@ -396,3 +397,11 @@ async def test_frames_may_be_cut_anywhere() -> None:
             at += len(piece)
         assert [message.body for message in got] == bodies
         assert [message.tag for message in got] == [1, 2, 3, 4, 5]
+
+
+async def test_a_server_that_finds_no_broker_keeps_nothing_of_its_tries() -> None:
+    server = Server(f"amqp://127.0.0.1:{free_port()}?queue=away", telemetry=False)
+    for _ in range(3):
+        with pytest.raises(ConnectError):
+            await server.start()
+    assert not server._app._slots

@@ -22,6 +22,7 @@ from resilient_client import (
 from resilient_client.codecs import JsonCodec
 from resilient_client.testing import check_transport
 from tests.peers.certificates import certificates
+from tests.waiting import eventually
 
 
 def echo_server(**options: Any) -> Server:
@@ -68,6 +69,24 @@ async def test_mutual_tls_wants_the_clients_certificate() -> None:
         with pytest.raises(ResilientClientError):
             await unknown.send("echo", 1, timeout=2)
         await unknown.aclose()
+
+
+async def test_handshakes_that_fail_leave_nothing_behind() -> None:
+    files = certificates()
+    async with echo_server(tls=files.server_context()) as server:
+        host, port = server.addresses[0].removeprefix("tcp://").split(":")
+        for said in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01") * 3:
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(said)
+            writer.write_eof()
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            writer.close()
+        assert not server._app._slots
+        async with client_of(server, tls=files.client_context()) as client:
+            assert await client.send("echo", 1) == 1
+            assert len(server._app._slots) == 1
+        await eventually(lambda: not server._app._slots)
 
 
 async def test_a_server_needs_a_certificate_of_its_own_for_tls() -> None:

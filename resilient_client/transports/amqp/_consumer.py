@@ -74,18 +74,18 @@ class Consumer:
         """Connect twice, declare, subscribe."""
         listener = self._listener
         dial = partial(connect, listener.login, listener.max_size + ENVELOPE, self._lost)
-        self.replying = await dial(self._blocked)
+        begun: list[Connection] = []
         try:
+            self.replying = await dial(self._blocked)
+            begun.append(self.replying)
             self.consuming = await dial()
-            try:
-                await self._subscribe(listener.topology)
-                self.replying.ready()
-                self.consuming.ready()
-            except BaseException:
-                self.consuming.abort("given up while opening")
-                raise
+            begun.append(self.consuming)
+            await self._subscribe(listener.topology)
+            self.replying.ready()
+            self.consuming.ready()
         except BaseException:
-            self.replying.abort("given up while opening")
+            for connection in begun:
+                connection.abort("given up while opening")
             self._slots.close()
             raise
 
