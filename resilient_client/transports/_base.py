@@ -7,6 +7,8 @@ a `ServerListener`. Nothing registers it: it is found by its name.
 from __future__ import annotations
 
 import base64
+import errno
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -30,7 +32,8 @@ class Transport(Protocol):
     """The client's end: carries one call to one endpoint and brings the reply back.
 
     A class `ClientTransport` in the transport's module, made with `(target, env, **options)`.
-    A true `url_path` says that the path of a URL means something to it; elsewhere it is refused.
+    A true `url_path` says that the path of a URL means something to it, a true `url_tls` that an s
+    after the scheme asks for TLS; elsewhere they are refused.
 
     It owns connecting, the table of pending replies and the mapping of its library's errors to
     ours; deadlines arrive as numbers on the call, retries and breakers are not its business.
@@ -223,7 +226,7 @@ class ServerListener(Protocol):
     A class `ServerListener` in the transport's module, made with `(target, app, **options)`. What
     single handlers may be registered with besides (`Subscription.extras`) is named in its
     `handler_options`, a frozenset; what else it wants of a handler, it checks in `check_pattern`.
-    `url_path` is as in `Transport`.
+    `url_path` and `url_tls` are as in `Transport`.
 
     Attributes:
         address: the URL really bound, once started.
@@ -288,9 +291,14 @@ class Target:
 
     def cannot_be_bound(self, error: Exception) -> ConfigurationError:
         """What a server's error says that cannot listen there."""
+        number = getattr(error, "errno", None)
+        hint = "is another process listening there? port 0 is any free one"
+        if isinstance(error, socket.gaierror) or number == errno.EADDRNOTAVAIL:
+            hint = "a server's host is an address of this machine: 127.0.0.1, or 0.0.0.0 for all"
+        elif number == errno.EACCES:
+            hint = "a port below 1024 takes special rights: take a higher one"
         return ConfigurationError(
-            f"{self} cannot be bound: {getattr(error, 'strerror', None) or error}",
-            hint="is another process listening there? port 0 is any free one",
+            f"{self} cannot be bound: {getattr(error, 'strerror', None) or error}", hint=hint
         )
 
     @property

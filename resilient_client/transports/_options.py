@@ -150,7 +150,9 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
     except ValueError:  # its text is what was taken for the host or port: perhaps a password
         raise ConfigurationError(
             f"this {url.partition('://')[0]}:// URL has no usable host and port",
-            hint="in user and password, / ? # [ ] and @ are written %2F %3F %23 %5B %5D and %40",
+            hint="in user and password, / ? # [ ] and @ are written %2F %3F %23 %5B %5D and %40"
+            if "@" in url
+            else "a port is a number up to 65535, and IPv6 has brackets: tcp://[::1]:3001",
         ) from None
     schemes = known_schemes()
     for name in (target.scheme, target.scheme.removesuffix("s")):
@@ -199,9 +201,9 @@ def _settings(
     keywords: Mapping[str, str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The options for this end out of keywords and URL query; and the unknown ones, with hints."""
-    _refuse_idle_parts(target, end)
     mine = _parameters(end)
     both = _of_both(module)
+    _refuse_idle_parts(target, end, both)
     settings: dict[str, Any] = {}
     unknown: dict[str, str] = {}
     for name, text in parse_qsl(target.url.query, keep_blank_values=True):
@@ -219,8 +221,14 @@ def _settings(
     return settings, unknown
 
 
-def _refuse_idle_parts(target: Target, end: type) -> None:
+def _refuse_idle_parts(target: Target, end: type, options: Iterable[str]) -> None:
     """Raise `ConfigurationError` for a part of the URL that would do nothing."""
+    if target.scheme not in known_schemes() and not getattr(end, "url_tls", False):
+        plain = f"{target.scheme.removesuffix('s')}://"
+        raise ConfigurationError(
+            f"{target.scheme}:// is no scheme: it would not mean TLS",
+            hint=f"write {plain} and give tls=" if "tls" in options else f"write {plain}",
+        )
     if target.url.path.strip("/") and not getattr(end, "url_path", False):
         raise ConfigurationError(
             f"{target.scheme}:// has no use for a path in its URL",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Callable
 
 import pytest
@@ -57,3 +59,47 @@ def test_a_part_of_a_url_that_would_do_nothing_is_refused_at_both_ends(url: str,
 @pytest.mark.parametrize("scheme", ["memory", "tcp", "nats", "mqtt", "kafka", "grpc"])
 def test_a_slash_behind_the_host_is_no_path(scheme: str) -> None:
     assert ClientProxy(f"{scheme}://127.0.0.1:1/").status == "idle"
+
+
+@pytest.mark.parametrize(
+    ("url", "instead"),
+    [("tcps", "write tcp:// and give tls="), ("natss", "and give tls="), ("memorys", "memory://")],
+)
+def test_an_s_that_would_not_mean_tls_is_refused_at_both_ends(url: str, instead: str) -> None:
+    ends: tuple[Callable[[str], object], ...] = (ClientProxy, Server)
+    for end in ends:
+        with pytest.raises(ConfigurationError, match="would not mean TLS") as caught:
+            end(f"{url}://127.0.0.1:1")
+        assert instead in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["tcp://h:abc", "tcp://h:99999", "tcp://::1:80", "tcp://h: 80"])
+def test_a_port_that_is_none_is_told_as_such_where_no_password_is_in_the_url(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="no usable host and port") as caught:
+        ClientProxy(url)
+    assert "port" in caught.value.hint
+    with pytest.raises(ConfigurationError) as caught:
+        ClientProxy(url.replace("//", "//user:pass/word@"))
+    assert "%2F" in caught.value.hint
+    assert "pass" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.EADDRINUSE, "address already in use"), "another process"),
+        (OSError(errno.EADDRNOTAVAIL, "cannot assign requested address"), "of this machine"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "of this machine"),
+        (PermissionError(errno.EACCES, "Permission denied"), "below 1024"),
+    ],
+)
+def test_an_address_that_cannot_be_bound_says_what_to_take_instead(
+    error: OSError, said: str
+) -> None:
+    assert said in Target("tcp://host:80").cannot_be_bound(error).hint
+
+
+def test_tls_on_a_server_at_http_is_refused_at_once() -> None:
+    for url, options in (("http://h:1", {"tls": True}), ("http://h:1?tls=true", {})):
+        with pytest.raises(ConfigurationError, match="means nothing to http://"):
+            Server(url, **options)

@@ -196,6 +196,7 @@ class ClientTransport(LinkedTransport[_Session]):
     """
 
     url_path = True
+    url_tls = True
 
     def __init__(
         self,

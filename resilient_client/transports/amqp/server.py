@@ -35,6 +35,7 @@ class ServerListener:
     """
 
     url_path = True
+    url_tls = True
 
     def __init__(
         self,

@@ -86,6 +86,8 @@ class ClientTransport(LinkedTransport[Connection]):
         channel_options: further arguments of the channel, as grpcio names them.
     """
 
+    url_tls = True
+
     def __init__(
         self,
         target: Target,

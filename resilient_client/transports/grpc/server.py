@@ -59,6 +59,8 @@ class ServerListener:
         channel_options: further arguments, as grpcio names them.
     """
 
+    url_tls = True
+
     def __init__(
         self,
         target: Target,

@@ -65,6 +65,7 @@ class ClientTransport(BaseTransport):
     """
 
     url_path = True
+    url_tls = True
 
     def __init__(
         self,

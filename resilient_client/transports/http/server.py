@@ -32,6 +32,7 @@ class ServerListener:
     """
 
     url_path = True
+    url_tls = True
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class ServerListener:
         keep_alive: int = 5,
     ) -> None:
         secure = target.scheme == "https"
-        if secure != isinstance(tls, ssl.SSLContext):
+        if not isinstance(tls, ssl.SSLContext) if secure else tls:
             raise ConfigurationError(
                 "https:// needs tls= with the server's certificate"
                 if secure

@@ -300,6 +300,8 @@ class ClientTransport(LinkedTransport[_Connection]):
         request_timeout: seconds until a broker that does not answer counts as gone.
     """
 
+    url_tls = True
+
     def __init__(
         self,
         target: Target,

@@ -92,6 +92,8 @@ class ServerListener:
             and the observers.
     """
 
+    url_tls = True
+
     handler_options = frozenset({"batch"})
 
     def __init__(

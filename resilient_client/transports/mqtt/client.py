@@ -91,6 +91,8 @@ class ClientTransport(LinkedTransport[Connection]):
         max_size: bytes of one payload, each way.
     """
 
+    url_tls = True
+
     def __init__(
         self,
         target: Target,

@@ -63,6 +63,8 @@ class ServerListener:
         max_size: bytes of one payload, each way.
     """
 
+    url_tls = True
+
     handler_options = frozenset({"share", "qos"})
 
     def __init__(

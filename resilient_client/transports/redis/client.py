@@ -89,6 +89,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
     """
 
     url_path = True
+    url_tls = True
 
     def __init__(
         self,

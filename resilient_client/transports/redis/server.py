@@ -63,6 +63,7 @@ class ServerListener:
     """
 
     url_path = True
+    url_tls = True
     handler_options = frozenset({"queue"})
 
     def __init__(
