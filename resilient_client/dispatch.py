@@ -29,6 +29,7 @@ from resilient_client.errors import (
     PayloadError,
     RemoteError,
     Throttled,
+    shown,
 )
 from resilient_client.exception_handlers import ExceptionHandlers
 from resilient_client.items import HandlerItems, carried, encoded, run_through, threaded
@@ -511,7 +512,7 @@ class Dispatcher:
                 return Reply(error=error)
             return reply
         if isinstance(reply.error, InvalidPayloadError):
-            log.warning("event %s: %s", handler.route, reply.error.message)
+            log.warning("event %s: %s", handler.route, shown(reply.error.message))
         return reply
 
     # ------------------------------------------------------------------------------------- the end

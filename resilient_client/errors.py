@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -67,11 +68,24 @@ class Attempt:
 
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
+_MAX_SHOWN = 2000
+_unprintable = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").sub
 
 
 def redact(text: str) -> str:
     """The text without the user and password of any URL in it."""
     return _USERINFO.sub("***@", text)
+
+
+def shown(text: str) -> str:
+    """A text as it may stand in a log or on a terminal: one line, bounded, redacted.
+
+    A peer may have written it: what it holds must not make up lines of a log, or steer a terminal.
+    """
+    text = redact(text)
+    if len(text) > _MAX_SHOWN:
+        text = text[:_MAX_SHOWN] + "..."
+    return text if text.isprintable() else _unprintable(lambda found: repr(found[0])[1:-1], text)
 
 
 class ForeignCause(Exception):
@@ -150,7 +164,7 @@ class ResilientClientError(Exception):
         return self.sent and not (call is not None and isinstance(self, RejectedError))
 
     def __str__(self) -> str:
-        parts = [redact(self._text()) or type(self).__name__]
+        parts = [shown(self._text()) or type(self).__name__]
         about = []
         if self.pattern is not None:
             about.append(f"pattern {self.pattern!r}")
@@ -164,11 +178,11 @@ class ResilientClientError(Exception):
         if about:
             parts.append(f"({', '.join(about)})")
         if self.hint:
-            parts.append(f"- {self.hint}")
+            parts.append(f"- {shown(self.hint)}")
         return " ".join(parts)
 
     def __repr__(self) -> str:
-        return redact(super().__repr__())
+        return shown(super().__repr__())
 
     def _state(self) -> dict[str, Any]:
         """What pickling and copying keep, besides `args`."""
@@ -193,7 +207,7 @@ class ResilientClientError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         cause = self.__cause__
         if cause is not None and not isinstance(cause, ResilientClientError):
-            cause = ForeignCause(f"{_name(cause)}: {redact(str(cause))}")
+            cause = ForeignCause(f"{_name(cause)}: {shown(str(cause))}")
         return _rebuild, (type(self), self.args, self._state(), cause)
 
 
@@ -253,7 +267,7 @@ def _attempt(
         sent=error._own_sent() if isinstance(error, ResilientClientError) else True,
         outcome=outcome_of(error),
         error=type(error).__name__,
-        cause=redact(text_of(error)),
+        cause=shown(text_of(error)),
     )
 
 
@@ -418,7 +432,20 @@ def _status(payload: dict[str, Any]) -> int | None:
 
 
 def _plain(value: Any) -> str:
-    return "" if value is None else str(value)
+    try:
+        return "" if value is None else str(value)
+    except RecursionError:
+        return "nested too deeply to be shown"
+
+
+def told_seconds(value: Any) -> float | None:
+    """How long a peer asks to wait, None where what it says is no length of time."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # JSON's numbers have no end
+        return inf
 
 
 class NoHandlerError(RemoteError):
@@ -471,9 +498,7 @@ class Throttled(RemoteError):
     ) -> None:
         super().__init__(message, payload=payload, code=code, status=status, **details)
         if retry_after is None and isinstance(payload, dict):
-            told = payload.get("retry_after")
-            if isinstance(told, int | float) and not isinstance(told, bool) and told >= 0:
-                retry_after = float(told)
+            retry_after = told_seconds(payload.get("retry_after"))
         self.retry_after = retry_after
         self.outcome = Outcome.THROTTLED
 
@@ -533,8 +558,7 @@ def remote_error(
             status = _status(payload)
         message = payload.get("message")
         if retry_after is None and status == 503:
-            told = payload.get("retry_after")
-            retry_after = float(told) if isinstance(told, int | float) else None
+            retry_after = told_seconds(payload.get("retry_after"))
     else:
         message = payload
         if payload == NO_HANDLER_MESSAGE:

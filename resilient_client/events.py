@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from resilient_client.errors import shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,9 @@ class ConnectionChanged:
     new: Status
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shown(self.reason))
+
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
@@ -28,6 +33,9 @@ class Degraded:
 
     endpoint: str
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", shown(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,4 +239,4 @@ def pattern_json(pattern: Any) -> bytes:
     try:
         return encode(pattern)
     except PayloadError as error:
-        raise ConfigurationError(f"this cannot be a pattern: {error}") from error
+        raise ConfigurationError(f"this cannot be a pattern: {error.args[0]}") from error

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from math import inf
 from typing import Any
 
 import pytest
 
 from resilient_client import ClientProxy, ConnectError, ConnectionLost, RemoteError, Retry
+from resilient_client.errors import remote_error
+from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import ScriptedTransport
 
 TWINS = [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
@@ -49,3 +52,28 @@ def test_no_text_of_an_error_shows_a_password(secret: str) -> None:
     for text in (str(error), repr(error)):
         assert "***@host/ refused" in text
         assert "ss@" not in text
+
+
+@pytest.mark.parametrize("wait", [10**400, 1e308, -5, True, "5", None])
+@pytest.mark.parametrize("status", [429, 503])
+def test_whatever_wait_a_peer_asks_for_its_error_can_be_made(wait: Any, status: int) -> None:
+    error = remote_error({"status": status, "message": "full", "retry_after": wait})
+    assert isinstance(error, RemoteError)
+    assert getattr(error, "retry_after", None) in (None, inf, 1e308)
+
+
+def test_a_peers_text_is_shown_in_one_bounded_line_and_kept_as_it_was() -> None:
+    text = "first\nERROR forged \x1b[31mred\x9b \u2028 \ud800 caf\u00e9 " + "x" * 10_000
+    error = remote_error({"message": text, "status": "error"})
+    assert isinstance(error, RemoteError)
+    assert error.message == text
+    for shown in (str(error), repr(error)):
+        assert shown.isprintable()
+        assert len(shown) < 3000
+        assert "caf\u00e9" in shown
+        assert r"first\nERROR forged \x1b[31mred\x9b" in shown.replace(r"\\n", r"\n")
+
+
+def test_what_a_broker_says_is_shown_in_one_line_too() -> None:
+    for event in (Degraded("url", "a\nb\x1b"), ConnectionChanged("url", "idle", "closed", "a\nb")):
+        assert event.reason.startswith(r"a\nb")

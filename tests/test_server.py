@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import pytest
+from msgspec import Struct
 
 from resilient_client import (
     Bulkhead,
@@ -134,6 +135,10 @@ def test_a_handler_that_wants_more_is_refused_when_registered() -> None:
 
         @server.message_pattern  # type: ignore[arg-type]
         async def forgotten() -> None: ...
+
+
+class Closed(Struct, forbid_unknown_fields=True):
+    a: int = 0
 
 
 class Opaque:
@@ -1195,3 +1200,17 @@ def test_what_is_no_router_and_no_function_is_refused_at_once() -> None:
         Router(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="not a function of a KeyError"):
         server.exception_handler(KeyError)(5)  # type: ignore[type-var]
+
+
+async def test_a_payload_that_does_not_fit_makes_up_no_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory()
+
+    @server.event_pattern("event")
+    async def hear(payload: Closed) -> None: ...
+
+    async with pair(server) as client:
+        await client.emit("event", {"x\nERROR forged\x1b[31m": 1})
+        await eventually(lambda: "unknown field" in caplog.text)
+    assert r"x\nERROR forged\x1b[31m" in caplog.text

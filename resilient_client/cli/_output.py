@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from io import TextIOWrapper
 from typing import Any
@@ -21,6 +22,7 @@ from resilient_client.errors import (
     ResilientClientError,
 )
 
+_steers = re.compile("[\x7f-\x9f]").search
 FAILED, USAGE, UNREACHABLE, REJECTED, TIMED_OUT = 1, 2, 3, 4, 5
 
 
@@ -53,13 +55,7 @@ class Output:
     def value(self, value: Any) -> None:
         """An answer, or one value of it: JSON either way, indented on a terminal."""
         indent = 2 if self._pretty else None
-        value = _plain(value)
-        text = json.dumps(value, ensure_ascii=False, indent=indent)
-        try:
-            text.encode(sys.stdout.encoding)
-        except UnicodeEncodeError:
-            text = json.dumps(value, indent=indent)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(_json_of(value, sys.stdout.encoding, indent) + "\n")
         sys.stdout.flush()
 
     def facts(self, text: str, **facts: Any) -> None:
@@ -92,7 +88,21 @@ class Output:
         }
         if isinstance(error, RemoteError):
             facts["payload"] = error.payload
-        print(json.dumps(_plain(facts), ensure_ascii=False), file=sys.stderr)
+        print(_json_of(facts, sys.stderr.encoding), file=sys.stderr)
+
+
+def _json_of(value: Any, encoding: str, indent: int | None = None) -> str:
+    """JSON with the letters of all languages, where they can be shown and do a terminal no harm.
+
+    JSON itself escapes only the control characters of ASCII.
+    """
+    plain = _plain(value)
+    text = json.dumps(plain, ensure_ascii=False, indent=indent)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(plain, indent=indent)
+    return json.dumps(plain, indent=indent) if _steers(text) else text
 
 
 def _plain(value: Any) -> Any:

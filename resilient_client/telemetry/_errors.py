@@ -9,7 +9,7 @@ from resilient_client.errors import (
     Outcome,
     RemoteError,
     ResilientClientError,
-    redact,
+    shown,
     text_of,
 )
 from resilient_client.telemetry._semconv import OTHER
@@ -78,7 +78,7 @@ def error_type(error: BaseException) -> str:
 def description(error: BaseException) -> str | None:
     """A text for the span's status: our own words only, never a peer's or a payload's."""
     if isinstance(error, ResilientClientError) and type(error).__name__ in _TEXTS_OF_OURS:
-        return redact(text_of(error)) or None
+        return shown(text_of(error)) or None
     return None
 
 

@@ -16,7 +16,6 @@ from resilient_client.errors import (
     ConnectError,
     ResilientClientError,
     client_closed,
-    redact,
 )
 from resilient_client.events import ConnectionChanged
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
@@ -193,7 +192,7 @@ class Link(Generic[C]):
             return
         if self._clock.now() - self._connected_at > LONGEST_WAIT:
             self._wait = 0.0  # else it goes on growing: a peer that accepts and closes, say
-        self._change("reconnecting", redact(reason))
+        self._change("reconnecting", reason)
         if self._keeper is None:
             self._keeper = spawn(self._come_back(), f"reconnect {self._endpoint}")
 

@@ -147,6 +147,8 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
     try:
         target = Target(url)
         target.port(0)
+        if "@" not in target.url.netloc and _of_a_login(target.scheme, target.url.path):
+            raise ValueError
     except ValueError:  # its text is what was taken for the host or port: perhaps a password
         raise ConfigurationError(
             f"this {url.partition('://')[0]}:// URL has no usable host and port",
@@ -161,6 +163,11 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
     raise ConfigurationError(
         f"no transport speaks {target.scheme}://", hint=f"there are {', '.join(schemes)}"
     )
+
+
+def _of_a_login(scheme: str, path: str) -> bool:
+    """Whether a path may be what a slash has cut off a user or password."""
+    return "@" in path and (not scheme.startswith("http") or ":" in path.partition("@")[0])
 
 
 def _load(name: str) -> ModuleType:

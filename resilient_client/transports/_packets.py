@@ -153,7 +153,7 @@ def _id_text(id_json: bytes | None) -> str | None:
     try:
         id = decode(id_json)  # noqa: A001
     except PayloadError as error:
-        raise ProtocolError(f"a response whose id cannot be read: {error}") from error
+        raise ProtocolError(f"a response whose id cannot be read: {error.args[0]}") from error
     return id if isinstance(id, str) else id_json.decode()
 
 
@@ -318,7 +318,7 @@ def _fields(raw: bytes) -> dict[str, bytes] | None:
         try:
             value = decode(raw)
         except PayloadError as error:
-            raise ProtocolError(f"a message that is no packet: {error}") from error
+            raise ProtocolError(f"a message that is no packet: {error.args[0]}") from error
     if not isinstance(value, dict):
         return None
     # an object with a lone surrogate somewhere: written anew, it can be taken apart

@@ -8,13 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from resilient_client.errors import (
-    ConnectError,
-    ConnectionLost,
-    PayloadError,
-    ResilientClientError,
-    redact,
-)
+from resilient_client.errors import ConnectError, ConnectionLost, PayloadError, ResilientClientError
 from resilient_client.events import ConnectionChanged
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 
@@ -123,4 +117,4 @@ class BaseTransport:
         """Change the status, and tell of it: for transports without a `Link`, which does it."""
         if self.status not in (status, "closed"):
             old, self.status = self.status, status
-            self._notify(ConnectionChanged(self.endpoint, old, status, redact(reason)))
+            self._notify(ConnectionChanged(self.endpoint, old, status, reason))

@@ -103,3 +103,25 @@ def test_tls_on_a_server_at_http_is_refused_at_once() -> None:
     for url, options in (("http://h:1", {"tls": True}), ("http://h:1?tls=true", {})):
         with pytest.raises(ConfigurationError, match="means nothing to http://"):
             Server(url, **options)
+
+
+@pytest.mark.parametrize("end", [ClientProxy, Server])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user/a:s3cret@host",
+        "amqp://user/a:s3cret@host?queue=q",
+        "nats://tok/s3cret@host",
+        "http://user/a:s3cret@host",
+    ],
+)
+def test_a_slash_that_cuts_a_login_off_is_refused_without_showing_it(
+    end: Callable[[str], object], url: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="%2F") as caught:
+        end(url)
+    assert "s3cret" not in f"{caught.value} {caught.value!r}"
+
+
+def test_a_base_path_may_hold_an_at_sign() -> None:
+    assert "/@me" in repr(ClientProxy("http://host/@me"))

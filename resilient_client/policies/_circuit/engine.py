@@ -7,7 +7,7 @@ import threading
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_client.errors import Outcome, outcome_of, redact, text_of
+from resilient_client.errors import Outcome, outcome_of, shown, text_of
 from resilient_client.policies._circuit.leases import Admission
 from resilient_client.policies._circuit.rules import OPEN_FOR_JITTER, Rules
 from resilient_client.policies._circuit.states import (
@@ -306,4 +306,4 @@ def _cause(error: BaseException) -> str:
         text = text_of(error)
     except Exception as broken:  # noqa: BLE001 - another library's text is no reason to fail
         text = f"(no text: {type(broken).__name__})"
-    return f"{type(error).__name__}: {redact(text)}"[:_CAUSE_LENGTH]
+    return f"{type(error).__name__}: {shown(text)}"[:_CAUSE_LENGTH]

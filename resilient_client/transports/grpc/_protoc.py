@@ -47,7 +47,7 @@ def _compiled(
         command.append(f"--descriptor_set_out={out}")
         done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)  # noqa: S603
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
+            said = "; ".join(done.stderr.decode(errors="replace").split("\n")).strip("; ")
             raise ConfigurationError(f"the .proto cannot be used: {said[:2000]}")
         return out.read_bytes()
 

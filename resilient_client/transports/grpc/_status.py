@@ -48,6 +48,7 @@ PAYLOAD = "x-resilient-client-error-bin"
 # Trailers share 8 KiB with the rest of the metadata in most implementations.
 _MAX_TEXT = 3000
 _MAX_BINARY = 3000
+_LONGEST = 10**9  # seconds that a caller can be asked to wait
 
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _CANCELLED, _UNKNOWN, _INVALID_ARGUMENT, _DEADLINE_EXCEEDED = 1, 2, 3, 4
@@ -128,7 +129,7 @@ def status_of(error: RemoteError, pool: DescriptorPool | None, *, ours: bool) ->
                 pairs.append((DETAILS, raw))
         pairs += trailers(payload.get("metadata"))
     if isinstance(error, Throttled) and error.retry_after is not None and error.retry_after < inf:
-        pairs.append((PUSHBACK, str(int(error.retry_after * 1000))))
+        pairs.append((PUSHBACK, str(int(min(error.retry_after, _LONGEST) * 1000))))
     if ours and not (plain and number == payload["code"]):
         raw = _json.encode(wire_error(error))
         if len(raw) <= _MAX_BINARY:

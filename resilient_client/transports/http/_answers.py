@@ -21,6 +21,7 @@ from resilient_client.errors import (
     ResilientClientError,
     redact,
     remote_error,
+    told_seconds,
 )
 from resilient_client.message import NO_VALUE
 
@@ -157,7 +158,7 @@ def error_of(
     after = None
     if status in (429, 503):
         if ours and isinstance(payload, dict):
-            after = _number(payload.get("retry_after"))
+            after = told_seconds(payload.get("retry_after"))
         if after is None:
             after = retry_after(headers.get("retry-after"), headers.get("date"))
     error = remote_error(
@@ -187,12 +188,6 @@ def _told(payload: Any) -> tuple[str | int | None, int | None]:
     if isinstance(status, bool) or not isinstance(status, int):
         status = None
     return code, status
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
-        return None
-    return float(value)
 
 
 def _message(status: int, reason: str, payload: Any) -> str:

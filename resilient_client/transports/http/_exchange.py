@@ -51,6 +51,7 @@ log = logging.getLogger("resilient_client.http")
 
 SILENCE = 30.0
 """Seconds that may pass between two parts of a body, as between those of a frame on TCP."""
+_LONGEST = 10**9  # seconds that a caller can be asked to wait
 _LINGER = 64 * 2**20
 """Bytes of a body that is too large which are read, and thrown away, before it is refused."""
 _JSON = (b"content-type", b"application/json")
@@ -322,7 +323,9 @@ class Exchange:
     async def _error(self, error: RemoteError) -> None:
         headers = []
         if isinstance(error, Throttled):
-            wait = 1 if error.retry_after is None else max(1, ceil(error.retry_after))
+            wait = (
+                1 if error.retry_after is None else max(1, ceil(min(error.retry_after, _LONGEST)))
+            )
             headers.append((b"retry-after", b"%d" % wait))
         await self._json(status_of(error), wire_error(error), headers)
 

@@ -21,6 +21,7 @@ from resilient_client.errors import (
     NoHandlerError,
     ProtocolError,
     ResilientClientError,
+    shown,
 )
 from resilient_client.events import Degraded
 from resilient_client.message import Message
@@ -390,7 +391,7 @@ class Consumer:
             log.warning(
                 "event %s of %s failed (delivery %d of %d), the next is in %s s: %s",
                 entry.decode(), self._stream, deliveries, self._max_deliver, self._ack_wait,
-                error.message,
+                shown(error.message),
             )  # fmt: skip
 
     async def _acknowledge(self, entry: bytes) -> None:
