@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError, PayloadError
 from resilient_client.message import Pattern
+from resilient_client.patterns import lookup_route
 from resilient_client.patterns import route as route_of
 
 Headers: TypeAlias = Mapping[str, str]
@@ -103,5 +104,8 @@ def pattern_settings(patterns: Patterns | None) -> dict[str, PatternSettings]:
             integer(f"pattern {pattern!r}: attempts", own.attempts)
         if own.idempotent not in (None, True, False):
             raise ConfigurationError(f"pattern {pattern!r}: idempotent must be true or false")
-        settings[route_of(pattern)] = own
+        route = route_of(pattern)
+        settings[route] = own
+        if route.startswith("{"):  # JSON may have blanks, and its keys in any order
+            settings[lookup_route(route) or route] = own
     return settings

@@ -31,7 +31,14 @@ class UnknownService(ConfigurationError, KeyError):  # noqa: N818
 
 
 class _Clients(Mapping[str, P], Generic[P]):
-    def __init__(self, services: Mapping[str, Mapping[str, Any]], make: Callable[..., P]) -> None:
+    def __init__(
+        self, services: Mapping[str, Mapping[str, Any]], make: Callable[..., P] | None = None
+    ) -> None:
+        if make is None:
+            raise ConfigurationError(
+                "Clients are made of a file or of a mapping",
+                hint='write Clients.from_toml("clients.toml") or Clients.from_mapping({...})',
+            )
         self._services = services
         self._clients: dict[str, P] = {}
         for name, settings in services.items():
@@ -45,7 +52,8 @@ class _Clients(Mapping[str, P], Generic[P]):
             return self._clients[name]
         except KeyError:
             raise UnknownService(
-                f"no service is called {name!r}", hint=f"there are {', '.join(self._clients)}"
+                f"no service is called {name!r}",
+                hint=f"there are {', '.join(self._clients) or 'none'}",
             ) from None
 
     def __iter__(self) -> Iterator[str]:

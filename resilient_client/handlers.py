@@ -83,6 +83,11 @@ def bind(
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"handler {name} has no signature to look at: {error}") from None
+    if parameters and parameters[0].name == "self":  # it would be given the payload
+        raise ConfigurationError(
+            f"handler {name} is a method without its object",
+            hint="register it where there is one: server.message_pattern(...)(object.method)",
+        )
     hints = _hints(target, parameters, name)
     payload: inspect.Parameter | None = None
     context: inspect.Parameter | None = None

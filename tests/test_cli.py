@@ -216,6 +216,10 @@ async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:
         (["serve", "there.is.no:module"], "no module"),
         (["serve", ":server"], "names no module"),
         (["serve", ".shop:server"], "names no module"),
+        (["serve", "shop.py"], "write shop:server"),
+        (["serve", "./shop/main.py:app"], "write shop.main:app"),
+        (["serve", "/srv/shop.py"], "change to /srv and write shop:server"),
+        (["serve", "json:loads"], "is not a Server"),
         (["call", "tcp://[::1", "sum"], "usable host"),
         (["call", "tcp://127.0.0.1:1", "sum", "[" * 100_000], "not JSON"),
         (["bench", "tcp://127.0.0.1:1", "sum", "-c", "0"], "above 0"),
@@ -230,13 +234,17 @@ def test_bad_usage_is_told_at_once(
     assert told in capsys.readouterr().err
 
 
-async def test_serve_runs_a_modules_server_until_sigterm(tmp_path: Path) -> None:
+RUNS_ITSELF = "import logging\nlogging.basicConfig(level='INFO')\nserver.run()\n"
+
+
+@pytest.mark.parametrize("end", ["", RUNS_ITSELF], ids=["served", "that runs itself"])
+async def test_serve_runs_a_modules_server_until_sigterm(tmp_path: Path, end: str) -> None:
     (tmp_path / "shop.py").write_text(
         "from resilient_client import Server\n"
         "server = Server('tcp://127.0.0.1:0', telemetry=False)\n"
         "@server.message_pattern('hello')\n"
         "def hello() -> str:\n"
-        "    return 'world'\n"
+        f"    return 'world'\n{end}"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable,

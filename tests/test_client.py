@@ -196,6 +196,11 @@ async def test_settings_of_a_pattern_apply_to_it_alone() -> None:
             quiet("memory://x", patterns=wrong)
 
 
+def test_a_mapping_as_text_has_its_settings_however_it_is_written() -> None:
+    client = quiet("memory://x", patterns={'{"v": 2, "cmd": "slow"}': {"attempts": 7}})
+    assert '{"cmd":"slow","v":2}: 7 attempts' in client.explain()
+
+
 async def test_bad_input_is_refused_at_once_with_a_hint() -> None:
     for target, options, match in (
         ("tcp://127.0.0.1:1", {"tsl": True}, "did you mean 'tls'"),

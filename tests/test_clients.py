@@ -264,6 +264,12 @@ def test_a_mistake_is_refused_at_once_naming_service_and_key(
     assert hint in caught.value.hint
 
 
+def test_how_clients_are_made_is_told() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Clients({"A": {"url": "memory://a"}})
+    assert "Clients.from_mapping(" in caught.value.hint
+
+
 def test_a_service_needs_a_url() -> None:
     with pytest.raises(ConfigurationError, match="service 'A': url is missing"):
         Clients.from_mapping({"A": {"timeout": 3}})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import codeop
 import importlib
 import inspect
 import re
@@ -67,6 +69,20 @@ def test_the_code_of_a_page_runs(
     ]
     if docs_snippets.snippets(text):
         _run([docs_snippets.__file__, str(page), *places], tmp_path)
+
+
+def test_the_tutorial_can_be_typed_along() -> None:
+    """At `python -m asyncio`, where an indented block ends with an empty line."""
+    compiled = codeop.CommandCompiler()
+    compiled.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    page = docs_snippets.snippets((ROOT / "docs" / "tutorial" / "index.md").read_text("utf-8"))
+    for block in (each.text for each in page if each.language == "python"):
+        lines: list[str] = []
+        for line in [*block.splitlines(), ""]:
+            lines.append(line)
+            if compiled("\n".join(lines)) is not None:
+                lines = []
+        assert not any(lines), block
 
 
 @pytest.mark.parametrize(

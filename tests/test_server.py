@@ -136,6 +136,12 @@ def test_a_handler_that_wants_more_is_refused_when_registered() -> None:
         @server.message_pattern  # type: ignore[arg-type]
         async def forgotten() -> None: ...
 
+    with pytest.raises(ConfigurationError, match="without its object"):
+
+        class Controller:
+            @server.message_pattern("x")
+            async def get(self) -> None: ...
+
 
 class Closed(Struct, forbid_unknown_fields=True):
     a: int = 0

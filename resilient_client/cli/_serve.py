@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import inspect
 import logging
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.cli._words import options
@@ -27,6 +29,15 @@ _HOW = "write MODULE:NAME, as in shop.main:server"
 def serve(given: Namespace, output: Output) -> int:
     """Run `module:server`."""
     module_name, _, attribute = given.server.partition(":")
+    file = Path(module_name)
+    if file.suffix == ".py":
+        inside = not file.is_absolute() and ".." not in file.parts
+        module_name = ".".join(file.with_suffix("").parts) if inside else file.stem
+        there = "write" if inside else f"change to {file.parent} and write"
+        raise ConfigurationError(
+            f"{str(file)!r} is a file, not a module",
+            hint=f"{there} {module_name}:{attribute or 'server'}",
+        )
     if not module_name or module_name.startswith("."):
         raise ConfigurationError(f"{given.server!r} names no module", hint=_HOW)
     sys.path.insert(0, "")
@@ -41,15 +52,27 @@ def serve(given: Namespace, output: Output) -> int:
     server: Any = module
     for part in (attribute or "server").split("."):
         server = getattr(server, part, None)
-    if callable(server) and not isinstance(server, Server):
+    if not isinstance(server, Server) and _is_factory(server):
         server = server()
     if not isinstance(server, Server):
         raise ConfigurationError(f"{given.server!r} is not a Server", hint=_HOW)
     if not logging.getLogger().handlers:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     del output
-    server.run()
+    if server._stopping is None:  # noqa: SLF001  (else its module has run it, and it has ended)
+        server.run()
     return 0
+
+
+def _is_factory(made: Any) -> bool:
+    """Whether it is a function that can be called without arguments."""
+    if not callable(made) or inspect.iscoroutinefunction(made):
+        return False
+    try:
+        inspect.signature(made).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 async def listen(given: Namespace, output: Output) -> int:

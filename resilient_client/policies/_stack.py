@@ -63,6 +63,9 @@ def standard(
                 hint="write fallback=Fallback(value)",
             )
         stack.append(fallback)
+    _refuse_plain("retry", retry, "Retry(attempts=3)")
+    _refuse_plain("circuit_breaker", circuit_breaker, "CircuitBreaker(failure_rate=0.5)")
+    _refuse_plain("bulkhead", bulkhead, "Bulkhead(pending=1000)")
     if bulkhead is UNSET:
         from resilient_client.policies.bulkhead import Bulkhead
 
@@ -95,6 +98,15 @@ def standard(
         stack.append(Timeout(attempt_timeout))
     arrange(stack)  # refuses layers that do not fit together
     return stack
+
+
+def _refuse_plain(layer: str, given: object, example: str) -> None:
+    """Refuse a setting in place of the policy that has it."""
+    if isinstance(given, int | float | str | dict) and not isinstance(given, bool):
+        raise ConfigurationError(
+            f"standard: {layer}= is a policy, not a {type(given).__name__}",
+            hint=f"write {layer}={example}",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ class Transport(Protocol):
             PayloadError: it cannot be encoded, or is larger than this transport may carry.
         """
 
-    def decode(self, body: Any, type: Any) -> Any:  # noqa: A002
+    def decode(self, body: Any, type: Any, /) -> Any:  # noqa: A002
         """The value of a reply's or item's body as `type`.
 
         Raises:

@@ -181,6 +181,20 @@ def test_a_fallback_is_a_policy_and_not_a_value():
 # ------------------------------------------------------------------------------- what stands where
 
 
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({"retry": 3}, "retry=Retry("),
+        ({"circuit_breaker": {"window": 5}}, "circuit_breaker=CircuitBreaker("),
+        ({"bulkhead": 10}, "bulkhead=Bulkhead("),
+    ],
+)
+def test_a_setting_in_place_of_a_policy_is_refused_with_what_to_write(given, instead):
+    with pytest.raises(ConfigurationError, match="is a policy") as caught:
+        standard(**given)
+    assert instead in caught.value.hint
+
+
 def test_position_says_what_a_timeout_limits():
     mine, retry, breaker = Mine(), Retry(), CircuitBreaker()
     inner = Timeout(1)
