@@ -22,6 +22,7 @@ from resilient_client.context import (
     valid_correlation_id,
 )
 from resilient_client.errors import (
+    INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
     ConfigurationError,
     InvalidPayloadError,
@@ -30,6 +31,7 @@ from resilient_client.errors import (
     RemoteError,
     Throttled,
     shown,
+    text_of,
 )
 from resilient_client.exception_handlers import ExceptionHandlers
 from resilient_client.items import HandlerItems, carried, encoded, run_through, threaded
@@ -509,10 +511,10 @@ class Dispatcher:
             try:
                 await carried(reply, reply.items, run_through(reply.items))
             except RemoteError as error:
-                return Reply(error=error)
-            return reply
-        if isinstance(reply.error, InvalidPayloadError):
-            log.warning("event %s: %s", handler.route, shown(reply.error.message))
+                reply = Reply(error=error)
+        fault = reply.error
+        if fault is not None and fault.message != INTERNAL_SERVER_ERROR:  # which is in the log
+            log.warning("event %s: %s", handler.route, shown(text_of(fault)))
         return reply
 
     # ------------------------------------------------------------------------------------- the end

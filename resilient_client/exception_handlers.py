@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from resilient_client.clock import DEADLINE_RESOLUTION
 from resilient_client.errors import (
     INTERNAL_SERVER_ERROR,
     SERVER_OVERLOADED,
+    ConfigurationError,
     DeadlineExceeded,
     Overloaded,
     RemoteError,
@@ -44,8 +46,12 @@ class ExceptionHandlers:
         self._functions: dict[type[BaseException], Callable[..., Any]] = {}
 
     def register(self, kind: type[BaseException], function: Callable[..., Any]) -> None:
-        """Add a translation of an exception into a `RemoteError`."""
-        self._functions[kind] = function
+        """Add a translation of an exception into a `RemoteError`.
+
+        Raises:
+            ConfigurationError: it cannot be called with an exception, or that and a context.
+        """
+        self._functions[kind] = _adapted(function)
 
     async def answer(self, error: BaseException, handler: Handler, context: Context) -> RemoteError:
         """What an exception travels as.
@@ -87,7 +93,7 @@ class ExceptionHandlers:
             if translate is None or (meant and kind in _IN_GENERAL):
                 continue
             try:
-                result = translate(error, context) if _takes_two(translate) else translate(error)
+                result = translate(error, context)
                 if asyncio.iscoroutine(result):
                     result = await result
             except RemoteError as told:  # raised rather than returned
@@ -107,9 +113,30 @@ class ExceptionHandlers:
         return None
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
-    code = getattr(function, "__code__", None)
-    return (
-        code is not None
-        and code.co_argcount - len(getattr(function, "__defaults__", None) or ()) >= 2
-    )
+def _adapted(function: Callable[..., Any]) -> Callable[[BaseException, Context], Any]:
+    """The function with one signature: it gets the context if it has a place for it."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return lambda error, _context: function(error)
+    places = list(signature.parameters.values())
+    named = signature.parameters.get("context")
+    second = places[1] if len(places) > 1 else None
+    try:
+        if named is not None and named.kind is named.KEYWORD_ONLY:
+            signature.bind(None, context=None)
+            return lambda error, context: function(error, context=context)
+        if (
+            second is not None
+            and second.kind in (second.POSITIONAL_ONLY, second.POSITIONAL_OR_KEYWORD)
+            and (second is named or second.default is second.empty)
+        ):
+            signature.bind(None, None)
+            return function
+        signature.bind(None)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{function!r} cannot be called with an exception: {error}",
+            hint="it takes (error), or (error, context)",
+        ) from None
+    return lambda error, _context: function(error)

@@ -505,6 +505,69 @@ async def test_an_exception_handler_translates_subclasses_too() -> None:
         assert got == [1]
 
 
+class Translations:
+    """Ways in which an exception handler may be written."""
+
+    def method(self, error: Exception) -> RemoteError:
+        return RemoteError("method")
+
+    def method_with_context(self, error: Exception, context: Context) -> RemoteError:
+        return RemoteError(context.pattern)
+
+    @classmethod
+    async def of_the_class(cls, error: Exception) -> RemoteError:
+        return RemoteError("class")
+
+    def __call__(self, error: Exception, about: Context) -> RemoteError:
+        return RemoteError(about.pattern)
+
+
+def _by_keyword(error: Exception, *, context: Context) -> RemoteError:
+    return RemoteError(context.pattern)
+
+
+def _with_default(error: Exception, context: Context | None = None) -> RemoteError:
+    return RemoteError("none" if context is None else context.pattern)
+
+
+def _of_three(prefix: str, error: Exception, context: Context) -> RemoteError:
+    return RemoteError(prefix + context.pattern)
+
+
+@pytest.mark.parametrize(
+    ("handler", "text"),
+    [
+        (Translations().method, "method"),
+        (Translations().method_with_context, "fail"),
+        (Translations.of_the_class, "class"),
+        (Translations(), "fail"),
+        (_by_keyword, "fail"),
+        (_with_default, "fail"),
+        (functools.partial(_of_three, "to "), "to fail"),
+        (functools.wraps(_by_keyword)(lambda *args, **named: _by_keyword(*args, **named)), "fail"),
+        (RemoteError, "why"),
+        (str, "why"),
+    ],
+)
+async def test_an_exception_handler_may_be_whatever_can_be_called(handler: Any, text: str) -> None:
+    server = memory()
+    server.exception_handler(ValueError)(handler)
+
+    @server.message_pattern("fail")
+    async def fail() -> None:
+        raise ValueError("why")
+
+    async with pair(server) as client:
+        assert (await error_of(client.send("fail"))).message == text
+
+
+def test_an_exception_handler_that_takes_no_exception_is_refused() -> None:
+    wrong: Any
+    for wrong in (lambda: None, lambda a, b, c: None, Translations.method_with_context):
+        with pytest.raises(ConfigurationError, match="cannot be called with an exception"):
+            memory().exception_handler(KeyError)(wrong)
+
+
 async def test_an_exception_handler_for_all_exceptions_leaves_answers_as_they_are() -> None:
     server = memory(policies=[Bulkhead(1)])
     started = asyncio.Event()
@@ -784,6 +847,37 @@ async def test_several_handlers_hear_one_event_and_a_failing_one_harms_nobody(
         await asyncio.sleep(0.05)
     assert sorted(heard) == ["first", "third"]
     assert "second fails" in caplog.text
+
+
+async def test_an_event_that_is_refused_or_deliberately_failed_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = memory(policies=[Bulkhead(1)])
+    go_on = asyncio.Event()
+
+    @server.event_pattern("refused")
+    async def refused() -> None:
+        await go_on.wait()
+
+    @server.event_pattern("meant")
+    async def meant() -> None:
+        raise RemoteError("no such order")
+
+    @server.event_pattern("yielding")
+    async def yielding() -> AsyncIterator[int]:
+        yield 1
+        raise RemoteError(payload={"why": "out of stock"})
+
+    async with pair(server) as client:
+        await client.emit("refused")
+        await client.emit("refused")
+        await eventually(lambda: "event refused: The server is overloaded" in caplog.text)
+        go_on.set()
+        await eventually(lambda: not server._app.running)
+        await client.emit("meant")
+        await eventually(lambda: "event meant: no such order" in caplog.text)
+        await client.emit("yielding")
+        await eventually(lambda: "event yielding: {'why': 'out of stock'}" in caplog.text)
 
 
 async def test_an_event_that_only_a_request_handler_hears_has_one_receiver() -> None:
