@@ -47,6 +47,7 @@ from resilient_client.errors import (
     PayloadError,
     RejectedError,
     RemoteError,
+    ReplyTimeout,
     ResilientClientError,
     conclude,
 )
@@ -276,7 +277,6 @@ class ClientProxy:
                 raise _too_late(call)
             event = call.kind == "emit"
             traced = telemetry is not None and (call.span is not None or call.ambient)
-            # an event to which nothing comes travels with the call's own: one dict less to keep
             if not event or traced or call.attempt > 1 or call.idempotency_key is not None:
                 metadata = call.metadata = call.headers.copy()
                 if call.attempt > 1:
@@ -285,6 +285,8 @@ class ClientProxy:
                     metadata[IDEMPOTENCY_HEADER] = call.idempotency_key
                 if traced:
                     telemetry.inject(call)  # type: ignore[union-attr]
+            else:  # an event to which nothing comes travels with the call's own: one dict less
+                call.metadata = call.headers
             end = at + limit
             if end > deadline:  # noqa: PLR1730  (`min` takes five times as long)
                 end = deadline
@@ -299,7 +301,11 @@ class ClientProxy:
             if deadline < _FAR:
                 call.metadata[DEADLINE_HEADER] = str(int((deadline - at) * 1000) or 1)
             if call.idle_timeout < inf:
-                call.attempt_deadline = min(call.attempt_deadline, at + call.idle_timeout)
+                first = call.opened_by
+                if at >= first:
+                    raise _too_late(call)
+                call.connect_deadline = min(call.connect_deadline, first)
+                call.attempt_deadline = min(call.attempt_deadline, first)
             return request(call)
 
         if telemetry is not None:
@@ -559,7 +565,7 @@ class ClientProxy:
         asked = self._ask_headers()
         if inspect.isawaitable(asked):
             late = DeadlineExceeded("the headers= callable took all the time there was")
-            asked = await in_time(asked, call.deadline, self._clock, late)
+            asked = await in_time(asked, call.opened_by, self._clock, late)
         call.headers |= checked_headers(asked)
         if given:
             call.headers |= checked_headers(given)
@@ -758,9 +764,10 @@ class ClientProxy:
         return f"<ClientProxy {self.name!r} {urls} {self.status}>"
 
 
-def _too_late(call: Call) -> DeadlineExceeded:
+def _too_late(call: Call) -> ResilientClientError:
     """The error of an attempt that is not begun: it says nothing about the peer."""
-    error = DeadlineExceeded("no time is left for an attempt", sent=call.sent)
+    kind = DeadlineExceeded if call.opened_by >= call.deadline else ReplyTimeout
+    error = kind("no time is left for an attempt", sent=call.sent)
     error.outcome = Outcome.REJECTED
     return error
 

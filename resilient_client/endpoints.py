@@ -55,7 +55,7 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
                     refusal, refused_at = error, call.endpoint
             except ResilientClientError as error:
                 now = clock.now()
-                if error.outcome is not Outcome.NEVER_SENT or now >= call.deadline:
+                if error.outcome is not Outcome.NEVER_SENT or now >= call.opened_by:
                     raise
                 unreached = True
                 call.failed(error, now)

@@ -102,6 +102,11 @@ class Call(Record):
     span: Any = None
     ambient: Any = None
 
+    @property
+    def opened_by(self) -> float:
+        """When a stream must have its first item: repeats, and what they wait for, included."""
+        return min(self.deadline, self.started + self.idle_timeout)
+
     def next_attempt(self, now: float, may_repeat: bool) -> None:  # noqa: FBT001
         """Begin another attempt."""
         self.attempt += 1

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import backoff
 import pybreaker
 import pytest
 from pybreaker import CircuitMemoryStorage
@@ -37,6 +38,7 @@ from resilient_client import (
     ResilientClientError,
     Retry,
     Server,
+    Throttled,
     Timeout,
     correlation_id,
     standard,
@@ -44,7 +46,7 @@ from resilient_client import (
 from resilient_client.clock import Clock
 from resilient_client.codecs import JsonCodec
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
-from resilient_client.testing import FakeClock, ScriptedTransport
+from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport
 from tests.peers.process import free_port
 
 _names = iter(range(10**6))
@@ -160,6 +162,71 @@ async def test_a_headers_callable_keeps_its_own_errors_and_the_clients_clock() -
     with pytest.raises(DeadlineExceeded, match="headers=") as late:
         await client.send("x", timeout=3600)
     assert (late.value.sent, late.value.attempts, peer.requests) == (False, (), [])
+
+
+async def test_a_streams_idle_timeout_bounds_all_that_comes_before_its_first_value() -> None:
+    async def hangs() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def opened(answers: list[Any], **settings: Any) -> tuple[type[Exception], float, int]:
+        clock = FakeClock(autojump=True)
+        peer = ScriptedTransport(answers, forever=True)
+        settings.setdefault("policies", standard())
+        client = quiet(peer, clock=clock, **settings)
+        before = clock.now()
+        with pytest.raises(ResilientClientError) as caught:
+            async for _ in client.stream("x", idle_timeout=0.3, idempotent=True):
+                pass
+        return type(caught.value), round(clock.now() - before, 3), len(peer.requests)
+
+    assert await opened([Delayed(60, connecting=True)]) == (ConnectError, 0.3, 1)
+    assert await opened([Delayed(60, connecting=True)], policies=()) == (ConnectError, 0.3, 1)
+    assert await opened([NEVER]) == (ReplyTimeout, 0.3, 1)
+    assert await opened([Throttled(retry_after=3600.0)]) == (Throttled, 0.0, 1)
+    assert await opened([], headers=hangs) == (DeadlineExceeded, 0.3, 0)
+
+    stubborn = [Retry(attempts=9, wait=backoff.constant, interval=0.1, jitter=None)]
+    assert await opened([ConnectError], policies=stubborn) == (ConnectError, 0.2, 3)
+
+
+class Patiently:
+    """Asks again by itself, after a wait that knows no deadline."""
+
+    def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+        async def patiently(call: Call) -> Reply:
+            try:
+                return await handler(call)
+            except ConnectError:
+                await clock.sleep(5)
+                return await handler(call)
+
+        return patiently
+
+
+async def test_no_attempt_of_a_stream_begins_when_its_idle_timeout_is_over() -> None:
+    peer = ScriptedTransport([ConnectError, 1])
+    client = quiet(peer, clock=FakeClock(autojump=True), policies=[Patiently()])
+    with pytest.raises(ReplyTimeout, match="no time is left") as caught:
+        async for _ in client.stream("x", idle_timeout=2):
+            pass
+    assert not caught.value.sent
+    assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize("kind", ["send", "emit"])
+async def test_headers_that_a_policy_puts_in_their_place_travel(kind: str) -> None:
+    class Signs:
+        def wrap(self, handler: Handler, clock: Clock, /) -> Handler:
+            async def signs(call: Call) -> Reply:
+                call.headers = {**call.headers, "signature": "s"}
+                return await handler(call)
+
+            return signs
+
+    peer = ScriptedTransport([None])
+    await getattr(quiet(peer, policies=[Signs()]), kind)("x")
+    assert peer.requests[0].metadata["signature"] == "s"
 
 
 async def test_a_headers_callable_that_hangs_costs_the_deadline_and_sends_nothing() -> None:

@@ -256,7 +256,7 @@ class _Repeats:
         except StopIteration:
             return "attempts"
         self._pause = _pause(scheduled, getattr(error, "retry_after", None), self._jitter)
-        if now + self._pause >= call.deadline:
+        if now + self._pause >= call.opened_by:
             return "deadline"
         if self._budget is not None:
             self._withdrawal = self._budget.withdraw(now)
@@ -272,7 +272,7 @@ class _Repeats:
         try:
             await self._clock.sleep(self._pause)
             begin = self._clock.now()
-            if begin >= call.deadline:  # the loop was busy for longer than the wait
+            if begin >= call.opened_by:  # the loop was busy for longer than the wait
                 raise failed
         except BaseException:
             if self._withdrawal is not None:
