@@ -8,6 +8,7 @@ from resilient_client.codecs import Codec
 from resilient_client.errors import PayloadError
 from resilient_client.message import NO_VALUE
 from resilient_client.transports.grpc._library import (
+    DecodeError,
     DescriptorPool,
     GetMessageClass,
     descriptor_pb2,
@@ -68,6 +69,14 @@ _classes: list[Any] = [
 _Request, _Value, _Accepted = _classes
 
 
+def _answer(kind: Any, raw: bytes) -> Any:
+    try:
+        return kind.FromString(raw)
+    except DecodeError as error:
+        text = f"these bytes are no {kind.DESCRIPTOR.full_name}: {error}"
+        raise PayloadError(text, sent=True) from error
+
+
 class PatternsMethod:
     """One of the three ways to send a plain pattern; the payload is the codec's bytes."""
 
@@ -94,7 +103,7 @@ class PatternsMethod:
     @staticmethod
     def value(raw: bytes) -> Any:
         """The payload in a `Value`, or `NO_VALUE`."""
-        message = _Value.FromString(raw)
+        message = _answer(_Value, raw)
         return message.data if message.HasField("data") else NO_VALUE
 
     @staticmethod
@@ -118,7 +127,7 @@ class PatternsMethod:
     @staticmethod
     def receivers(raw: bytes) -> int:
         """The count in an `Accepted`."""
-        count: int = _Accepted.FromString(raw).receivers
+        count: int = _answer(_Accepted, raw).receivers
         return count
 
 

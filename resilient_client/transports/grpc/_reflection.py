@@ -6,12 +6,12 @@ same messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports.grpc._items import keep_status
 from resilient_client.transports.grpc._library import (
+    DecodeError,
     DescriptorPool,
     ReflectionServicer,
     aio,
@@ -27,6 +27,7 @@ from resilient_client.transports.grpc._schema import Schema, files_of
 V1 = "grpc.reflection.v1.ServerReflection"
 V1ALPHA = "grpc.reflection.v1alpha.ServerReflection"
 _METHOD = "ServerReflectionInfo"
+_MAX_FILES = 1000
 _Request = reflection_pb2.ServerReflectionRequest
 _Response = reflection_pb2.ServerReflectionResponse
 
@@ -70,10 +71,14 @@ async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -
         wanted = route.rpartition("/")[0]
         answer = await _said(rpc, list_services="")
         names = schema.told = [each.name for each in answer.list_services_response.service]
-        for name in names:
+        for name in dict.fromkeys(names):
             if name == wanted or name.endswith(f".{wanted}"):
                 answer = await _said(rpc, file_containing_symbol=name)
                 await _add(rpc, schema, answer)
+    except DecodeError as error:
+        raise ConfigurationError(
+            f"the server's reflection cannot be read: {error}", hint="give proto="
+        ) from error
     finally:
         rpc.cancel()
 
@@ -81,35 +86,34 @@ async def _ask(channel: aio.Channel, service: str, schema: Schema, route: str) -
 async def _said(rpc: Any, **question: Any) -> Any:
     await rpc.write(_Request(**question))
     answer = await rpc.read()
-    if answer is aio.EOF:
+    if answer is aio.EOF or answer is None:  # the end, or what is no such message
         raise ConfigurationError("the server's reflection said nothing", hint="give proto=")
     return answer
 
 
 async def _add(rpc: Any, schema: Schema, answer: Any) -> None:
     """The files of an answer, and those they import which it left out."""
-    raws = list(answer.file_descriptor_response.file_descriptor_proto)
-    files = {}
+    files: dict[str, Any] = {}
+    asked = None
     while True:
-        for raw in raws:
+        for raw in answer.file_descriptor_response.file_descriptor_proto:
             file = descriptor_pb2.FileDescriptorProto.FromString(raw)
-            files[file.name] = raw
+            files[file.name] = file
         known = files.keys() | schema.files.keys()
-        missing = next((name for raw in files.values() for name in _imports(raw)
-                        if name not in known), None)  # fmt: skip
-        if missing is None:
-            break
-        answer = await _said(rpc, file_by_filename=missing)
-        raws = list(answer.file_descriptor_response.file_descriptor_proto)
-        if not raws:
+        if asked is not None and asked not in known:
             raise ConfigurationError(
-                f"the server's reflection does not know its own {missing}", hint="give proto="
+                f"the server's reflection does not know its own {asked}", hint="give proto="
             )
-    schema.add(files.values())
-
-
-def _imports(raw: bytes) -> Iterable[str]:
-    return descriptor_pb2.FileDescriptorProto.FromString(raw).dependency
+        if len(files) > _MAX_FILES:
+            raise ConfigurationError(
+                f"the server's reflection names more than {_MAX_FILES} files", hint="give proto="
+            )
+        imports = (name for file in files.values() for name in file.dependency)
+        asked = next((name for name in imports if name not in known), None)
+        if asked is None:
+            break
+        answer = await _said(rpc, file_by_filename=asked)
+    schema.add(file.SerializeToString() for file in files.values())
 
 
 # ----------------------------------------------------------------------------------- answering

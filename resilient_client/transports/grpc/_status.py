@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import inf
 from typing import Any, NamedTuple
 
@@ -347,8 +348,6 @@ def _read(raw: bytes, pool: DescriptorPool | None) -> list[Any]:
 
 def _unpacked(packed: Any, pool: DescriptorPool | None) -> Any:
     for each in (None, pool):
-        try:
+        with suppress(Exception):  # whatever the peer sent
             return json_format.MessageToDict(packed, descriptor_pool=each)
-        except (TypeError, ValueError, KeyError):
-            continue
     return {"@type": packed.type_url, "value": packed.value}
