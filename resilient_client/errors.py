@@ -393,7 +393,7 @@ class RemoteError(ResilientClientError):
             if code is None and isinstance(payload.get("code"), str | int):
                 code = payload["code"]
             if status is None:
-                status = _status(payload)
+                status = told_status(payload)
         elif told_payload and message is None:
             message = payload
         super().__init__("" if message is None else message, sent=sent, hint=hint)
@@ -423,7 +423,8 @@ class RemoteError(ResilientClientError):
         return self.message or _plain(self.payload)
 
 
-def _status(payload: dict[str, Any]) -> int | None:
+def told_status(payload: dict[str, Any]) -> int | None:
+    """The status in an error value: its `status`, else its `statusCode`, where that is a number."""
     for key in ("status", "statusCode"):
         value = payload.get(key)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -555,7 +556,7 @@ def remote_error(
         if code is None and isinstance(payload.get("code"), str | int):
             code = payload["code"]
         if status is None:
-            status = _status(payload)
+            status = told_status(payload)
         message = payload.get("message")
         if retry_after is None and status == 503:
             retry_after = told_seconds(payload.get("retry_after"))

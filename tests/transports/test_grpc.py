@@ -36,6 +36,7 @@ from resilient_client import (
     Throttled,
     Timeout,
 )
+from resilient_client.errors import Outcome
 from resilient_client.testing import check_transport
 from resilient_client.transports.grpc._library import aio, grpc, status_pb2
 from tests.calls import error_of, outcome
@@ -638,6 +639,38 @@ async def test_a_call_to_events_runs_all_of_them() -> None:
         assert await client.send("Math/Sum", {}) == {"total": 0}
         assert await client.send("plain", 1) == {}
     assert len(heard) == 4
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "outcome", "status"),
+    [
+        (RemoteError("m", status=429), Throttled, "throttled", 429),
+        (RemoteError(payload={"status": 429, "retry_after": 0.25}), Throttled, "throttled", 429),
+        (RemoteError(payload={"status": 503, "retry_after": 0.25}), Throttled, "throttled", 503),
+        (RemoteError("m", status=503), RemoteError, "failure", 503),
+        (RemoteError("m", code="THROTTLED"), Throttled, "throttled", 2),
+        (RemoteError(payload={"why": "out of stock"}), RemoteError, "success", 2),
+        (RemoteError(), RemoteError, "success", 2),
+        (RemoteError("Internal server error"), RemoteError, "failure", 2),
+        (RemoteError(payload={"statusCode": 418}), RemoteError, "success", 418),
+    ],
+)
+async def test_what_a_handler_of_ours_says_means_what_it_means_on_every_transport(
+    raised: RemoteError, kind: type[RemoteError], outcome: str, status: int
+) -> None:
+    server = Server(LOCAL, telemetry=False)
+
+    @server.message_pattern("fail")
+    async def fail() -> None:
+        raise raised
+
+    async with server, client_of(server) as client:
+        error = await error_of(client.send("fail"))
+    assert type(error) is kind
+    assert (error.outcome, error.status) == (Outcome(outcome), status)
+    assert error.payload == raised.payload
+    if isinstance(error, Throttled):
+        assert error.retry_after == (0.25 if "retry_after" in raised.payload else None)
 
 
 async def test_over_the_cap_a_request_is_throttled_with_pushback_and_an_event_waits() -> None:

@@ -28,6 +28,8 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
     Throttled,
+    told_seconds,
+    told_status,
     wire_error,
 )
 from resilient_client.message import Reply
@@ -254,10 +256,11 @@ def _answered(
     if said.code == InvalidPayloadError.CODE:
         return InvalidPayloadError(said.message, **about)
     pushback = _pushback(found.get(PUSHBACK), said.payload)
-    if number == _RESOURCE_EXHAUSTED or pushback is not None:
+    if number == _RESOURCE_EXHAUSTED or pushback is not None or _is_throttled(said):
         return Throttled(said.message, **about, retry_after=pushback)
     remote = RemoteError(said.message, **about)
-    if number in (_INTERNAL, _UNAVAILABLE) or (number == _UNKNOWN and _unmeant(text)):
+    unmeant = number == _UNKNOWN and not said.meant and _unmeant(text)
+    if unmeant or number in (_INTERNAL, _UNAVAILABLE):
         remote.outcome = Outcome.FAILURE
         remote.hint = PEER_FAILED
     return remote
@@ -268,6 +271,20 @@ class _Said(NamedTuple):
     payload: Any
     code: str | int
     status: int
+    meant: bool = False  # for the caller: it is the very payload
+
+
+def _is_throttled(said: _Said) -> bool:
+    """Whether a peer of our kind means that, in words that mean it on every transport."""
+    return (
+        said.status == 429
+        or said.code == Throttled.CODE
+        or (
+            said.status == 503
+            and isinstance(said.payload, dict)
+            and told_seconds(said.payload.get("retry_after")) is not None
+        )
+    )
 
 
 def _said(number: int, text: str, found: dict[str, Any], pool: DescriptorPool | None) -> _Said:
@@ -281,14 +298,15 @@ def _said(number: int, text: str, found: dict[str, Any], pool: DescriptorPool | 
             pass
         else:
             if not isinstance(payload, dict):
-                return _Said(payload, payload, name, number)
+                return _Said(payload, payload, name, number, meant=True)
             code: Any = payload.get("code")
-            status: Any = payload.get("status")
+            status = told_status(payload)
             return _Said(
                 payload.get("message", text),
                 payload,
                 code if isinstance(code, str | int) else name,
-                status if type(status) is int else number,
+                number if status is None else status,
+                meant=True,
             )
     payload = {"code": number, "message": text}
     rich = found.get(DETAILS)
