@@ -9,10 +9,18 @@ from typing import Any
 
 import pytest
 
-from resilient_client import ClientProxy, ConnectError, ConnectionLost, RemoteError, Retry
+from resilient_client import (
+    ClientProxy,
+    ConnectError,
+    ConnectionLost,
+    PayloadError,
+    RemoteError,
+    Retry,
+)
 from resilient_client.errors import remote_error
 from resilient_client.events import ConnectionChanged, Degraded
 from resilient_client.testing import ScriptedTransport
+from resilient_client.transports._nest import error_in
 
 TWINS = [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 
@@ -77,3 +85,13 @@ def test_a_peers_text_is_shown_in_one_bounded_line_and_kept_as_it_was() -> None:
 def test_what_a_broker_says_is_shown_in_one_line_too() -> None:
     for event in (Degraded("url", "a\nb\x1b"), ConnectionChanged("url", "idle", "closed", "a\nb")):
         assert event.reason.startswith(r"a\nb")
+
+
+def test_an_error_that_cannot_be_read_is_an_error_all_the_same() -> None:
+    def decode(raw: bytes) -> Any:
+        raise LookupError("no such type")
+
+    error = error_in(b"{}", decode)
+    assert isinstance(error, PayloadError)
+    assert error.sent
+    assert isinstance(error.__cause__, LookupError)

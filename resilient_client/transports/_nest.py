@@ -123,16 +123,21 @@ class Peers:
 def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:
     """Hand a response packet to whoever waits for it."""
     if response.err is not None:
-        try:
-            error: ResilientClientError = remote_error(codec.decode(response.err, Any))
-        except Exception as unreadable:  # noqa: BLE001  (this call's failure, not the connection's)
-            error = PayloadError(f"the peer's error: {text_of(unreadable)}", sent=True)
-            error.__cause__ = unreadable
-        replies.fail(key, error)
+        replies.fail(key, error_in(response.err, codec.decode))
     elif response.value is not None:
         replies.value(key, response.value, response.ended, response.metadata)
     elif response.ended:
         replies.end(key)
+
+
+def error_in(raw: bytes, decode: Callable[[bytes], Any]) -> ResilientClientError:
+    """What a peer's error comes to; one that cannot be read is its call's failure alone."""
+    try:
+        return remote_error(decode(raw))
+    except Exception as unreadable:  # noqa: BLE001  (whoever reads has other calls too)
+        error = PayloadError(f"the peer's error: {text_of(unreadable)}", sent=True)
+        error.__cause__ = unreadable
+        return error
 
 
 async def answer(

@@ -13,11 +13,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import fresh_id
-from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError, remote_error
+from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import LinkedTransport, spawn
 from resilient_client.transports._metadata import NO_METADATA
-from resilient_client.transports._nest import CANCEL_ROUTE
+from resilient_client.transports._nest import CANCEL_ROUTE, error_in
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, TopicPartition
 from resilient_client.transports.kafka._driver import (
@@ -389,7 +389,7 @@ class ClientTransport(LinkedTransport[_Connection]):
             return  # of another client on this partition
         replies = connection.replies
         if error:
-            replies.fail(key, remote_error(self._values.decode(error)))
+            replies.fail(key, error_in(error, self._values.decode))
         elif ended and record.value is None:
             replies.end(key)
         else:
