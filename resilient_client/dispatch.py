@@ -611,8 +611,11 @@ def _unheard(_reply: Reply) -> None:
 
 
 async def _last_word(job: Job, respond: Respond) -> None:
-    """Tell the caller of a request, if it was the server's end that has cut it short."""
-    if not job.stopped:
+    """Tell the caller of a request what has cut it short, unless that was the caller.
+
+    It was the server's end; or the time of a stream, whose values may be all that it has so far.
+    """
+    if not job.stopped and not job.expired:
         return
     try:
         await _written(respond(Reply(error=job.unanswered())))

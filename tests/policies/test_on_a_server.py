@@ -113,6 +113,32 @@ async def test_a_timeout_cancels_the_handler_and_the_caller_hears_of_it():
         await asyncio.wait_for(cancelled.wait(), 10)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["memory://policies-late", "tcp://127.0.0.1:0", "http://127.0.0.1:0", "grpc://127.0.0.1:0"],
+)
+async def test_a_timeout_ends_a_stream_and_its_reader_hears_of_it(url):
+    server = Server(url, policies=[Timeout(0.2)], telemetry=False)
+    cancelled = asyncio.Event()
+
+    @server.message_pattern("slow")
+    async def slow():
+        yield 1
+        try:
+            await asyncio.sleep(60)
+        finally:
+            cancelled.set()
+
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        got = []
+        with pytest.raises(DeadlineExceeded, match="at the peer"):
+            async for item in client.stream("slow", idle_timeout=30):
+                got.append(item)  # noqa: PERF401
+        assert got == [1]
+        await asyncio.wait_for(cancelled.wait(), 10)
+        await gone(server)
+
+
 class Answers:
     """A policy that answers without asking the handler."""
 

@@ -270,7 +270,7 @@ class Exchange:
         if self._correlation is None or not valid_correlation_id(self._correlation):
             self._correlation = correlation_id.get()
         if reply.error is not None:
-            await self._error(reply.error)
+            await self._give_up(reply.error)
         elif reply.items is not None:
             await self._items(reply.items)
         elif reply.body is NO_VALUE:
@@ -314,7 +314,7 @@ class Exchange:
         return value
 
     async def _give_up(self, error: RemoteError) -> None:
-        """The handler ended without an answer."""
+        """Answer with an error; where a stream has begun, it ends with it."""
         if self._status:
             await self._last(error_event(self._app.codec.encode(wire_error(error))))
         else:
