@@ -16,6 +16,7 @@ from resilient_client.errors import (
     ConnectError,
     ResilientClientError,
     client_closed,
+    shown,
 )
 from resilient_client.events import ConnectionChanged
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._socket import SocketProtocol
 
 log = logging.getLogger("resilient_client.server")
+faults = logging.getLogger("resilient_client")
 
 C = TypeVar("C")
 
@@ -169,13 +171,10 @@ class Link(Generic[C]):
                 raise ConnectError(
                     f"no answer from {self._endpoint} in {self._dial_timeout} s"
                 ) from None
-        except ResilientClientError as error:
+        except BaseException as error:
             self._dialling = None
-            if self._keeper is None:
+            if self._keeper is None and isinstance(error, Exception):
                 self._change("idle", str(error))
-            raise
-        except BaseException:
-            self._dialling = None
             raise
         self._dialling = None
         self.current = connection
@@ -198,6 +197,7 @@ class Link(Generic[C]):
 
     async def _come_back(self) -> None:
         """Dial until there is a connection: at once, then after growing waits."""
+        told = ""
         try:
             while self.current is None and self.status != "closed":
                 if self._wait:
@@ -208,12 +208,14 @@ class Link(Generic[C]):
                 dialling = self._dialling or self._start_dial()
                 await asyncio.wait({dialling})
                 if not dialling.cancelled() and (error := dialling.exception()) is not None:
-                    if not isinstance(error, ResilientClientError):
-                        raise error
                     if isinstance(error, ConfigurationError):  # such as wrong credentials
                         self._change("idle", str(error))
                         break
-                    self._still_away(str(error))
+                    reason = shown(str(error))
+                    if not isinstance(error, ResilientClientError) and reason != told:
+                        told = reason  # a fault, here or in a library: no reason to stay away
+                        faults.error("%s: dialling failed", self._endpoint, exc_info=error)
+                    self._still_away(reason)
         finally:
             self._keeper = None
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
+from math import inf
 from typing import Any
 
 import httpx
@@ -14,6 +15,8 @@ import uvloop
 
 from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, Server, standard
 from resilient_client.errors import ConnectTimeout, Outcome
+from resilient_client.testing import FakeClock
+from resilient_client.transports import Link
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
 from tests.waiting import eventually
@@ -153,3 +156,37 @@ async def test_a_name_that_cannot_be_asked_for_now_is_asked_for_again(
             way.cut()
             await eventually(lambda: refusals == 3 and client.status == "connected")
             assert await client.send("sum", [1, 2]) == 3
+
+
+async def test_a_dial_that_fails_in_an_odd_way_is_followed_by_another(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tries: list[object] = []
+    changes: list[tuple[str, str]] = []
+
+    async def dial() -> object:
+        tries.append(object())
+        if len(tries) in (1, 3, 4):
+            raise LookupError("a fault in a library at x://user:secret@host")
+        return tries[-1]
+
+    link = Link[object](
+        "x://host",
+        dial,
+        clock=FakeClock(autojump=True),
+        notify=lambda event: changes.append((event.old, event.new)),  # type: ignore[union-attr]
+    )
+    with pytest.raises(LookupError):
+        await link.get(inf)
+    assert link.status == "idle"
+    link.lost(await link.get(inf), "cut")
+    await eventually(lambda: link.status == "connected")
+    assert link.current is tries[4]
+    assert caplog.text.count("x://host: dialling failed") == 1
+    await link.aclose()
+    assert changes == [
+        ("idle", "connecting"), ("connecting", "idle"),
+        ("idle", "connecting"), ("connecting", "connected"),
+        ("connected", "reconnecting"), ("reconnecting", "connected"),
+        ("connected", "closed"),
+    ]  # fmt: skip
