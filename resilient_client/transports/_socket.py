@@ -108,7 +108,7 @@ class SocketProtocol(asyncio.BufferedProtocol):
         self.resume_writing()
 
     async def close(self) -> None:
-        """Close, giving what is written a moment to leave."""
+        """Close, giving what is written a moment to leave; at once where this is cancelled."""
         self.flush()
         self.transport.close()
         try:
@@ -116,8 +116,11 @@ class SocketProtocol(asyncio.BufferedProtocol):
                 while not self.closed:  # noqa: ASYNC110  (connection_lost is the only signal)
                     await asyncio.sleep(0.001)
         except TimeoutError:
-            self.transport.abort()
-            await asyncio.sleep(0)
+            pass
+        finally:
+            if not self.closed:
+                self.transport.abort()
+        await asyncio.sleep(0)
 
 
 P = TypeVar("P", bound=SocketProtocol)

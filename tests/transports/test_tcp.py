@@ -14,6 +14,7 @@ from resilient_client import (
     ClientProxy,
     ConfigurationError,
     ConnectError,
+    ConnectionLost,
     PayloadError,
     RemoteError,
     ResilientClientError,
@@ -22,6 +23,7 @@ from resilient_client import (
 from resilient_client.codecs import JsonCodec
 from resilient_client.testing import check_transport
 from tests.peers.certificates import certificates
+from tests.peers.script import scripted_peer
 from tests.waiting import eventually
 
 
@@ -69,6 +71,26 @@ async def test_mutual_tls_wants_the_clients_certificate() -> None:
         with pytest.raises(ResilientClientError):
             await unknown.send("echo", 1, timeout=2)
         await unknown.aclose()
+
+
+async def test_closing_that_is_cancelled_still_ends_the_connection_and_the_calls() -> None:
+    async def deaf(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with scripted_peer(deaf) as port:
+        client = ClientProxy(f"tcp://127.0.0.1:{port}", policies=(), telemetry=False)
+        calls = [
+            asyncio.ensure_future(client.send("x", "y" * 4_000_000, timeout=600)) for _ in range(4)
+        ]
+        await eventually(lambda: getattr(client._transports[0]._link.current, "congested", False))  # type: ignore[attr-defined]
+        closing = asyncio.ensure_future(client.aclose())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        closing.cancel()
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(*calls, closing, return_exceptions=True)
+        assert isinstance(results.pop(), asyncio.CancelledError)
+        assert all(isinstance(each, ConnectError | ConnectionLost) for each in results)
 
 
 async def test_handshakes_that_fail_leave_nothing_behind() -> None:
