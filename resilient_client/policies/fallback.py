@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Generator,
-    Iterator,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from resilient_client.clock import in_time
@@ -192,7 +184,8 @@ class _Items:
 
     async def aclose(self) -> None:
         """See `message.Items.aclose`."""
-        if isinstance(self._source, AsyncGenerator):
-            await self._source.aclose()
+        if isinstance(self._source, AsyncIterator):
+            if (leave := getattr(self._source, "aclose", None)) is not None:
+                await leave()
         elif isinstance(self._source, Generator):
             self._source.close()

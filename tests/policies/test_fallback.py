@@ -6,6 +6,7 @@ from math import inf
 
 import pytest
 
+from resilient_client import ClientProxy
 from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
@@ -22,7 +23,7 @@ from resilient_client.errors import (
 )
 from resilient_client.message import Receipt, Reply
 from resilient_client.policies.fallback import Fallback
-from resilient_client.testing import NEVER, Delayed, Streamed
+from resilient_client.testing import NEVER, Delayed, ScriptedTransport, Streamed
 from tests.policies.scene import Scene, drain
 
 REFUSED = ConnectError("refused")
@@ -296,6 +297,16 @@ async def test_a_fallbacks_stream_can_be_left_and_can_be_silent():
     assert await reply.items.receive(inf) == 1
     await reply.items.aclose()
     assert closed == [True, True]
+
+
+async def test_leaving_a_fallbacks_stream_of_another_client_ends_that_at_once():
+    peer = ScriptedTransport([Streamed(1, 2, 3)])
+    other = ClientProxy(peer, policies=(), telemetry=False)
+    reply = await Scene([Fallback(lambda: other.stream("x"))], [REFUSED]).ask("stream")
+    assert await reply.items.receive(inf) == 1
+    assert peer.open_streams == 1
+    await reply.items.aclose()
+    assert peer.open_streams == 0
 
 
 @pytest.mark.parametrize("made", ["value", None, lambda: None, lambda: "value"])
