@@ -56,7 +56,8 @@ class HealthEndpoint:
                 f"health={self._host}:{self._port} cannot be bound: {error.strerror}"
             ) from error
         port = self._server.sockets[0].getsockname()[1]
-        self.address = f"http://{self._host}:{port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self.address = f"http://{host}:{port}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._asking.add(writer)

@@ -214,6 +214,7 @@ class Slots:
     def drop(self) -> None:
         """Whoever sent the events that wait has left before they were accepted: forget them."""
         self.waiting.clear()
+        self._paused = False  # whoever goes on with these slots begins anew
         self._app.queue.pop(self, None)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import uvloop
 
@@ -120,6 +121,22 @@ def test_after_its_loop_has_closed_it_connects_anew(served: Served, factory: Fac
     assert client.status == "closed"
     with pytest.raises(ConnectError, match="closed"):
         asyncio.run(client.send("sum", [1]))
+
+
+def test_a_client_over_a_client_of_the_users_stays_closed_in_another_loop_too() -> None:
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, json=7))
+    client = ClientProxy(
+        "http://peer.invalid", client=httpx.AsyncClient(transport=answers), telemetry=False
+    )
+
+    async def use() -> None:
+        assert await client.send("GET /x") == 7
+        await client.aclose()
+
+    asyncio.run(use())
+    with pytest.raises(ConnectError, match="closed"):
+        asyncio.run(client.send("GET /x"))
+    assert client.status == "closed"
 
 
 def test_nothing_of_the_dead_loop_is_left(tcp: Served, factory: Factory) -> None:

@@ -11,10 +11,11 @@ import math
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
+import httpx
 import pytest
 from msgspec import Struct
 
@@ -37,6 +38,7 @@ from resilient_client import (
     current_context,
 )
 from resilient_client.codecs import JsonCodec
+from resilient_client.message import Message
 from resilient_client.transports import App, ServerListener, Target
 from resilient_client.transports.memory import ServerListener as MemoryListener
 from tests.calls import error_of
@@ -1141,6 +1143,48 @@ async def test_who_asks_the_health_endpoint_slowly_does_not_hold_up_the_end() ->
         with suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
+
+
+async def test_the_health_endpoints_address_is_a_url_over_ipv6_too() -> None:
+    server = memory(health="http://[::1]:0")
+    try:
+        await server.start()
+    except ConfigurationError:
+        pytest.skip("no IPv6 here")
+    async with aclosing(server):
+        assert server._health is not None
+        address = server._health.address
+        async with httpx.AsyncClient() as asks:
+            assert (await asks.get(f"{address}/livez")).text == "ok\n"
+
+
+async def test_what_was_dropped_while_reading_was_paused_does_not_keep_it_from_pausing_again() -> (
+    None
+):
+    server = memory(max_calls_per_connection=1)
+    go, said = asyncio.Event(), []
+
+    @server.event_pattern("news")
+    async def news() -> None:
+        await go.wait()
+
+    async with server:
+        app = server._app
+        slots = app.slots(lambda: said.append("pause"), lambda: said.append("resume"))
+
+        def arrive() -> None:
+            app.accept(Message("news", b"null", {}), None, slots, "memory")
+
+        arrive()
+        arrive()
+        assert said == ["pause"]
+        slots.drop()
+        arrive()
+        assert said == ["pause", "pause"]
+        go.set()
+        await eventually(lambda: not slots.jobs)
+        assert said == ["pause", "pause", "resume"]
+        slots.close()
 
 
 async def test_the_health_endpoint_answers_livez_and_readyz() -> None:

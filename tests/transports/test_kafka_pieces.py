@@ -374,3 +374,19 @@ async def test_giving_up_while_the_first_broker_is_asked_closes_that_connection(
             await connecting
         await asyncio.wait_for(ended.wait(), 10)
         gc.collect()
+
+
+async def test_a_server_that_ended_while_it_was_paused_reads_when_it_is_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server("kafka://127.0.0.1:1", telemetry=False)
+    listener: Any = server._listeners[0]
+    listener._pause()  # every handler was busy when it ended
+
+    async def connected() -> None:
+        assert listener._flow.is_set()
+        raise ConnectError("far enough")
+
+    monkeypatch.setattr(listener._link, "start", connected)
+    with pytest.raises(ConnectError, match="far enough"):
+        await server.start()

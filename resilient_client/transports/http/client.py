@@ -248,7 +248,7 @@ class ClientTransport(BaseTransport):
     def forget_loop(self) -> None:
         """The loop of the connections has closed."""
         self._client.forget_loop()
-        self.status = "idle"
+        self._change("idle", "its event loop has ended")
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -214,6 +214,7 @@ class ServerListener:
     async def start(self) -> None:
         """See `ServerListener.start`."""
         self._stopping = self._partitions.stopping = self._events.stopping = False
+        self._flow.set()
         await self._link.start()
         self._ticker = spawn(self._tick(), f"watch {self.address}")
         self._hearer = spawn(self._cancels.hear(), f"cancels {self.address}")
