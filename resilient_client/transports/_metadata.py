@@ -61,16 +61,20 @@ def checked(metadata: dict[str, str]) -> Mapping[str, str]:
 def sanitised(metadata: Any) -> Mapping[str, str]:
     """Bounded, printable strings by lower-case name; the rest of what a peer sent is left out.
 
-    Of the first 32 entries, names up to 1024 and values up to 8192 characters.
+    Of the first 32 entries, and of those that this package itself sends behind them, names up to
+    1024 and values up to 8192 characters.
     """
     if not isinstance(metadata, dict):
         return NO_METADATA
+    entries = list(islice(metadata.items(), MAX_METADATA_KEYS))
+    if len(metadata) > MAX_METADATA_KEYS:  # a deadline or a key must not go by others' number
+        entries += [(name, metadata[name]) for name in USUAL if name in metadata]
     checked: dict[str, str] = {}
-    for name, value in islice(metadata.items(), MAX_METADATA_KEYS):
+    for name, value in entries:
         if (
             type(value) is str
             and len(value) <= MAX_METADATA_VALUE
-            and value.isprintable()
+            and (value.isprintable() or value.replace("\t", "").isprintable())
             and 0 < len(name) <= MAX_METADATA_NAME
             and name.isprintable()
         ):

@@ -209,6 +209,8 @@ def test_a_deep_or_huge_table_costs_nothing() -> None:
     assert wire.read_table(nested, 0, len(nested)) == {}
     many = b"".join(b"\x04%04dS\x00\x00\x00\x01x" % n for n in range(9999))
     assert len(wire.read_table(many, 0, len(many))) == 32
+    many += b"\x0fidempotency-keyS\x00\x00\x00\x01k"
+    assert wire.read_table(many, 0, len(many))["idempotency-key"] == "k"
 
 
 # ------------------------------------------------------------------------------------------ topics

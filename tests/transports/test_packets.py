@@ -335,6 +335,21 @@ def test_metadata_has_at_most_32_entries() -> None:
     assert read_request(request_packet(b'"x"', b"1", few, "1")).metadata == few
 
 
+def test_this_packages_own_headers_arrive_behind_however_many_others() -> None:
+    own = {"x-correlation-id": "c", "idempotency-key": "k", "x-deadline-ms": "250"}
+    many = {f"k{i}": "v" for i in range(1000)} | own
+    packet = request_packet(b'"x"', b"1", many, "1")
+    for metadata in (read_request(packet).metadata, sanitised(many)):
+        assert metadata.items() >= own.items()
+        assert len(metadata) == 32 + len(own)
+    assert sanitised({"k": "v", **own}) == {"k": "v", **own}
+
+
+def test_a_tab_in_a_header_arrives() -> None:
+    packet = request_packet(b'"x"', b"1", {"a": "b\tc", "d": "e\nf"}, "1")
+    assert read_request(packet).metadata == {"a": "b\tc"}
+
+
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(codec=None)),

@@ -16,7 +16,7 @@ from pamqp.frame import marshal
 from pamqp.header import ContentHeader
 
 from resilient_client.errors import PayloadError
-from resilient_client.transports._metadata import MAX_METADATA_KEYS, NO_METADATA, sanitised
+from resilient_client.transports._metadata import MAX_METADATA_KEYS, NO_METADATA, USUAL, sanitised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -330,6 +330,7 @@ _NUMBERS = {
 }  # fmt: skip
 _TEXT, _TRUTH, _DECIMAL, _VOID, _SHORT = (ord(code) for code in "StDVU")
 _SIZED = {ord(code) for code in "xAF"}
+_USUAL = frozenset(name.encode() for name in USUAL)
 
 
 def read_table(data: bytes, at: int, end: int) -> Mapping[str, str]:
@@ -338,7 +339,7 @@ def read_table(data: bytes, at: int, end: int) -> Mapping[str, str]:
     Nested tables, arrays and bytes are stepped over, nothing is followed into a depth.
     """
     found: dict[str, str] = {}
-    while at < end and len(found) < MAX_METADATA_KEYS:
+    while at < end:
         stop = at + 1 + data[at]
         name = data[at + 1 : stop]
         kind = data[stop]
@@ -365,6 +366,6 @@ def read_table(data: bytes, at: int, end: int) -> Mapping[str, str]:
             raise ValueError("a table with a value of unknown type")
         if at > end:
             raise ValueError("a table's value is longer than the table")
-        if text is not None:
+        if text is not None and (len(found) < MAX_METADATA_KEYS or name in _USUAL):
             found[name.decode(errors="replace")] = text
     return sanitised(found)
