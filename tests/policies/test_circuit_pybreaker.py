@@ -51,6 +51,37 @@ def test_call_returns_what_the_function_returns_and_raises_what_it_raises() -> N
     assert breaker.fail_counter == 1
 
 
+@pytest.mark.parametrize("name", ["function", "hook", "self"])
+@pytest.mark.parametrize("listeners", [[], [pybreaker.CircuitBreakerListener()], [Heard()]])
+def test_a_function_may_call_its_arguments_what_it_likes(name: str, listeners: list[Any]) -> None:
+    breaker = quick(listeners=listeners)
+    assert breaker(lambda **given: given)(**{name: 1}) == {name: 1}
+    if name != "self":
+        assert breaker.call(lambda **given: given, **{name: 1}) == {name: 1}
+
+
+def test_failures_in_a_row_go_on_being_counted_over_open_and_half_open() -> None:
+    scene = Scene(fail_max=2, success_threshold=2)
+    breaker = scene.breaker
+    seen: list[int] = []
+    heard = pybreaker.CircuitBreakerListener()
+    heard.state_change = lambda cb, old, new: seen.append(cb.fail_counter)  # type: ignore[method-assign]
+    breaker.add_listener(heard)
+    trip(breaker)
+    assert (breaker.current_state, breaker.fail_counter) == ("open", 2)
+    scene.clock.time = breaker.state.until
+    with pytest.raises(OSError, match="boom"):
+        breaker.call(boom)
+    assert (breaker.current_state, breaker.fail_counter) == ("open", 3)
+    breaker.half_open()
+    assert breaker.fail_counter == 3
+    breaker.call(lambda: "well")
+    assert (breaker.current_state, breaker.fail_counter) == ("half-open", 0)
+    breaker.call(lambda: "well")
+    assert (breaker.current_state, breaker.fail_counter) == ("closed", 0)
+    assert seen == [2, 2, 3, 3, 0]
+
+
 def test_an_open_circuit_raises_pybreakers_error() -> None:
     breaker = quick()
     trip(breaker)

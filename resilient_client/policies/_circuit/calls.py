@@ -33,7 +33,7 @@ class Calls:
         self._circuit = circuit
         self._new_error_on_trip = new_error_on_trip
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def call(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Call it; what it returns is wrapped when it goes on after returning."""
         admission = self._admit(function, *args, **kwargs)
         try:
@@ -75,7 +75,7 @@ class Calls:
 
         return synchronous
 
-    def _admit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _admit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         state = self._circuit.state
         return state if state.plain else self._circuit.admit(function, *args, **kwargs)
 

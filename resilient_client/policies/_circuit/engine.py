@@ -113,7 +113,7 @@ class Circuit:
         state = self.state
         return state.plain or bool(state.admits(self.now()))
 
-    def admit(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def admit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """An admission, or the refusal raised."""
         now = self.now()
         state = self.state
@@ -249,6 +249,7 @@ class Circuit:
 
     def _enter(self, state: State, reason: Reason) -> None:
         old, self.state = self.state, state
+        state.failed_in_a_row = old.fail_counter + (reason == "probe_failed")
         self._attend(state)
         if old.name == state.name:
             return

@@ -100,7 +100,7 @@ class Listeners:
         for observer in tuple(self.observers):
             self._tell(observer, change)
 
-    def _tell(self, hook: Any, *args: Any, **kwargs: Any) -> None:
+    def _tell(self, hook: Any, /, *args: Any, **kwargs: Any) -> None:
         try:
             hook(*args, **kwargs)
         except Exception:

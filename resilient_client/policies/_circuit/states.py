@@ -55,11 +55,13 @@ class State:
         judged_at: the number of the one call that can open the circuit by succeeding.
         until: when an open state ends.
         refusal: what those that are not let through are told, once there was one.
+        failed_in_a_row: as it came from the state before, for those that count none themselves.
     """
 
     plain = False
     until = -inf
     refusal: str | None = None
+    failed_in_a_row = 0
     calls = 0
     judged_at = 0
 
@@ -84,7 +86,7 @@ class State:
     @property
     def fail_counter(self) -> int:
         """Failures in a row up to now."""
-        return 0
+        return self.failed_in_a_row
 
     @property
     def success_counter(self) -> int:
@@ -331,6 +333,7 @@ class HalfOpen(State):
         rules = self._rules
         self._successes += 1
         self._slow += slow
+        self.failed_in_a_row = 0
         left = rules.success_threshold - self._successes
         if left > 0:
             self.leases.limit = min(rules.probes, left)
