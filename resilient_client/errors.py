@@ -207,7 +207,7 @@ class ResilientClientError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         cause = self.__cause__
         if cause is not None and not isinstance(cause, ResilientClientError):
-            cause = ForeignCause(f"{_name(cause)}: {shown(str(cause))}")
+            cause = ForeignCause(f"{_name(cause)}: {shown(text_of(cause))}")
         return _rebuild, (type(self), self.args, self._state(), cause)
 
 
@@ -232,7 +232,10 @@ def _name(error: BaseException) -> str:
 
 def text_of(error: BaseException) -> str:
     """An error's own text, without what one of ours tells of its call."""
-    return error._text() if isinstance(error, ResilientClientError) else str(error)
+    try:
+        return error._text() if isinstance(error, ResilientClientError) else str(error)
+    except Exception as broken:  # noqa: BLE001 - another library's text is no reason to fail
+        return f"(no text: {type(broken).__name__})"
 
 
 def conclude(error: ResilientClientError, call: Call, now: float) -> bool:

@@ -95,3 +95,21 @@ def test_an_error_that_cannot_be_read_is_an_error_all_the_same() -> None:
     assert isinstance(error, PayloadError)
     assert error.sent
     assert isinstance(error.__cause__, LookupError)
+
+
+@pytest.mark.parametrize("again", TWINS)
+async def test_an_error_of_another_library_without_a_text_hides_nothing(again: Any) -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    def fail(_: Any) -> Any:
+        raise ConnectError("refused") from SilentError()
+
+    peer = ScriptedTransport([SilentError(), fail])
+    client = ClientProxy(peer, policies=[Retry(2, on=Exception, factor=0.001)], telemetry=False)
+    with pytest.raises(ConnectError, match="2 attempts") as caught:
+        await client.send("x", idempotent=True)
+    first, second = again(caught.value).attempts
+    assert (first.error, first.cause) == ("SilentError", "(no text: ValueError)")
+    assert second.cause == "refused"

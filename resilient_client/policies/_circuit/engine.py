@@ -303,8 +303,4 @@ class Circuit:
 
 
 def _cause(error: BaseException) -> str:
-    try:
-        text = text_of(error)
-    except Exception as broken:  # noqa: BLE001 - another library's text is no reason to fail
-        text = f"(no text: {type(broken).__name__})"
-    return f"{type(error).__name__}: {shown(text)}"[:_CAUSE_LENGTH]
+    return f"{type(error).__name__}: {shown(text_of(error))}"[:_CAUSE_LENGTH]
