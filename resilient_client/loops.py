@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import logging
 import os
 import threading
@@ -79,9 +80,9 @@ class _Errand(Generic[T]):
     def leave(self) -> None:
         """On the loop: nobody waits any more."""
         self.left = True
-        if self.task is None:
+        if inspect.getcoroutinestate(self.coroutine) == inspect.CORO_CREATED:
             self.coroutine.close()
-        else:
+        if self.task is not None:
             self.task.cancel()
 
 

@@ -313,8 +313,11 @@ class SyncStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if not self._values:
-            error, self._after = self._after, None
+        while True:
+            try:
+                return self._values.popleft()
+            except IndexError:  # none is there, or another thread has closed it this moment
+                error, self._after = self._after, None
             try:
                 if error is not None:
                     raise error
@@ -323,7 +326,6 @@ class SyncStream(Generic[T]):
                 raise StopIteration from None
             finally:
                 del error
-        return self._values.popleft()
 
     def _open(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Open it, or go on with it where it was opened."""

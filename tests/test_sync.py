@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
@@ -509,6 +510,43 @@ def test_an_interrupt_ends_a_stream_that_is_waited_for(
         next(stream)
     thread.join()
     assert served.cancelled.wait(BOUND)
+    assert list(stream) == []
+
+
+def test_an_interrupt_before_a_call_has_begun_leaves_no_coroutine_behind(
+    client: SyncClientProxy, recwarn: pytest.WarningsRecorder
+) -> None:
+    client.ping()
+    busy, go_on = threading.Event(), threading.Event()
+
+    def keep_busy() -> None:
+        busy.set()
+        assert go_on.wait(BOUND)
+
+    background_loop().loop.call_soon_threadsafe(keep_busy)
+    assert busy.wait(BOUND)
+    thread = threading.Timer(0.1, _thread.interrupt_main)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        client.send("sum", [1])
+    thread.join()
+    go_on.set()
+    assert client.send("sum", [20, 22]) == 42
+    gc.collect()
+    assert not [str(each.message) for each in recwarn if "never awaited" in str(each.message)]
+
+
+def test_closing_a_stream_in_another_thread_ends_it_for_the_one_that_reads(
+    client: SyncClientProxy,
+) -> None:
+    class Closed(deque[Any]):
+        def popleft(self) -> Any:
+            if self:
+                stream.close()  # as another thread does, an instant before
+            return super().popleft()
+
+    stream = client.stream("count", 5)
+    stream._values = Closed()
     assert list(stream) == []
 
 
