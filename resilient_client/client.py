@@ -662,7 +662,10 @@ class ClientProxy:
             if bind is not None and getattr(policy, "scope", None) is not None:
                 bind(loop)
         for breaker in self._guards.values():
-            breaker.bind(loop)
+            if self._closed:
+                breaker.bind(loop)
+            else:
+                breaker.begin(loop, self)
         if before is not None:
             for transport in self._transports:
                 forget = getattr(transport, "forget_loop", None)

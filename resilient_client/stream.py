@@ -61,6 +61,9 @@ class Stream(Generic[T]):
             left = self._was_left(opener, cancels)
             if left and isinstance(error, Exception | asyncio.CancelledError):
                 return
+            if isinstance(error, StopAsyncIteration):  # of a policy, say: it would read as the end
+                text = "opening the stream raised StopAsyncIteration"
+                raise RuntimeError(text) from error  # noqa: TRY004
             raise
         self._was_left(opener, cancels)
         self._items = self._reply.items
@@ -77,12 +80,16 @@ class Stream(Generic[T]):
         waiting, self._opener = self._opener, None
         return opener is not None and waiting is None and opener.uncancel() <= cancels
 
+    def _step(self) -> None:
+        """Until a value is there: with an error, the stream has ended."""
+        if self._stepping:
+            raise RuntimeError("another task is waiting for this stream's next value")
+        self._stepping = True
+
     async def __anext__(self) -> T:
         if self._finished:
             raise StopAsyncIteration
-        if self._stepping:
-            raise RuntimeError("another task is waiting for this stream's next value")
-        self._stepping = True  # until the value is there: with an error, the stream has ended
+        self._step()
         if self._reply is None:
             await self._open()
             if self._finished:
@@ -152,7 +159,9 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Self:
         if self._reply is None and not self._finished:
+            self._step()
             await self._open()
+            self._stepping = False
         return self
 
     async def __aexit__(

@@ -7,9 +7,10 @@ import copy
 import gc
 import math
 import pickle
+import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from resilient_client.codecs import JsonCodec
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
 from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport
 from tests.peers.process import free_port
+from tests.waiting import eventually
 
 _names = iter(range(10**6))
 
@@ -407,6 +409,21 @@ async def test_math_inf_is_no_timeout_and_a_stream_has_only_its_idle_limit() -> 
                 got.append(item)  # noqa: PERF401
 
 
+async def test_an_error_that_reads_like_the_end_of_a_stream_is_an_error() -> None:
+    tokens = iter(())
+
+    async def headers() -> Any:
+        async def none() -> Any:
+            for token in tokens:
+                yield token
+
+        return await anext(none())
+
+    client = quiet(ScriptedTransport([1]), headers=headers)
+    with pytest.raises(RuntimeError, match="StopAsyncIteration"):
+        assert [item async for item in client.stream("x")] == []
+
+
 async def test_errors_tell_the_whole_story_and_survive_pickling_and_copying() -> None:
     port = free_port()
     stack = [Timeout(5), Retry(attempts=3, factor=0.001)]
@@ -563,6 +580,23 @@ async def test_each_of_two_breakers_has_its_storage_mirrored() -> None:
     breakers = [CircuitBreaker(state_storage=storage) for storage in storages]
     async with quiet(ScriptedTransport(), policies=breakers):
         assert [breaker.current_state for breaker in breakers] == ["open", "open"]
+
+
+async def test_a_client_that_is_used_unopened_has_its_breakers_storage_mirrored_too() -> None:
+    ours, theirs = (CircuitMemoryStorage(pybreaker.STATE_CLOSED) for _ in range(2))
+    theirs.opened_at, theirs.state = datetime.now(UTC), pybreaker.STATE_OPEN
+    clients = [
+        quiet(ScriptedTransport([1]), policies=[CircuitBreaker(state_storage=storage)])
+        for storage in (ours, theirs)
+    ]
+    for client in clients:
+        assert await client.send("x") == 1  # waits for no storage
+    await eventually(lambda: clients[1].circuit_breaker.current_state == "open")
+    clients[0].circuit_breaker.open()
+    await eventually(lambda: ours.state == "open")
+    for client in clients:
+        await client.aclose()
+    assert not [each for each in threading.enumerate() if "circuit-storage" in each.name]
 
 
 async def test_a_rejection_that_a_fallback_answers_is_told_too() -> None:
@@ -759,7 +793,14 @@ async def test_a_stream_is_for_one_task_at_a_time() -> None:
                 await anext(items)
             assert await first == value
         assert [item async for item in items] == []
-    assert begun == [1]
+        opening = client.stream("numbers")
+        opener = asyncio.ensure_future(opening.__aenter__())
+        await asyncio.sleep(0)
+        with pytest.raises(RuntimeError, match="another task"):
+            await anext(opening)
+        await opener
+        assert [item async for item in opening] == [1, 2]
+    assert begun == [1, 1]
 
 
 async def test_memory_keeps_nothing_of_calls_whose_callers_left() -> None:

@@ -416,6 +416,12 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         """
         self._home.bind(loop, self.name or UNNAMED)
 
+    def begin(self, loop: asyncio.AbstractEventLoop, user: object = None) -> None:
+        """`bind`, and `start` without waiting for the first read."""
+        self.bind(loop)
+        if self._mirror is not None:
+            self._mirror.begin(user, self.name or UNNAMED)
+
     async def start(self, user: object = None) -> None:
         """Bind to the running loop, and mirror the state in `state_storage` if there is one.
 

@@ -58,7 +58,11 @@ class StorageThread:
     def start(self) -> None:
         """Begin to write and read."""
         name = f"circuit-storage-{self._name}"
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+        except RuntimeError:  # none can be started any more
+            self.read.set()
+            self.ended.set()
 
     def stop(self) -> None:
         """End after what is left to write; returns at once."""
@@ -183,12 +187,16 @@ class Mirror:
         if self._thread is not None:
             self._thread.publish(self._opened, state)
 
-    async def start(self, user: object, name: str) -> None:
-        """Have the thread run, and wait a moment for its first read."""
+    def begin(self, user: object, name: str) -> StorageThread:
+        """Have the thread run; returns at once."""
         self._users.add(id(user))
         if self._thread is None:
             self._thread = self._join(name)
-        await _happened(self._thread.read)
+        return self._thread
+
+    async def start(self, user: object, name: str) -> None:
+        """Have the thread run, and wait a moment for its first read."""
+        await _happened(self.begin(user, name).read)
 
     async def stop(self, user: object) -> None:
         """Leave; the last one ends the thread and waits a moment for that."""
