@@ -700,6 +700,27 @@ async def test_what_fails_every_time_is_set_aside_and_the_rest_goes_on(
     assert sum(isinstance(each, Degraded) for each in told) == 2
 
 
+async def test_an_error_that_quotes_half_a_character_is_set_aside_like_any_other(
+    kafka_broker: Kafka, unique: str
+) -> None:
+    heard: list[str] = []
+    options: dict[str, Any] = {"max_deliver": 1, "partitions": 1, "group": unique}
+    server = Server(kafka_broker.url, telemetry=False, **options)
+
+    @server.event_pattern(f"{unique}.quoted")
+    async def quoted(payload: dict[str, str]) -> None:
+        heard.append(payload["text"])
+        if payload["text"] != "fine":
+            raise ValueError(f"no {payload['text']}")
+
+    async with server, client_of(kafka_broker.url) as client:
+        for text in ("\ud800", "fine"):
+            await client.emit(f"{unique}.quoted", {"text": text}, headers={"kafka-key": "one"})
+        await eventually(lambda: heard == ["\ud800", "fine"])
+        [dead] = await records_of(kafka_broker, f"{unique}.quoted.dead", 1)
+    assert dict(dead.headers)["x-dead-letter-error"] == rb"no \ud800"
+
+
 async def test_what_is_as_large_as_may_be_is_set_aside_without_what_is_said_about_it(
     kafka_broker: Kafka, unique: str
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
-from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout, remote_error
+from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout
 from resilient_client.message import Reply
+from resilient_client.transports._nest import error_in
 from resilient_client.transports.http._events import (
     EVENT_STREAM,
     NDJSON,
@@ -118,7 +119,7 @@ class HttpItems:
                 self._ready.append(event.data if self._ours else self._json(event.data))
             elif event.type == "error":
                 self._ended = True
-                self._error = remote_error(self._codec.decode(self._json(event.data)))
+                self._error = error_in(self._json(event.data), self._codec.decode)
             elif event.type == "end":
                 self._ended = True
 

@@ -194,7 +194,10 @@ class Events:
         }
         headers = [*record.headers]
         if not bare:
-            headers += [(f"x-dead-letter-{name}", text.encode()) for name, text in about.items()]
+            headers += [
+                (f"x-dead-letter-{name}", text.encode(errors="backslashreplace"))
+                for name, text in about.items()
+            ]
         await self._answers.store(topic, record.value, headers, record.key)
         self._tell(f"event {_name(record)} failed {attempt} times and was set aside in {topic}")
 
