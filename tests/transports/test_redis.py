@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from resilient_client import (
     ClientProxy,
@@ -34,6 +35,7 @@ from resilient_client.testing import check_transport
 from resilient_client.transports import _backlog
 from resilient_client.transports.redis import _connection
 from resilient_client.transports.redis import client as redis_client
+from resilient_client.transports.redis._connection import Connection, ignore
 from resilient_client.transports.redis._session import Session
 from tests.calls import error_of, outcome
 from tests.contract.rigs import Service
@@ -604,17 +606,42 @@ async def test_credentials_that_change_end_the_reconnecting_with_an_error(
         await eventually(lambda: "not serving any more" in caplog.text)
 
 
-async def test_a_redis_with_too_many_clients_is_as_one_that_is_not_there(
-    new_broker: NewBroker,
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_redis_with_too_many_clients_is_as_one_that_is_not_there(
+    new_broker: NewBroker, loop: Callable[[], asyncio.AbstractEventLoop]
 ) -> None:
     broker = new_broker(Redis, options=["maxclients 10"])
-    clients = [client_of(broker.url) for _ in range(6)]
-    for each in clients[:5]:
-        await each.connect()
-    with pytest.raises(ConnectError, match="max number of clients"):
-        await clients[5].connect()
-    for each in clients:
-        await each.aclose()
+
+    async def connect() -> None:
+        clients = [client_of(broker.url) for _ in range(6)]
+        for each in clients[:5]:
+            await each.connect()
+        # uvloop hears of it before it has written anything
+        with pytest.raises(ConnectError, match="max number of clients"):
+            await clients[5].connect()
+        for each in clients:
+            await each.aclose()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(connect())
+
+
+async def test_what_redis_says_before_it_is_asked_is_why_it_hangs_up() -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"-DENIED Redis is running in protected mode\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        connection = Connection(None, ignore)
+        port = server.sockets[0].getsockname()[1]
+        await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", port)
+        await eventually(lambda: connection.closed)
+        client = client_of(f"redis://127.0.0.1:{port}")
+        with pytest.raises(ConfigurationError, match="protected mode"):
+            await client.connect()
+        await client.aclose()
+    assert "protected mode" in str(connection.ended_by)
 
 
 # ---------------------------------------------------------------------------- bounds and malice

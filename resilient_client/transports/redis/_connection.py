@@ -88,6 +88,9 @@ class Connection(SocketProtocol):
                     on_message(reply)
                 elif waiting:
                     waiting.popleft()(reply)
+                elif type(reply) is Refused:  # it says why it hangs up, before it was asked
+                    self.give_up(reply)
+                    return
                 else:
                     self.give_up(ProtocolError("this is no Redis: it speaks without being asked"))
                     return

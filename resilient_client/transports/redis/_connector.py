@@ -168,6 +168,8 @@ def _unwelcome(
     cause: Exception | None, target: Target, error: ConnectionLost
 ) -> ResilientClientError:
     """Why Redis closed a new connection; with TLS 1.3 it looks at our certificate only then."""
+    if isinstance(cause, Refused):
+        return error_of(cause, f"connecting to {target}")
     if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
         return ConfigurationError(
             f"{target} does not accept our certificate: {cause.reason}",
