@@ -44,7 +44,10 @@ def mentions_model(hint: Any, depth: int = 0) -> bool:
 
 def adapter(hint: Any) -> TypeAdapter[Any]:
     """What validates into a hint; raises one of `UNUSABLE` when nothing can."""
-    from pydantic import TypeAdapter
+    try:
+        from pydantic import TypeAdapter
+    except ImportError:
+        raise TypeError("models of pydantic are understood from its version 2 on") from None
 
     made: TypeAdapter[Any] = TypeAdapter(hint)
     if not getattr(made, "pydantic_complete", True):  # it names something that is not there yet

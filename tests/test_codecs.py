@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Annotated, Any, Literal, NamedTuple, NewType, TypedDict
 from uuid import UUID
 
@@ -408,6 +408,13 @@ def test_a_model_is_written_with_the_names_it_is_read_by() -> None:
     assert codec.encode({"by": [user]}) == b'{"by":[{"userId":1}]}'
     assert codec.decode(codec.encode(user), User) == user
     assert codec.encode(Plain(userId=1)) == b'{"user_id":1}'
+
+
+def test_a_model_of_pydantic_1_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = type("Old", (), {"__module__": "pydantic.main"})
+    monkeypatch.setitem(sys.modules, "pydantic", ModuleType("pydantic"))
+    with pytest.raises(ConfigurationError, match="from its version 2 on"):
+        codec.decode(b"{}", model)
 
 
 def test_pydantic_is_not_loaded_for_those_who_do_not_use_it() -> None:
