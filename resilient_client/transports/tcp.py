@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from resilient_client.transports._frames import ENVELOPE, FrameReader, frame
 from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
+    LEFT_KEPT,
     answer,
     cancel_packet,
     deliver,
@@ -112,6 +114,7 @@ class _ClientStream(_Stream):
         super().__init__(max_size)
         self.replies = replies
         self.ours = False  # the peer has shown itself to be of our make
+        self._left: deque[str] = deque(maxlen=LEFT_KEPT)  # calls given up before that
         self._protocol_error: ProtocolError | None = None
         self._codec = codec
         self._lost = lost
@@ -125,7 +128,16 @@ class _ClientStream(_Stream):
                 continue
             if PEER_HEADER in response.metadata:
                 self.ours = True
+                while self._left:
+                    self.leave(self._left.popleft())
             deliver(self.replies, response.id, response, self._codec)
+
+    def leave(self, key: str) -> None:
+        """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
+        if not self.ours:
+            self._left.append(key)
+        elif not self.closed:
+            self.send(frame(cancel_packet(key)))
 
     def broken(self, error: ProtocolError) -> None:
         self._protocol_error = error
@@ -190,7 +202,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         call.sent = True
         # What follows is `replies.exchange`, spelt out: its hop is 7 % of a call on this transport.
         if call.kind == "stream":
-            items = replies.open(key, call, lambda: self._cancel(stream, key))
+            items = replies.open(key, call, lambda: stream.leave(key))
             stream.send(frame(text))
             return await items.opened()
         future = replies.expect(key, call)
@@ -201,13 +213,8 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             del future  # it holds an error whose traceback holds this frame
             replies.forget(key)
             if isinstance(error, asyncio.CancelledError | ReplyTimeout):
-                self._cancel(stream, key)
+                stream.leave(key)
             raise
-
-    def _cancel(self, stream: _ClientStream, key: str) -> None:
-        """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
-        if stream.ours and not stream.closed:
-            stream.send(frame(cancel_packet(key)))
 
     def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
         """See `Transport.publish`."""

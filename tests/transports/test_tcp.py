@@ -93,6 +93,44 @@ async def test_closing_that_is_cancelled_still_ends_the_connection_and_the_calls
         assert all(isinstance(each, ConnectError | ConnectionLost) for each in results)
 
 
+@pytest.mark.parametrize("how", ["send", "stream"])
+async def test_a_call_given_up_before_the_peer_has_shown_itself_is_cancelled_there_all_the_same(
+    how: str,
+) -> None:
+    server = echo_server()
+    running: list[int] = []
+
+    @server.message_pattern("ticker")
+    async def ticker() -> Any:
+        running.append(1)
+        try:
+            while True:
+                await asyncio.sleep(0.001)
+                yield 1
+        finally:
+            running.pop()
+
+    @server.message_pattern("slow")
+    async def slow() -> None:
+        running.append(1)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            running.pop()
+
+    async with server, client_of(server) as client:
+        stream = client._transports[0]._link.current  # type: ignore[attr-defined]
+        call = anext(client.stream("ticker")) if how == "stream" else client.send("slow")
+        task = asyncio.ensure_future(call)
+        await asyncio.sleep(0)
+        assert len(stream.replies) == 1
+        assert not stream.ours
+        task.cancel()
+        await asyncio.wait([task])
+        await eventually(lambda: stream.ours and not running and not server._app.running)
+        assert await client.send("echo", 1) == 1
+
+
 async def test_handshakes_that_fail_leave_nothing_behind() -> None:
     files = certificates()
     async with echo_server(tls=files.server_context()) as server:
