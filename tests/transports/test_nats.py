@@ -335,7 +335,7 @@ async def test_a_server_that_shows_itself_late_still_hears_who_has_left(
         for name in (f"resilient_client.cancel.{unique}", "somewhere.else", ".."):
             await raw.publish(request.reply, b"", headers={"x-resilient-client": name})
         assert (await cancels.next_msg(5)).data == request.reply.encode()
-        assert len(client._transports[0]._link.current._peers) == 1  # type: ignore[attr-defined]
+        assert len(client._transports[0]._link.current.peers.met) == 1  # type: ignore[attr-defined]
     await raw.close()
 
 
