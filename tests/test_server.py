@@ -6,10 +6,12 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import gc
 import logging
 import math
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -1143,6 +1145,66 @@ async def test_who_asks_the_health_endpoint_slowly_does_not_hold_up_the_end() ->
         with suppress(ConnectionError):
             assert await reader.read() == b""
     writer.close()
+
+
+@pytest.mark.parametrize("how", ["an answer", "a fault", "of a stream", "too late"])
+async def test_a_request_that_failed_is_not_kept_until_the_garbage_is_collected(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "resilient_client.server")  # a record would keep it, too
+    server = memory()
+    held: list[weakref.ref[User]] = []
+
+    @server.message_pattern("an answer")
+    async def answer(user: User) -> None:
+        held.append(weakref.ref(user))
+        raise RemoteError("no")
+
+    @server.message_pattern("a fault")
+    async def fault(user: User) -> None:
+        held.append(weakref.ref(user))
+        raise KeyError("no")
+
+    @server.message_pattern("of a stream")
+    async def torn(user: User) -> AsyncIterator[int]:
+        held.append(weakref.ref(user))
+        yield 1
+        raise RemoteError("no")
+
+    @server.message_pattern("too late")
+    async def late(user: User) -> None:
+        held.append(weakref.ref(user))
+        await asyncio.Event().wait()
+
+    async with pair(server) as client:
+        gc.disable()
+        try:
+            for _ in range(3):
+                with suppress(RemoteError, DeadlineExceeded):
+                    async for _ in client.stream(how, {"name": "x"}, timeout=0.1):
+                        continue
+            await eventually(lambda: not server._app.running)
+            await asyncio.sleep(0)
+            assert [each() for each in held] == [None, None, None]
+        finally:
+            gc.enable()
+
+
+async def test_a_streams_error_is_not_its_own_cause() -> None:
+    server = memory()
+    raised: list[BaseException] = []
+
+    @server.message_pattern("torn")
+    async def torn() -> AsyncIterator[int]:
+        yield 1
+        raised.append(RemoteError("torn", status=503))
+        raise raised[0]
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError):
+            async for _ in client.stream("torn"):
+                continue
+    assert raised[0].__cause__ is None
 
 
 async def test_the_health_endpoints_address_is_a_url_over_ipv6_too() -> None:

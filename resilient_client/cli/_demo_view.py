@@ -21,7 +21,8 @@ MEANING = {
     "rejected": "refused by the open breaker",
 }
 _STYLES = {"succeeded": "green", "retried": "yellow", "failed": "red", "rejected": "magenta"}
-_ROWS = 14  # of the live table
+_ROWS = 14  # of the live table, where the terminal has room for them
+_AROUND = 14  # lines of the terminal for the table's head and the news above it
 
 
 class View:
@@ -32,16 +33,14 @@ class View:
         self._settings = settings
         self._began: float | None = None
         self._rows: deque[tuple[float, Counter[str], str]] = deque(maxlen=_ROWS)
-        self._news: deque[str] = deque(maxlen=_ROWS)
         self._live: Any = None
 
     def say(self, text: str) -> None:
         """A line of news."""
         if self._began is not None:
             text = f"{time.monotonic() - self._began:5.1f} s  {text}"
-        if self._live is not None:
-            self._news.append(text)
-            self._live.update(self._table())
+        if self._live is not None:  # above the table, where it stays
+            self._live.console.print(text, markup=False, highlight=False)
         elif self._output.as_json:
             self._output.value({"news": text})
         else:
@@ -69,6 +68,7 @@ class View:
             return self
         console = Console()
         if console.is_terminal and not self._output.as_json:
+            self._rows = deque(maxlen=max(1, min(_ROWS, console.height - _AROUND)))
             self._live = Live(self._table(), console=console, refresh_per_second=8)
             self._live.start()
         elif not self._output.as_json:
@@ -103,19 +103,17 @@ class View:
             print(f"{at:5.1f} s  {numbers}  {circuits}", flush=True)
 
     def _table(self) -> Any:
-        from rich.columns import Columns
         from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title="calls per tick")
-        table.add_column("time", justify="right")
+        table = Table(title="calls per tick", pad_edge=False, collapse_padding=True)
+        table.add_column("time", justify="right", no_wrap=True)
         for kind in KINDS:
-            table.add_column(kind, justify="right", style=_STYLES[kind])
-        table.add_column("circuits")
+            table.add_column(kind, justify="right", style=_STYLES[kind], no_wrap=True)
+        table.add_column("circuits", no_wrap=True)
         for at, counts, circuits in self._rows:
             numbers = [str(counts[kind] or "") for kind in KINDS]
             table.add_row(f"{at:.1f} s", *numbers, circuits)
-        return Columns([table, Text("\n".join(self._news))])
+        return table
 
     def trace(self, trace_id: str, lines: list[str]) -> None:
         """One call over both processes."""
