@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from threading import get_ident
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 from weakref import WeakSet, ref
 
@@ -533,27 +534,29 @@ class ClientProxy:
             self._observer,
             started,
         )
-        telemetry = self._telemetry
+        telemetry, later = self._telemetry, False
         if telemetry is not None and pattern is not PING_PATTERN:
             if telemetry.recording or (
                 started >= telemetry.next_probe and telemetry.probe(started)
             ):
-                telemetry.begin(call)
+                later = self._ask_headers is not None  # what is asked may say what it belongs to
+                if not later:
+                    telemetry.begin(call)
             else:
                 call.ambient = telemetry.ambient()
-        if CORRELATION_HEADER not in own:
-            known = correlation_id.get()
-            if known is None:
-                known = telemetry.correlation_id() if call.ambient else fresh_id()  # type: ignore[union-attr]
-            own[CORRELATION_HEADER] = known
+        if not later and CORRELATION_HEADER not in own:
+            own[CORRELATION_HEADER] = correlation_id.get() or (
+                telemetry.correlation_id() if call.ambient else fresh_id()  # type: ignore[union-attr]
+            )
         if idempotent is None and not call.idempotent:
             call.idempotent = self._idempotent(call)
-        if settings.attempts is not None:
-            call.max_attempts = settings.attempts
+        call.max_attempts = settings.attempts
         try:
             self._encode(call)
         except BaseException as error:
             call.attempt = 0
+            if later:
+                telemetry.begin(call)  # type: ignore[union-attr]
             self._conclude(error, call)
             raise
         return call
@@ -562,15 +565,20 @@ class ClientProxy:
         """Ask the `headers=` callable; what was given for this call comes before its answer."""
         assert self._ask_headers is not None  # noqa: S101
         call.attempt = 0
-        asked = self._ask_headers()
-        if inspect.isawaitable(asked):
-            late = DeadlineExceeded("the headers= callable took all the time there was")
-            asked = await in_time(asked, call.opened_by, self._clock, late)
-        call.headers |= checked_headers(asked)
-        if given:
-            call.headers |= checked_headers(given)
-        if call.span is not None:
-            call.span.correlate(call.headers[CORRELATION_HEADER])
+        began = time_ns()
+        try:
+            asked = self._ask_headers()
+            if inspect.isawaitable(asked):
+                late = DeadlineExceeded("the headers= callable took all the time there was")
+                asked = await in_time(asked, call.opened_by, self._clock, late)
+            call.headers |= checked_headers(asked)
+            if given:
+                call.headers |= checked_headers(given)
+        finally:
+            if self._telemetry is not None and self._telemetry.recording:
+                self._telemetry.begin(call, began)
+        if CORRELATION_HEADER not in call.headers:  # it has just ceased to record
+            call.headers[CORRELATION_HEADER] = correlation_id.get() or fresh_id()
         call.attempt = 1
 
     def _conclude(self, error: BaseException, call: Call) -> None:

@@ -37,7 +37,9 @@ class CallRecord:
     __slots__ = ("_call", "_ended", "attempts", "context", "explicit", "method", "open", "recorder",
                  "span")  # fmt: skip
 
-    def __init__(self, recorder: Recorder, method: Method, call: Call, *, spanned: bool) -> None:
+    def __init__(
+        self, recorder: Recorder, method: Method, call: Call, *, spanned: bool, began: int | None
+    ) -> None:
         self.recorder = recorder
         self.method = method
         self.attempts = 0
@@ -57,7 +59,7 @@ class CallRecord:
             self.context = parent
             if spanned:  # else its only attempt has a span
                 self.span, self.context = recorder.begin_span(
-                    method.span_name, parent, method.kind, method.attributes
+                    method.span_name, parent, method.kind, method.attributes, start_time=began
                 )
 
     def correlate(self, known: str) -> None:

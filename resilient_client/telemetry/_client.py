@@ -94,12 +94,16 @@ class ClientTelemetry(Recorder):
 
     # ------------------------------------------------------------------------------------- calls
 
-    def begin(self, call: Call) -> None:
-        """Start the call's span, and give the call its correlation id."""
+    def begin(self, call: Call, began: int | None = None) -> None:
+        """Start the call's span, and give the call its correlation id.
+
+        Args:
+            began: when that was, in nanoseconds since the epoch; None is now.
+        """
         if call.started >= self.next_probe:
             self.probe(call.started)
         method = self._methods.get(self._scheme, call.route, call.kind == "emit")
-        record = call.span = CallRecord(self, method, call, spanned=self._spanned)
+        record = call.span = CallRecord(self, method, call, spanned=self._spanned, began=began)
         headers, span = call.headers, record.span
         known = headers.get(CORRELATION_HEADER)
         if known is None:

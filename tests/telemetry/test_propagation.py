@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,7 +24,7 @@ from opentelemetry.propagators.textmap import (
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
-from resilient_client import ClientProxy, Context, Server, Telemetry
+from resilient_client import ClientProxy, Context, PayloadError, Server, Telemetry
 from resilient_client.message import Message
 from resilient_client.telemetry._propagation import Propagation
 from resilient_client.testing import ScriptedTransport
@@ -83,6 +84,49 @@ async def test_one_from_the_headers_callable_travels_too(recorded: Recorded) -> 
     (span,) = recorded.spans
     assert metadata["traceparent"].split("-")[2] == f"{span.context.span_id:016x}"
     assert "s3cret" not in span.to_json()
+
+
+@pytest.mark.parametrize("kind", ["send", "emit", "stream"])
+async def test_one_that_the_headers_callable_names_is_the_parent(
+    recorded: Recorded, kind: str
+) -> None:
+    async def passed_on() -> dict[str, str]:
+        await asyncio.sleep(0)
+        return {"Traceparent": PARENT}
+
+    for headers in (passed_on, lambda: {"traceparent": PARENT}):
+        recorded.exporter.clear()
+        transport = ScriptedTransport([1])
+        client = ClientProxy(transport, headers=headers, policies=(), telemetry=recorded.settings)
+        if kind == "stream":
+            assert [each async for each in client.stream("x")] == [1]
+        else:
+            await getattr(client, kind)("x")
+        (span,) = recorded.spans
+        assert span.parent is not None
+        assert f"{span.parent.span_id:016x}" == SPAN
+        metadata = transport.requests[0].metadata
+        assert metadata["traceparent"] == f"00-{TRACE}-{span.context.span_id:016x}-01"
+        assert metadata["x-correlation-id"] == TRACE
+
+
+async def test_a_call_whose_headers_or_payload_cannot_be_had_has_its_span(
+    recorded: Recorded,
+) -> None:
+    def fails() -> dict[str, str]:
+        raise KeyError("no token")
+
+    client = ClientProxy(
+        ScriptedTransport(), headers=fails, policies=(), telemetry=recorded.settings
+    )
+    before = time.time_ns()
+    with pytest.raises(KeyError):
+        await client.send("x")
+    with pytest.raises(PayloadError):
+        await client.send("x", object())
+    assert [span.status.status_code.name for span in recorded.spans] == ["ERROR", "ERROR"]
+    assert all(before <= span.start_time <= span.end_time for span in recorded.spans)
+    assert recorded.value("resilient_client.call.active") == 0
 
 
 async def test_an_explicit_traceparent_that_is_none_is_not_the_parent(recorded: Recorded) -> None:
