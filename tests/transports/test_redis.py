@@ -836,6 +836,58 @@ async def test_something_that_is_no_redis_is_told() -> None:
         await client.aclose()
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"*0\r\n",
+        b"*3\r\n$7\r\nmessage\r\n:1\r\n:2\r\n",
+        b"*3\r\n$7\r\nmessage\r\n$7\r\nx.reply\r\n$-1\r\n",
+        b"*4294967295\r\n",
+        b"%1\r\n*0\r\n+b\r\n",
+        b">1\r\n$7\r\nmessage\r\n",
+    ],
+)
+async def test_messages_that_are_none_end_the_connection_and_the_call_at_once(
+    message: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscribed = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal subscribed
+        while data := await reader.read(1 << 16):
+            if b"SUBSCRIBE" in data:
+                subscribed += 1
+                writer.write(b"*3\r\n$9\r\nsubscribe\r\n$7\r\nx.reply\r\n:1\r\n" + message)
+            else:
+                writer.write(b"+PONG\r\n" * data.count(b"PING"))
+
+    async with scripted_peer(talk) as port:
+        client = client_of(f"redis://127.0.0.1:{port}")
+        error = await error_of(client.send("x", timeout=5))
+        assert isinstance(error, ConnectError)
+        assert not isinstance(error, DeadlineExceeded)
+        assert not error.sent
+        assert "no Redis" in str(error)
+        assert subscribed == 1
+        await client.aclose()
+    assert not caplog.records
+
+
+async def test_a_redis_that_repeats_its_login_gives_no_password_away() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1 << 16)
+        said = f"unknown command 'AUTH', with args beginning with: '{SECRET}' "
+        writer.write(f"-ERR {said}\r\n+PONG\r\n".encode())
+
+    async with scripted_peer(talk) as port:
+        client = client_of(f"redis://:{SECRET}@127.0.0.1:{port}")
+        error = await error_of(client.send("x", timeout=5))
+        assert isinstance(error, ConfigurationError)
+        assert "unknown command" in str(error)
+        assert SECRET not in f"{error} {error!r} {error.attempts}"
+        await client.aclose()
+
+
 async def test_a_request_whose_time_is_up_is_not_run(redis_broker: Redis, unique: str) -> None:
     server = server_of(redis_broker.url)
     ended: list[str] = []

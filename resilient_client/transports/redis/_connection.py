@@ -81,21 +81,32 @@ class Connection(SocketProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._silent = 0
         reader, waiting, on_message = self._reader, self._waiting, self._on_message
-        try:
-            reader.feed(self._view, 0, nbytes)  # type: ignore[arg-type]  # any buffer
-            while (reply := reader.gets()) is not _MORE:
-                if on_message is not None and type(reply) is list and reply[0] in _MESSAGES:
+        reader.feed(self._view, 0, nbytes)  # type: ignore[arg-type]  # any buffer
+        while True:
+            try:
+                reply = reader.gets()
+            except (hiredis.HiredisError, MemoryError, TypeError) as error:
+                what = str(error) or "it announces more than there is memory for"
+                self.give_up(ProtocolError(f"this is no Redis: {what}"))
+                return
+            if reply is _MORE:
+                return
+            if on_message is not None and type(reply) is list and reply and reply[0] in _MESSAGES:
+                try:
                     on_message(reply)
-                elif waiting:
-                    waiting.popleft()(reply)
-                elif type(reply) is Refused:  # it says why it hangs up, before it was asked
-                    self.give_up(reply)
+                except (IndexError, TypeError, AttributeError):
+                    if _is_message(reply):
+                        raise
+                    self.give_up(ProtocolError("this is no Redis: it sends messages that are none"))
                     return
-                else:
-                    self.give_up(ProtocolError("this is no Redis: it speaks without being asked"))
-                    return
-        except hiredis.HiredisError as error:
-            self.give_up(ProtocolError(f"this is no Redis: {error}"))
+            elif waiting:
+                waiting.popleft()(reply)
+            elif type(reply) is Refused:  # it says why it hangs up, before it was asked
+                self.give_up(reply)
+                return
+            else:
+                self.give_up(ProtocolError("this is no Redis: it speaks without being asked"))
+                return
 
     def ask(self, on_reply: Callable[[Any], None], *command: str | bytes | int) -> None:
         """Send a command; `on_reply` gets the reply, a `Refused` or a `ConnectionLost`."""
@@ -159,6 +170,10 @@ class Connection(SocketProtocol):
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost(reason)
+
+
+def _is_message(reply: list[Any]) -> bool:
+    return len(reply) in (3, 4) and all(type(each) is bytes for each in reply)
 
 
 def ignore(reply: Any) -> None:

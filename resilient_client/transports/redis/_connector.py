@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,9 @@ async def _connect(
                 # it may log in and not ping; a Redis whose disk is full refuses pings, too
                 if command == "PING" and error.code in {"NOPERM", "MISCONF"}:
                     continue
-                raise error_of(error, f"connecting to {target}") from None
+                # one without this command repeats what it was given, in quotes of either kind
+                said = re.sub(rf"(['`]){re.escape(password or '')}\1", "***", str(error))
+                raise error_of(Refused(said), f"connecting to {target}") from None
     except ConnectionLost as error:
         cause = connection.ended_by
         if tls is not None and not isinstance(cause, ssl.SSLError):

@@ -170,6 +170,8 @@ class ClientTransport(LinkedTransport[_ClientSession]):
             else:
                 async with self._before_sending(call):
                     await self._listen(session, channel)
+                if session.closed:  # not dialled again and again for one that ends each time
+                    raise ConnectError(f"{self.endpoint}: {session.reason}")
 
     async def _listen(self, session: _ClientSession, channel: str) -> None:
         """Wait for the confirmation of a reply channel; all who ask for it wait for the same."""
