@@ -6,8 +6,10 @@ import asyncio
 import json
 import math
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from resilient_client import ClientProxy, RemoteError, Server, TransportError
 from resilient_client.cli import run
+from resilient_client.cli._demo_view import View
 from resilient_client.cli._output import Output
 from resilient_client.cli._words import option, options
 
@@ -300,6 +303,30 @@ async def test_listen_prints_events_and_bench_prints_rates() -> None:
             assert code == 0
             assert told["calls"] > 0
             assert told["errors"] == {}
+
+
+async def test_a_terminal_of_80_by_24_shows_the_demos_news_as_they_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = {"TERM": "xterm", "COLUMNS": "80", "LINES": "24", "FORCE_COLOR": "1"}
+    for name, value in terminal.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    two = ClientProxy(["tcp://127.0.0.1:10001", "tcp://127.0.0.1:10002"])
+    for breaker in two.circuit_breakers.values():
+        breaker.half_open()
+    with View(Output(as_json=False), {}) as view:
+        for number in range(30):
+            view.say(f"news {number}.")
+            view.tick(Counter(succeeded=50, failed=100), two)
+        seen = capsys.readouterr().out
+        assert all(f"news {number}." in seen for number in range(30))
+    frame = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", capsys.readouterr().out)
+    table = [line for line in frame.splitlines() if line.startswith(("┏", "┃", "┡", "│", "└"))]
+    assert 6 < len(table) < 24 - 8
+    assert max(map(len, table)) <= 80
+    assert "succeeded" in frame
+    assert "10001 half-open, 10002 half-open" in frame
 
 
 async def test_the_demo_says_why_its_servers_do_not_start() -> None:
