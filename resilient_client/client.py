@@ -613,11 +613,12 @@ class ClientProxy:
             return_exceptions=True,
         )
         errors = [error for error in results if isinstance(error, BaseException)]
-        for error in errors:
-            if not isinstance(error, ConnectError | DeadlineExceeded):
-                raise error
-        if len(errors) == len(self._transports):
-            raise errors[0]
+        final = [each for each in errors if not isinstance(each, ConnectError | DeadlineExceeded)]
+        try:
+            if final or len(errors) == len(self._transports):
+                raise (final or errors)[0]
+        finally:
+            del results, errors, final  # an error's traceback holds this frame
 
     async def aclose(self) -> None:
         """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
@@ -756,13 +757,16 @@ class ClientProxy:
             error = failure
         if error is not None:
             self._conclude(error, call)
-        return Health(
-            reachable=error is None,
-            latency=self._now() - call.started if error is None else None,
-            status=self.status,
-            circuits={url: breaker.current_state for url, breaker in self._breakers.items()},
-            error=error,
-        )
+        try:
+            return Health(
+                reachable=error is None,
+                latency=self._now() - call.started if error is None else None,
+                status=self.status,
+                circuits={url: breaker.current_state for url, breaker in self._breakers.items()},
+                error=error,
+            )
+        finally:
+            del error  # its traceback holds this frame
 
     def explain(self) -> str:
         """The pipeline and every effective setting, for people."""

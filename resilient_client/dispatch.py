@@ -63,6 +63,8 @@ _TURNS = 10
 """What `_LINGER` is divided into: a machine too busy to run us in time gets its turns all the same,
 and what had arrived before is read in the first."""
 
+_NOTHING = Reply()
+
 
 class Dispatcher:
     """Finds the handler of a message and runs it: within the caps, the deadline and the policies.
@@ -365,6 +367,7 @@ class Dispatcher:
         except Exception:
             log.exception("the reply of %s could not be sent", handler.name)
         finally:
+            reply = _NOTHING  # an error's traceback holds this frame: no cycle
             job.deadline = inf
             if not job.held:
                 job.slots.release(job)
@@ -417,7 +420,10 @@ class Dispatcher:
     ) -> Reply:
         """The reply of a handler that raised; what ends its task, or the process, is passed on."""
         if not job.failed_by(error):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
         return Reply(error=await self.exceptions.answer(error, handler, context))
 
     def _guard(self) -> Any:

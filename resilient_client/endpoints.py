@@ -65,7 +65,10 @@ def choose(endpoints: Sequence[tuple[str, Handler]], clock: Clock) -> Handler:
             raise last
         assert refusal is not None  # noqa: S101
         call.endpoint = refused_at
-        raise refusal
+        try:
+            raise refusal
+        finally:
+            del refusal  # its traceback holds this frame: no cycle
 
     return chosen
 

@@ -39,6 +39,7 @@ async def carried(reply: Reply, items: Items, carry: Awaitable[None]) -> None:
             await items.aclose()
         finally:
             reply.complete(ended, seen=True)
+            del ended  # its traceback holds this frame
 
 
 async def run_through(items: Items) -> None:
@@ -114,7 +115,13 @@ class HandlerItems:
                 raise
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 await self.aclose()
-            raise await self._exceptions.answer(error, self._handler, self._context) from error
+            answer = await self._exceptions.answer(error, self._handler, self._context)
+            try:
+                if answer is error:  # meant for the caller as it is
+                    raise
+                raise answer from error
+            finally:
+                del answer  # its traceback holds this frame
 
     async def aclose(self) -> None:
         """Stop the generator."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from resilient_client.clock import DeadlineTimer, call_later
 from resilient_client.errors import Overloaded, ReplyTimeout, ResilientClientError
@@ -238,8 +238,7 @@ class ItemStream:
             if not self._buffer and not self._ended and not await self._wait(call.attempt_deadline):
                 raise call.expired(sent=True)
             if not self._buffer and self._error is not None:
-                error, self._error = self._error, None
-                raise error
+                self._raise_error()
         except BaseException:
             await self.aclose()
             raise
@@ -254,15 +253,22 @@ class ItemStream:
         """See `message.Items.receive`."""
         while not self._buffer:
             if self._ended:
-                error, self._error = self._error, None
-                if error is not None:
-                    raise error
+                if self._error is not None:
+                    self._raise_error()
                 raise StopAsyncIteration
             if not await self._wait(deadline):
                 raise ReplyTimeout("the stream was silent for too long")
         body = self._buffer.popleft()
         self._size -= len(body) if isinstance(body, bytes | memoryview) else 1
         return body
+
+    def _raise_error(self) -> NoReturn:
+        error, self._error = self._error, None
+        assert error is not None  # noqa: S101
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
     async def _wait(self, deadline: float) -> bool:
         """Until something changes; False when `deadline` came first."""

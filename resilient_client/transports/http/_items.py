@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout
 from resilient_client.message import Reply
@@ -75,7 +75,7 @@ class HttpItems:
             except ReplyTimeout:
                 raise call.expired(sent=True) from None
             if not self._ready and self._error is not None:
-                raise self._error
+                self._raise_error()
         except BaseException:
             await self.aclose()
             raise
@@ -86,12 +86,19 @@ class HttpItems:
         if not self._ready:
             await self._fill(deadline)
             if not self._ready:
-                error, self._error = self._error, None
                 await self._answer.aclose(at_end=True)
-                if error is not None:
-                    raise error
+                if self._error is not None:
+                    self._raise_error()
                 raise StopAsyncIteration
         return self._ready.popleft()
+
+    def _raise_error(self) -> NoReturn:
+        error, self._error = self._error, None
+        assert error is not None  # noqa: S101
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
     async def _fill(self, deadline: float) -> None:
         """Read until there is a value, or nothing more to come."""

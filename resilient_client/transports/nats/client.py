@@ -22,7 +22,7 @@ from resilient_client.message import STORED, WRITTEN
 from resilient_client.patterns import pattern_json
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._link import Link, LinkedTransport
-from resilient_client.transports._nest import CANCEL_ROUTE, deliver
+from resilient_client.transports._nest import CANCEL_ROUTE, Peers, deliver
 from resilient_client.transports._packets import event_packet, read_response, request_packet
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._transport import BaseTransport
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 NO_RESPONDERS = 503
 HEARTBEAT = 5.0
 MAX_SUBJECTS = 10_000
-MAX_LEFT = 256
-MAX_PEERS = 64  # servers of our make that are told when a caller leaves
 _NOBODY = "nobody is subscribed to this subject"
 _STORED = "s"  # begins the key of a message that JetStream acknowledges
 
@@ -57,8 +55,7 @@ class _Session:
         self.subjects: dict[str, str] = {}  # of who waits: the keys of this table of pending
         self.streamed: set[str] = set()  # subjects that the stream is known to take
         self.making = asyncio.Lock()  # of the stream
-        self._peers: dict[str, None] = {}  # where servers of our make hear that a caller has left
-        self._left: dict[str, None] = {}  # the last that have: a server may show itself later
+        self.peers = Peers(self._tell)  # each has a subject of its own for that
         self.connection: Connection
         self._codec = codec
         self._skip = len(inbox)
@@ -87,24 +84,14 @@ class _Session:
             deliver(self.replies, key, response, self._codec)
 
     def _meet(self, peer: str) -> None:
-        """A server of our make shows itself, perhaps after a caller of its has left."""
-        if not peer.startswith(f"{CANCEL_ROUTE}.") or len(self._peers) >= MAX_PEERS:
+        """A server of our make says where it hears of callers that have left."""
+        if not peer.startswith(f"{CANCEL_ROUTE}."):
             return
         try:
             checked_subject(peer)
         except ConfigurationError:
             return  # a stranger's words
-        self._peers[peer] = None
-        for key in self._left:
-            self._tell(peer, key)
-
-    def cancel(self, key: str) -> None:
-        """Tell servers of our make that nobody waits any more; whoever runs it stops."""
-        self._left[key] = None
-        if len(self._left) > MAX_LEFT:
-            del self._left[next(iter(self._left))]
-        for peer in self._peers:
-            self._tell(peer, key)
+        self.peers.meet(peer)
 
     def _tell(self, peer: str, key: str) -> None:
         if not self.connection.closed:
@@ -235,9 +222,10 @@ class ClientTransport(LinkedTransport[_Session]):
             call.sent = True
             session.connection.send(message)
 
+        leave = partial(session.peers.leave, key)
         session.subjects[key] = call.route
         try:
-            return await session.replies.exchange(key, call, write, partial(session.cancel, key))
+            return await session.replies.exchange(key, call, write, leave)
         finally:
             del session.subjects[key]
 
