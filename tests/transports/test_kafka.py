@@ -193,6 +193,16 @@ async def test_more_replicas_than_brokers_are_named_as_the_reason(
     assert "more brokers" in (error.hint or "")
 
 
+async def test_a_call_waits_for_its_topic_as_long_as_it_may(
+    kafka_broker: Kafka, unique: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that has lost a broker takes seconds until it makes one."""
+    monkeypatch.setattr("resilient_client.transports.kafka.client.PREPARE_TIMEOUT", 0.01)
+    async with client_of(kafka_broker.url) as client:
+        many = [client.emit(f"{unique}.slow", n, timeout=30) for n in range(3)]
+        assert await asyncio.gather(*many) == [Receipt("stored")] * 3
+
+
 async def test_topics_that_are_removed_are_made_again(
     new_broker: Callable[..., Kafka], unique: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from aiokafka import errors as kafka
+from aiokafka.protocol.metadata import MetadataResponse_v1
 
 from resilient_client import (
     ClientProxy,
@@ -23,8 +24,10 @@ from resilient_client import (
 )
 from resilient_client.codecs import JsonCodec
 from resilient_client.transports.kafka import _errors
+from resilient_client.transports.kafka._driver import discard
 from resilient_client.transports.kafka._headers import headers_of, metadata_of
 from resilient_client.transports.kafka._lane import Lane
+from resilient_client.transports.kafka._outbox import new_producer
 from resilient_client.transports.kafka._partitions import Partitions
 from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
 
@@ -374,6 +377,26 @@ async def test_giving_up_while_the_first_broker_is_asked_closes_that_connection(
             await connecting
         await asyncio.wait_for(ended.wait(), 10)
         gc.collect()
+
+
+async def test_a_producers_first_question_goes_to_the_broker_that_has_just_answered() -> None:
+    """Any other may be silent; and so may this one by the next time."""
+
+    async def answer(brokers: list[tuple[int, str, int, None]], server: str) -> list[int]:
+        producer = new_producer({"bootstrap_servers": [server]}, 1000)
+        client = producer.client
+        client.cluster.update_metadata(MetadataResponse_v1(brokers, 1, []))
+        asked = [client.get_random_node() for _ in range(200)]
+        await discard(producer)
+        return asked
+
+    brokers = [(number, f"10.0.0.{number}", 9092, None) for number in (1, 2, 3)]
+    for number in (1, 2, 3):
+        first, *later = await answer(brokers, f"10.0.0.{number}:9092")
+        assert first == number
+        assert set(later) == {1, 2, 3}
+    assert (await answer([(7, "::1", 9092, None)], "[::1]:9092"))[0] == 7
+    assert set(await answer(brokers, "kafka.example:9092")) == {1, 2, 3}  # known by another name
 
 
 async def test_a_server_that_ended_while_it_was_paused_reads_when_it_is_started_again(

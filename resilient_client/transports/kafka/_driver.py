@@ -127,9 +127,7 @@ async def first_answering(made: dict[str, Any], cluster: Any = None) -> dict[str
         cluster: what a connection before this one knew; its brokers are asked too.
     """
     servers = list(made["bootstrap_servers"])
-    for broker in () if cluster is None else cluster.brokers():
-        host = f"[{broker.host}]" if ":" in broker.host else broker.host
-        servers.append(f"{host}:{broker.port}")
+    servers += [] if cluster is None else map(_address, cluster.brokers())
     servers = list(dict.fromkeys(servers))
     if len(servers) == 1:
         return made
@@ -150,6 +148,26 @@ async def first_answering(made: dict[str, Any], cluster: Any = None) -> dict[str
         if left:
             await asyncio.wait(left)
     return made
+
+
+def ask_first(client: Any, server: str) -> None:
+    """Let an `AIOKafkaClient` put its first question to this server, which has just answered.
+
+    It would ask any broker, and one that is silent for as long as a request may take.
+    """
+
+    def node() -> Any:
+        del client.get_random_node  # this server may be gone by the next time
+        brokers = client.cluster.brokers()
+        found = [broker.nodeId for broker in brokers if _address(broker) == server]
+        return found[0] if found else client.get_random_node()
+
+    client.get_random_node = node
+
+
+def _address(broker: Any) -> str:
+    host = f"[{broker.host}]" if ":" in broker.host else broker.host
+    return f"{host}:{broker.port}"
 
 
 async def _greet(server: str, made: dict[str, Any]) -> None:

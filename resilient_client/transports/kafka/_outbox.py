@@ -16,7 +16,7 @@ from resilient_client.transports.kafka._aiokafka import (
     errors,
     murmur2,
 )
-from resilient_client.transports.kafka._driver import take_back
+from resilient_client.transports.kafka._driver import ask_first, take_back
 from resilient_client.transports.kafka._errors import REFUSED, TOO_LARGE, ours
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def new_producer(made: Mapping[str, Any], max_size: int) -> AIOKafkaProducer:
     # How long a partition may be without a leader is for each call's deadline to say; and what was
     # sent once must not be given up: its sequence number would be missing from then on.
     producer._message_accumulator._batch_ttl = inf  # noqa: SLF001
+    ask_first(producer.client, made["bootstrap_servers"][0])
     return producer
 
 

@@ -114,13 +114,13 @@ class Topics:
             try:
                 async with asyncio.timeout(within):
                     await self._look_or_make(missing)
-            except TimeoutError:
+            except TimeoutError as error:
                 text = f"{self.endpoint}: topics {', '.join(missing)} are not ready in {within} s"
                 if self._refusal:
                     raise ConnectError(
                         f"{text}: {self._refusal}", hint="lower replication=, or start more brokers"
                     ) from None
-                raise ConnectError(text) from None
+                raise ConnectError(text) from error
             except AIOKAFKA_ERRORS as error:
                 raise ours(error, self.endpoint, sent=False) from error
         return {name: self._known[name] for name in wanted}

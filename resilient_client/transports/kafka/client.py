@@ -10,6 +10,7 @@ import time
 from copy import copy
 from functools import partial
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.context import fresh_id
@@ -61,7 +62,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.kafka")
 
 PREPARE_TIMEOUT = 5.0
-"""Seconds that finding, or making, the topics of a new pattern may take, whoever waits."""
+"""Seconds after which finding, or making, the topics of a new pattern is begun anew, or given up
+where nobody waits any more: a cluster that chooses a leader may take longer."""
 TOGETHER = 16
 """Events in a row for one partition; requests take turns, that all replicas have some."""
 MAX_FAREWELLS = 1000
@@ -105,6 +107,7 @@ class _Connection:
         self.places: dict[str, Headers] = {}  # by route: where its replies go
         self._positions: dict[Any, int] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._clock = clock
         self._received = received
         self._lost = lost
         self._farewells: set[asyncio.Task[None]] = set()
@@ -131,29 +134,35 @@ class _Connection:
         except AIOKAFKA_ERRORS as error:
             self.lost(str(error))
 
-    async def prepare(self, call: Call, *, reply: bool, left: float) -> None:
+    async def prepare(self, call: Call, *, reply: bool) -> None:
         """Wait until the topics of the call's pattern are there, and its replies are read.
 
         Raises:
             ConfigurationError: they cannot be.
-            ConnectError, DeadlineExceeded: they are not, in `left` seconds.
+            ConnectError, DeadlineExceeded: they are not, in the time that the call has for it.
         """
         name = call.route + REPLY_SUFFIX if reply else call.route
-        task = self._preparing.get(name)
-        if task is None:
-            check_topic(call.route)
-            work = self._open(call.route) if reply else self._ensure(call.route)
-            task = self._preparing[name] = spawn(work, f"topics of {call.route}")
-            task.add_done_callback(partial(self._prepared, name))
-        done, _ = await asyncio.wait({task}, timeout=left if left < float("inf") else None)
-        if not done:
-            raise call.unready(f"topic {call.route} was not ready in time")
-        if task.cancelled():
-            raise ConnectError("the connection to the broker ended")
-        error = task.exception()
-        if isinstance(error, ResilientClientError):
-            raise copy(error)
-        if error is not None:
+        until = min(call.connect_deadline, call.attempt_deadline)
+        while True:
+            task = self._preparing.get(name)
+            if task is None:
+                check_topic(call.route)
+                work = self._open(call.route) if reply else self._ensure(call.route)
+                task = self._preparing[name] = spawn(work, f"topics of {call.route}")
+                task.add_done_callback(partial(self._prepared, name))
+            left = until - self._clock.now()
+            done, _ = await asyncio.wait({task}, timeout=left if left < inf else None)
+            if not done:
+                raise call.unready(f"topic {call.route} was not ready in time")
+            if task.cancelled():
+                raise ConnectError("the connection to the broker ended")
+            error = task.exception()
+            if error is None:
+                return
+            if isinstance(error, ResilientClientError):
+                if isinstance(error.__cause__, TimeoutError) and not self.closed:
+                    continue  # there is nothing against it but that it takes so long
+                raise copy(error)
             raise error
 
     def _prepared(self, name: str, task: asyncio.Task[None]) -> None:
@@ -171,8 +180,8 @@ class _Connection:
             async with asyncio.timeout(PREPARE_TIMEOUT):
                 place, end = await self._place_for_replies(topic, there[topic])
                 await learn(self.consumer, topic)
-        except TimeoutError:
-            raise ConnectError(f"the end of {topic} is not known in {PREPARE_TIMEOUT} s") from None
+        except TimeoutError as error:
+            raise ConnectError(f"the end of {topic} is not known in {PREPARE_TIMEOUT} s") from error
         except AIOKAFKA_ERRORS as error:
             raise ours(error, topic, sent=False) from error
         self._positions[place] = end
@@ -411,8 +420,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         """The same where something must be waited for: a connection, the topics, or room."""
         connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if call.route not in connection.places:
-            left = call.connect_deadline - self._clock.now()
-            await connection.prepare(call, reply=True, left=left)
+            await connection.prepare(call, reply=True)
         id, headers, key = connection.address(call)  # noqa: A001
         batch = await self._hand_over(connection, call, headers, key)
         return await connection.exchange(id, call, batch)
@@ -431,8 +439,7 @@ class ClientTransport(LinkedTransport[_Connection]):
         """The same where something must be waited for: a connection, the topic, or room."""
         connection = self._link.current or await self._link.get(call.connect_deadline, call)
         if connection.topics.known(call.route) is None:
-            left = call.connect_deadline - self._clock.now()
-            await connection.prepare(call, reply=False, left=left)
+            await connection.prepare(call, reply=False)
         headers, key = headers_of(call.metadata)
         batch = await self._hand_over(connection, call, headers, key)
         return await batch.wait(call)
