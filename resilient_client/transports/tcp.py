@@ -11,6 +11,7 @@ import logging
 import ssl
 from collections import deque
 from itertools import count
+from math import inf
 from typing import TYPE_CHECKING
 
 from resilient_client.context import PEER_HEADER
@@ -61,6 +62,11 @@ INCOMPLETE_TIMEOUT = 30.0
 """Seconds of silence in the middle of a frame before the connection is dropped, as in Nest."""
 MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
+
+
+UNREAD_TIMEOUT = 30.0
+"""Seconds in which a peer reads nothing of what waits for it before its connection is dropped: its
+requests are not over until their replies are written, and others would be refused for them."""
 
 
 class _Stream(SocketProtocol):
@@ -270,6 +276,7 @@ class _ServerStream(_Stream):
         self._now = app.clock.now
         self._slots: Slots
         self._greeted = False
+        self._looking: asyncio.TimerHandle | None = None  # whether the peer reads
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -336,9 +343,23 @@ class _ServerStream(_Stream):
         self.transport.pause_reading()
         if self.transport.get_write_buffer_size() > MAX_SEND_BUFFER:
             self.transport.abort()
+        self._look_again(inf)  # what is written in this turn of the loop is still to come
+
+    def _look_again(self, unread: float) -> None:
+        self._looking = self.loop.call_later(UNREAD_TIMEOUT / 2, self._look_at_reader, unread)
+
+    def _look_at_reader(self, before: float) -> None:
+        unread = self.transport.get_write_buffer_size()
+        if unread < before:
+            self._look_again(unread)
+        else:
+            self.broken(ProtocolError("it does not read what was written"))
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if not self.paused and not self.closed:
             self.transport.resume_reading()
 

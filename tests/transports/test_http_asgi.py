@@ -501,3 +501,28 @@ async def test_an_address_in_use_is_a_setting_to_mend():
     async with server("http://127.0.0.1:0") as made:
         with pytest.raises(ConfigurationError, match="cannot be bound"):
             await server(made.addresses[0]).start()
+
+
+async def test_nobody_keeps_an_answer_waiting_for_ever(monkeypatch: pytest.MonkeyPatch):
+    made = Server("http://127.0.0.1:0", telemetry=False, grace=0.1)
+
+    @made.message_pattern("endless")
+    async def endless() -> AsyncIterator[str]:
+        while True:
+            yield "x" * 1_000_000
+
+    async with made:
+        host, port = made.addresses[0].removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(b"POST /endless HTTP/1.1\r\nhost: x\r\naccept: text/event-stream\r\n\r\n")
+        listener: Any = made._listeners[0]
+        await eventually(lambda: bool(listener._unread))
+        assert made._app.running == 1
+        [(size, since)] = listener._unread.values()
+        listener._unread = dict.fromkeys(listener._unread, (size + 1, 0.0))
+        listener._drop_unread(since + 1e6)  # it has read a little
+        assert made._app.running == 1
+        listener._drop_unread(since + 2e6)
+        await eventually(lambda: made._app.running == 0)
+        writer.transport.abort()

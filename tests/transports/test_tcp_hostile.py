@@ -20,9 +20,11 @@ from resilient_client import (
     RemoteError,
     ResilientClientError,
     Server,
+    Throttled,
 )
 from tests.calls import outcome
 from tests.peers.script import scripted_peer
+from tests.waiting import eventually
 
 GOOD = [
     b'47#{"pattern":{"cmd":"sum"},"data":[1,2],"id":"1"}',
@@ -195,3 +197,33 @@ async def test_a_caller_that_does_not_read_stops_being_served_and_others_are_not
             assert await client.send("echo", 1, timeout=20) == 1
         del reader
         writer.transport.abort()
+
+
+async def test_callers_that_read_no_answer_do_not_keep_a_servers_slots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("resilient_client.transports.tcp.UNREAD_TIMEOUT", 0.5)
+    made = Server("tcp://127.0.0.1:0", telemetry=False, grace=0.1, max_calls=3)
+    made.message_pattern("big")(_big)
+    async with made, ClientProxy(made.addresses[0], policies=(), telemetry=False) as client:
+        port = int(made.addresses[0].rpartition(":")[2])
+        writers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            text = b'{"pattern":"big","data":10000000,"id":"1"}'
+            writer.write(b"%d#%b" % (len(text), text) * 4)
+            writers.append(writer)
+        await eventually(lambda: made._app.running == 2)  # the first of each is written
+        assert isinstance(
+            await outcome(asyncio.gather(client.send("big", 1), client.send("big", 1))), Throttled
+        )
+        await eventually(lambda: made._app.running == 0)
+        assert await asyncio.gather(*(client.send("big", 1) for _ in range(3))) == ["x"] * 3
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def _big(size: int) -> str:
+    await asyncio.sleep(0)
+    return "x" * size

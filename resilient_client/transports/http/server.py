@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT = 30.0
 """Seconds that a connection may take for the head of a request, its first included."""
+UNREAD_TIMEOUT = 30.0
+"""Seconds in which a client reads nothing of an answer before its connection is dropped."""
 _CLOSING = 1.0  # seconds that connections get to close by themselves
 
 
@@ -64,6 +66,7 @@ class ServerListener:
         )
         self._server: asyncio.Server | None = None
         self._awaited: dict[Any, tuple[Any, float]] = {}  # connections that may ask
+        self._unread: dict[Any, tuple[int, float]] = {}  # those with something left to read
         self._ticking: asyncio.TimerHandle | None = None
 
     def check_pattern(self, handler: Subscription) -> None:
@@ -95,6 +98,7 @@ class ServerListener:
         self._state.default_headers = [(b"date", now)]
         loop = asyncio.get_running_loop()
         self._close_idle(loop.time())
+        self._drop_unread(loop.time())
         self._ticking = loop.call_later(1.0, self._tick)
 
     def _close_idle(self, now: float) -> None:
@@ -112,6 +116,21 @@ class ServerListener:
                 connection.transport.close()
         self._awaited = awaited
 
+    def _drop_unread(self, now: float) -> None:
+        """Drop connections that do not read: an answer, and perhaps a handler, waits for each."""
+        unread = {}
+        for connection in tuple(self._state.connections):
+            size = connection.transport.get_write_buffer_size()
+            if not size:
+                continue
+            before, since = self._unread.get(connection, (size, now))
+            if size != before:
+                since = now
+            unread[connection] = size, since
+            if now - since > UNREAD_TIMEOUT:
+                connection.transport.abort()
+        self._unread = unread
+
     async def stop(self) -> None:
         """See `ServerListener.stop`: a connection closes after its next answer, which says so.
 
@@ -127,6 +146,7 @@ class ServerListener:
         if self._ticking is not None:
             self._ticking.cancel()
         self._awaited.clear()
+        self._unread.clear()
         for connection in tuple(self._state.connections):
             connection.shutdown()
         try:
