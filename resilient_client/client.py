@@ -14,7 +14,7 @@ from functools import partial
 from math import inf
 from threading import get_ident
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 from weakref import WeakSet, ref
 
 from resilient_client import defaults
@@ -773,6 +773,12 @@ class ClientProxy:
         from resilient_client.policies import explain
 
         return explain(self.name, self._transports, self._policies, self._timeout, self._patterns)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a client can neither be pickled nor copied: make one in each process;"
+            " a SyncClientProxy may be made before a fork"
+        )
 
     def __repr__(self) -> str:
         urls = ", ".join(transport.endpoint for transport in self._transports)

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections import deque
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, Self, TypeVar, overload
 
 from resilient_client.client import ClientProxy, Health
 from resilient_client.errors import ConfigurationError
@@ -289,6 +289,9 @@ class SyncClientProxy:
     def explain(self) -> str:
         """The pipeline and every effective setting, for people."""
         return self._client.explain()
+
+    def __reduce__(self) -> NoReturn:
+        return self._client.__reduce__()
 
     def __repr__(self) -> str:
         return f"<Sync{repr(self._client)[1:]}"

@@ -9,6 +9,7 @@ import math
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,7 @@ from resilient_client import (
     ResilientClientError,
     Retry,
     Server,
+    SyncClientProxy,
     Throttled,
     Timeout,
     correlation_id,
@@ -263,6 +265,15 @@ async def test_settings_of_a_pattern_apply_to_it_alone() -> None:
     ):
         with pytest.raises(ConfigurationError, match=match):
             quiet("memory://x", patterns=wrong)
+
+
+@pytest.mark.parametrize("kind", [ClientProxy, SyncClientProxy])
+@pytest.mark.parametrize("duplicate", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_client_is_neither_pickled_nor_copied_and_says_what_to_do_instead(
+    duplicate: Callable[[object], object], kind: type[ClientProxy | SyncClientProxy]
+) -> None:
+    with pytest.raises(TypeError, match="make one in each process"):
+        duplicate(kind("memory://x"))
 
 
 def test_a_mapping_as_text_has_its_settings_however_it_is_written() -> None:

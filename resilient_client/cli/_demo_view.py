@@ -67,7 +67,8 @@ class View:
         except ModuleNotFoundError:
             return self
         console = Console()
-        if console.is_terminal and not self._output.as_json:
+        shows = console.is_terminal and not console.is_dumb_terminal
+        if shows and not self._output.as_json:
             self._rows = deque(maxlen=max(1, min(_ROWS, console.height - _AROUND)))
             self._live = Live(self._table(), console=console, refresh_per_second=8)
             self._live.start()
