@@ -173,7 +173,7 @@ class ScriptedTransport:
 
     async def _answer(self, call: Call, carry: Callable[[Call, Any], Any]) -> Any:
         self._open()
-        request = self._noted(call)
+        request, before = self._noted(call), call.sent
         try:
             answer = await self._next(call)
             carried = carry(call, answer)
@@ -181,6 +181,8 @@ class ScriptedTransport:
                 carried = await carried
         except Exception as error:
             request.outcome = type(error).__name__
+            if isinstance(error, ResilientClientError) and not error.sent:
+                call.sent = before  # nothing was, however long that took to be known
             raise
         except BaseException:
             request.outcome = "left"

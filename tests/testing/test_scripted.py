@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 
-from resilient_client import ClientProxy
+from resilient_client import ClientProxy, Retry
 from resilient_client.errors import (
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
+    NoHandlerError,
+    Overloaded,
     PayloadError,
     RemoteError,
     ReplyTimeout,
@@ -56,6 +58,17 @@ async def test_errors_say_what_was_sent():
         assert caught.value.sent is sent
     with pytest.raises(ValueError, match="bug"):
         await client.send("p")
+
+
+@pytest.mark.parametrize("kind", ["send", "stream"])
+async def test_an_attempt_that_took_a_while_to_be_never_sent_was_not(kind):
+    nobody = NoHandlerError("nobody is subscribed", sent=False)
+    first = Delayed(1, nobody) if kind == "send" else Streamed(Delayed(1, nobody))
+    client, *_ = client_of([first, Overloaded("full")], Retry())
+    with pytest.raises(Overloaded) as caught:
+        await (client.send("p") if kind == "send" else anext(client.stream("p")))
+    assert not caught.value.sent
+    assert [attempt.sent for attempt in caught.value.attempts] == [False, False]
 
 
 async def test_answers_take_their_time_and_deadlines_are_obeyed():
