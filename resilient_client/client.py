@@ -650,7 +650,11 @@ class ClientProxy:
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         loop = self._loop
-        if loop is None or loop.is_closed() or not self.holds_connections or finalizing():
+        if loop is None or not self.holds_connections or finalizing():
+            return
+        if loop.is_closed():  # and the connections with it
+            for breaker in self._guards.values():
+                breaker.leave(self)
             return
         with contextlib.suppress(RuntimeError):  # closed a moment ago
             loop.call_soon_threadsafe(lambda: spawn(self.aclose(), "close a client", _closing))

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 import uvloop
+from pybreaker import CircuitMemoryStorage
 
 from resilient_client import (
     Bulkhead,
@@ -25,6 +26,7 @@ from resilient_client import (
     RetryBudget,
     standard,
 )
+from resilient_client.testing import ScriptedTransport
 from tests.server_thread import BOUND, Served, serving
 from tests.test_sync import in_child, needs_fork, until
 
@@ -281,6 +283,23 @@ def test_an_object_shared_by_clients_of_two_live_loops_is_refused(
         with pytest.raises(ConfigurationError, match="event loop"):
             asyncio.run(here.ping())
         asyncio.run_coroutine_threadsafe(there.aclose(), elsewhere).result(BOUND)
+
+
+def test_a_client_that_is_dropped_with_its_loop_ends_the_mirror_of_its_breaker() -> None:
+    async def use(client: ClientProxy) -> None:
+        assert await client.send("x") == 1
+
+    def mirrors() -> list[str]:
+        return [each.name for each in threading.enumerate() if "circuit-storage" in each.name]
+
+    breaker = CircuitBreaker(state_storage=CircuitMemoryStorage("closed"))
+    for _ in range(2):
+        client = ClientProxy(ScriptedTransport([1]), policies=[breaker], telemetry=False)
+        asyncio.run(use(client))
+        assert len(mirrors()) == 1
+        del client
+        gc.collect()
+        until(lambda: not mirrors())
 
 
 @needs_fork

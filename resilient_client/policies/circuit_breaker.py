@@ -441,6 +441,11 @@ class CircuitBreaker(Panel, pybreaker.CircuitBreaker):
         if self._mirror is not None:
             await self._mirror.stop(user)
 
+    def leave(self, user: object = None) -> None:
+        """`stop` without waiting."""
+        if self._mirror is not None:
+            self._mirror.leave(user)
+
     def _elsewhere(self, age: float | None) -> None:
         self._home.post(lambda: self._circuit.opened_elsewhere(age))
 

@@ -157,13 +157,13 @@ def _age(opened_at: datetime | None) -> float | None:
 
 
 _running: dict[tuple[int, str], StorageThread] = {}  # each keeps its storage alive, and so its id
-_registry = threading.Lock()
+_registry = threading.RLock()  # the garbage collector may come while it is held
 
 
 def forget_all() -> None:
     """In a forked child the threads are gone."""
     global _registry  # noqa: PLW0603
-    _registry = threading.Lock()
+    _registry = threading.RLock()
     _running.clear()
 
 
@@ -200,19 +200,26 @@ class Mirror:
 
     async def stop(self, user: object) -> None:
         """Leave; the last one ends the thread and waits a moment for that."""
+        ending = self.leave(user)
+        if ending is not None:
+            await _happened(ending.ended)
+
+    def leave(self, user: object) -> StorageThread | None:
+        """Have the thread end if this was the last one, which is told by the thread."""
         self._users.discard(id(user))
         thread = self._thread
         if self._users or thread is None:
-            return
+            return None
         self._thread = None
         with _registry:
             thread.opened.remove(self._opened)
             last = not thread.opened
             if last and _running.get(thread.key) is thread:
                 del _running[thread.key]
-        if last:
-            thread.stop()
-            await _happened(thread.ended)
+        if not last:
+            return None
+        thread.stop()
+        return thread
 
     def forget(self) -> None:
         """In a forked child there is no such thread."""
