@@ -315,6 +315,20 @@ async def test_an_answer_over_the_limit_is_not_read(kind: str):
 
 
 @every
+async def test_an_answer_that_announces_more_than_the_limit_is_not_waited_for(kind: str):
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n"
+    for status, expected in ((b"200 OK", PayloadError), (b"500 Oops", RemoteError)):
+        async with (
+            scripted(answers(head % status, then=silence)) as peer,
+            calling(peer.url, kind) as client,
+        ):
+            assert type(await fails(client, timeout=20)) is expected
+    async with scripted(answers(head % b"200 OK", then=silence)) as peer:
+        async with calling(peer.url, kind) as client:
+            assert await client.send("HEAD /file", timeout=20) is None
+
+
+@every
 async def test_a_stream_item_over_the_limit_ends_the_stream(kind: str):
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
     async with (

@@ -107,6 +107,8 @@ async def hold() -> None:
         (b"\x20\x0b\x00\x9d\x08\x1c\x00\x05other", ConfigurationError, "other"),
         (b"\x20\x01\x00", ProtocolError, "without its code"),
         (b"\x20\x05\x00\x00\x02\x7f\x00", ProtocolError, "unknown property"),
+        (b"\x20\x06\x00\x00\x03\x21\x00\x00", ProtocolError, "takes no message"),
+        (b"\x20\x08\x00\x00\x05\x27\x00\x00\x00\x00", ProtocolError, "takes no message"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "no MQTT broker"),
         (b"", ConnectError, "closed the connection"),
     ],

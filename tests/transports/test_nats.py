@@ -521,6 +521,7 @@ async def test_what_is_no_nats_server_is_told(caplog: pytest.LogCaptureFixture) 
         (info, b""),
         (info, b"-ERR 'Maximum Connections Exceeded'\r\n"),
         (info, b"something else\r\n"),
+        (info.replace(b"1000", b'"1k"'), b"PONG\r\n"),
     ):
         async with scripted_peer(talk) as port:
             client = ClientProxy(f"nats://127.0.0.1:{port}", policies=(), telemetry=False)

@@ -207,7 +207,11 @@ class ClientTransport(BaseTransport):
                     raise ProtocolError(f"the stream is packed ({packed}), which nobody asked for")
                 items = HttpItems(answer, reader, self._codec, ours=is_ours(headers))
                 return await items.opened(call)
-        content = await answer.read(self._max_size)
+        content = None
+        if _announced(headers) > self._max_size and request.method != "HEAD":
+            await answer.aclose()  # it may take for ever to come
+        else:
+            content = await answer.read(self._max_size)
         if content is not None and packed != "identity":
             content = unpacked(content, packed, self._max_size)
         if not good:  # an error's body that is too large is left out, the error is not
@@ -254,6 +258,12 @@ class ClientTransport(BaseTransport):
         """See `Transport.aclose`."""
         self._change("closed")
         await self._client.aclose()
+
+
+def _announced(headers: Any) -> int:
+    """Bytes of the body, as far as they are told."""
+    told = headers.get("content-length", "")
+    return int(told) if told.isascii() and told.isdigit() and len(told) <= 20 else 0
 
 
 def _own_client(origin: str, *where: Any, **settings: Any) -> OwnClient:

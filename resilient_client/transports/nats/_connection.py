@@ -10,6 +10,7 @@ from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
     PayloadError,
+    ProtocolError,
     ResilientClientError,
 )
 from resilient_client.transports._link import spawn
@@ -55,6 +56,8 @@ class Connection:
         self.target = target
         self.server_name = server_name
         self.max_payload: int = library.max_payload
+        if type(self.max_payload) is not int:
+            raise ProtocolError(f"{target} has no number for max_payload", sent=False)
         self.violations: list[str] = []
         self.jetstream = False
         self.established = False
