@@ -291,7 +291,7 @@ class SyncClientProxy:
         return self._client.explain()
 
     def __reduce__(self) -> NoReturn:
-        return self._client.__reduce__()
+        self._client.__reduce__()
 
     def __repr__(self) -> str:
         return f"<Sync{repr(self._client)[1:]}"
