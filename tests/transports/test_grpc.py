@@ -460,6 +460,29 @@ async def collect(stream: Any) -> list[Any]:
     return [item async for item in stream]
 
 
+async def test_a_stream_that_is_left_in_any_turn_of_the_loop_ends_its_handler() -> None:
+    server = Server(LOCAL, telemetry=False)
+
+    @server.message_pattern("endless")
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+
+        async def read() -> None:
+            async for _ in client.stream("endless"):
+                continue
+
+        for turns in range(60):
+            reading = asyncio.ensure_future(read())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait({reading})
+        await eventually(lambda: not server._app.running)
+
+
 async def test_leaving_cancels_the_handler() -> None:
     seen = Seen()
     async with math_server(seen=seen) as server, client_of(server, proto=PROTO) as client:

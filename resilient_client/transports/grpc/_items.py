@@ -218,6 +218,7 @@ class Items:
         except ERRORS as error:
             failure = self._fail(error, connection)
         except asyncio.CancelledError:
+            self._rpc.cancel()  # the library does not where its request has just been written
             if self._waits.expired(wait):
                 failure = ReplyTimeout("the stream was silent for too long")
             elif left_by_caller():
@@ -225,7 +226,6 @@ class Items:
                 raise
             else:
                 failure = cancelled(self._requests)
-            self._rpc.cancel()
         finally:
             self._waits.end(wait)
             del connection, wait  # an error's traceback holds this frame
