@@ -31,6 +31,7 @@ from resilient_client import (
 from tests.peers.certificates import certificates
 from tests.peers.script import scripted_peer, silence
 from tests.transports.http_peers import Service, answers, ok, read_request, rest_service, scripted
+from tests.waiting import eventually
 
 SLACK = 5.0
 """Seconds beyond what is promised, on a machine that is busy with something else."""
@@ -703,3 +704,44 @@ def test_a_proxy_that_cannot_be_used_is_a_setting_to_mend(
     with pytest.raises(ConfigurationError, match="proxy") as raised:
         ClientProxy("http://rest.example", trust_env=True)
     assert "word" not in str(raised.value)
+
+
+async def test_a_stream_over_a_client_of_the_users_that_is_left_at_any_moment_is_closed():
+    opened: list[object] = []
+    closed: list[object] = []
+
+    class Body(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            opened.append(self)
+            yield b'{"n":1}\n'
+            await asyncio.Event().wait()
+
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    class Peer(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            media = {"content-type": "application/x-ndjson"}
+            return httpx.Response(200, headers=media, stream=Body())
+
+    client = ClientProxy(
+        "http://peer.invalid",
+        client=httpx.AsyncClient(transport=Peer()),
+        policies=(),
+        telemetry=False,
+    )
+
+    async def read() -> None:
+        async with client.stream("GET /numbers") as numbers:
+            async for _ in numbers:
+                continue
+
+    for turns in range(12):
+        reading = asyncio.ensure_future(read())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        await eventually(lambda: len(closed) == len(opened))
+    assert opened, "it was never open"
+    await client.aclose()

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from resilient_client.clock import call_later
 from resilient_client.errors import ConnectError, ConnectionLost, ResilientClientError
+from resilient_client.transports._link import spawn
 from resilient_client.transports.http._errors import map_error, refused_by_hook
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class ForeignClient:
         self._owned = owned
         self._cancels = cancels_safely(client)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
         self._waiting: set[asyncio.Future[bool]] = set()
 
     async def ask(
@@ -144,6 +146,7 @@ class ForeignClient:
                 raise call.expired(sent=True)
         except BaseException:
             progress.leave(task, cancels=self._cancels)
+            task.add_done_callback(self._unheard)
             raise
         finally:
             self._waiting.discard(waiter)
@@ -152,6 +155,13 @@ class ForeignClient:
         if task.cancelled():
             raise ConnectionLost("the client was closed")
         return task.result()
+
+    def _unheard(self, task: asyncio.Task[Reply]) -> None:
+        """A stream that was opened for somebody who had just left."""
+        if not task.cancelled() and task.exception() is None:
+            items = task.result().items
+            if items is not None:
+                spawn(items.aclose(), "leave a stream", self._leaving)
 
     async def _send(
         self,
@@ -210,6 +220,7 @@ class ForeignClient:
     def forget_loop(self) -> None:
         """The loop of the tasks has closed."""
         self._tasks.clear()
+        self._leaving.clear()
         self._waiting.clear()
 
     async def aclose(self) -> None:
@@ -220,8 +231,8 @@ class ForeignClient:
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        if ending := {*tasks, *self._leaving}:
+            await asyncio.wait(ending, timeout=1.0)
         if self._owned:
             await self._client.aclose()
 
