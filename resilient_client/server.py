@@ -420,7 +420,7 @@ class Server(Router):
         assert task is not None  # noqa: S101
         stopping = asyncio.Event()
         self._stopping, self._loop = stopping, loop
-        starting = True
+        starting = heard = True
 
         def stop(number: int) -> None:
             if starting:  # perhaps it waits for something that never comes
@@ -430,9 +430,11 @@ class Server(Router):
             stopping.set()
 
         if threading.current_thread() is threading.main_thread():
-            for number in _ENDING:
-                with contextlib.suppress(NotImplementedError):  # Windows
+            try:
+                for number in _ENDING:
                     loop.add_signal_handler(number, stop, number)
+            except NotImplementedError:  # Windows: Ctrl-C cancels this task
+                heard = False
         try:
             async with self:
                 starting = False
@@ -440,7 +442,7 @@ class Server(Router):
                 await self._ended(stopping)
                 log.info("draining, at most %s s", self.grace)
         except asyncio.CancelledError:
-            if not (starting and stopping.is_set()):
+            if heard and not (starting and stopping.is_set()):
                 raise
 
     @property

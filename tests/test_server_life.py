@@ -57,6 +57,13 @@ async def work():
     print("working", flush=True)
     await asyncio.sleep(60)
 """
+WINDOWS = f"""{ASYNC}
+class Loop(asyncio.SelectorEventLoop):
+    def add_signal_handler(self, *_):
+        raise NotImplementedError
+
+sys.modules["resilient_client.server"].fast_loop_factory = lambda: Loop
+"""
 PLAIN = """
 def work():
     print("working", flush=True)
@@ -116,6 +123,13 @@ def test_a_second_sigterm_does_not(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert end(process, within=10) == ["closed", "ended"]
     assert time.monotonic() - began > 1.9
+
+
+def test_ctrl_c_drains_where_loops_handle_no_signals(tmp_path: Path) -> None:
+    process = program(tmp_path, handler=WINDOWS, grace=0.2)
+    read_until(process, "working")
+    process.send_signal(signal.SIGINT)
+    assert end(process, within=10) == ["closed", "ended"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
