@@ -424,7 +424,7 @@ class Dispatcher:
                 raise error
             finally:
                 del error  # its traceback holds this frame
-        return Reply(error=await self.exceptions.answer(error, handler, context))
+        return Reply(error=await self.exceptions.answer(error, job, handler, context))
 
     def _guard(self) -> Any:
         from resilient_client.policies import Timeout

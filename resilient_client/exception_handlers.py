@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from resilient_client.codecs import Codec
     from resilient_client.context import Context
     from resilient_client.handlers import Handler
+    from resilient_client.jobs import Job
 
 log = logging.getLogger("resilient_client.server")
 _ANSWERS = (RemoteError, Overloaded)
@@ -53,7 +54,9 @@ class ExceptionHandlers:
         """
         self._functions[kind] = _adapted(function)
 
-    async def answer(self, error: BaseException, handler: Handler, context: Context) -> RemoteError:
+    async def answer(
+        self, error: BaseException, job: Job, handler: Handler, context: Context
+    ) -> RemoteError:
         """What an exception travels as.
 
         A deliberate `RemoteError` as itself; one that a client raised inside the handler, and
@@ -68,7 +71,9 @@ class ExceptionHandlers:
             if answer is not None:
                 self._codec.encode(wire_error(answer))
                 return answer
-        except Exception as fault:  # noqa: BLE001
+        except BaseException as fault:
+            if not job.failed_by(fault):
+                raise
             error = fault
         log.error(
             "handler %s of %s failed (correlation id %s)",

@@ -115,7 +115,7 @@ class HandlerItems:
                 raise
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 await self.aclose()
-            answer = await self._exceptions.answer(error, self._handler, self._context)
+            answer = await self._exceptions.answer(error, self._job, self._handler, self._context)
             try:
                 if answer is error:  # meant for the caller as it is
                     raise

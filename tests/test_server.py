@@ -482,6 +482,37 @@ def test_an_exception_handler_for_no_class_of_exceptions_is_refused() -> None:
             memory().exception_handler(kind)  # type: ignore[arg-type]
 
 
+class OddError(BaseException):
+    """Not an `Exception`, and nothing that ends a task or the process."""
+
+
+@pytest.mark.parametrize("fault", [KeyError, asyncio.CancelledError, OddError])
+async def test_an_exception_handler_that_fails_in_whatever_way_leaves_nobody_waiting(
+    fault: type[BaseException],
+) -> None:
+    server = memory()
+
+    @server.exception_handler(ValueError)
+    async def translate(error: ValueError) -> None:
+        raise fault("a secret")
+
+    @server.message_pattern("one")
+    async def one() -> None:
+        raise ValueError
+
+    @server.message_pattern("many")
+    async def many() -> Any:
+        yield 1
+        raise ValueError
+
+    async with pair(server) as client:
+        with pytest.raises(RemoteError, match="Internal server error"):
+            await client.send("one")
+        with pytest.raises(RemoteError, match="Internal server error"):
+            _ = [item async for item in client.stream("many", timeout=10)]
+    assert server._app.running == 0
+
+
 async def test_an_exception_handler_translates_subclasses_too() -> None:
     server = memory()
 
