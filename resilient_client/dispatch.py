@@ -8,7 +8,7 @@ import functools
 import logging
 from math import inf
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from resilient_client.clock import MonotonicClock
 from resilient_client.codecs import JsonCodec, quick_decoder, refuse_unreadable
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from resilient_client.telemetry._server import ServerTelemetry
     from resilient_client.transports._base import Respond
 
+T = TypeVar("T")
 log = logging.getLogger("resilient_client.server")
 
 _LINGER = 0.05
@@ -105,7 +106,7 @@ class Dispatcher:
         self._slots: set[Slots] = set()
         self.queue: dict[Slots, None] = {}  # those with something that waits, in order
         self._watch = Watch(self.clock, self._slots)
-        self._refusing: set[asyncio.Task[None]] = set()
+        self._refusing: set[asyncio.Task[Any]] = set()
         self._telemetry: ServerTelemetry | None = None
         if telemetry is not None:
             from resilient_client.telemetry._server import ServerTelemetry
@@ -286,11 +287,14 @@ class Dispatcher:
         async def answer() -> None:
             await _written(respond(reply))
 
-        task = _start(asyncio.get_running_loop(), answer(), "answer")
+        self._aside(_start(asyncio.get_running_loop(), answer(), "answer"))
+
+    def _aside(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task that belongs to no job until it ends."""
         self._refusing.add(task)
         task.add_done_callback(self._answered)
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _answered(self, task: asyncio.Task[Any]) -> None:
         self._refusing.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("a reply could not be sent: %s", error)
@@ -469,9 +473,18 @@ class Dispatcher:
         ambient = contextvars.copy_context()
         work = self._executor.submit(ambient.run, _called, handler.function, payload, context)
         loop = asyncio.get_running_loop()
+        step = asyncio.wrap_future(work)
         try:
-            value: Any = await asyncio.shield(asyncio.wrap_future(work))
+            value: Any = await asyncio.shield(step)
         except asyncio.CancelledError:
+
+            def ended(step: asyncio.Future[Any]) -> None:  # what it fails with is for the log
+                error = None if step.cancelled() else step.exception()
+                if error is not None and not isinstance(error, asyncio.CancelledError):
+                    answer = self.exceptions.answer(error, handler, context)
+                    self._aside(_start(loop, answer, handler.name))
+
+            step.add_done_callback(ended)
             if not work.done() and not work.cancel():
                 job.held = True
 
@@ -602,8 +615,8 @@ def _decoder(handler: Handler, codec: Codec) -> Callable[[Any], Any]:
 
 
 def _start(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str
-) -> asyncio.Task[None]:
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T], name: str
+) -> asyncio.Task[T]:
     """Run it in a task of its own, and in a context of its own."""
     if loop.get_task_factory() is not None:
         return loop.create_task(coroutine, name=name, context=contextvars.Context())

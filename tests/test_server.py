@@ -713,6 +713,33 @@ async def test_a_generator_that_never_waits_lets_its_caller_leave_and_others_be_
     assert len(made) < 1000
 
 
+@pytest.mark.parametrize("fault", ["its own", "out of time"])
+async def test_what_a_plain_handler_fails_with_when_its_caller_has_left_is_in_the_log_at_most_once(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = memory()
+    go_on = threading.Event()
+
+    @server.message_pattern("fail")
+    def fail() -> None:
+        go_on.wait(5)
+        if fault == "its own":
+            raise KeyError("nobody hears this")
+        raise DeadlineExceeded("the call's time ran out")
+
+    async with pair(server) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.send("fail", timeout=0.05)
+        assert server._app.running == 1
+        go_on.set()
+        await eventually(lambda: not server._app.running)
+        if fault == "its own":
+            await eventually(lambda: "handler" in caplog.text)
+    gc.collect()
+    logged = [record.name for record in caplog.records]
+    assert logged == (["resilient_client.server"] if fault == "its own" else [])
+
+
 async def test_a_plain_generator_runs_in_threads_with_the_callers_context_to_its_end() -> None:
     server = Server("memory://plain-generator")
     loop_thread, closed = threading.get_ident(), threading.Event()
