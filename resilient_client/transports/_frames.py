@@ -77,6 +77,9 @@ class FrameReader:
             raise self.error
         if len(self._buffer) - self._end < _MIN_ROOM:
             self._make_room()
+        if len(self._buffer) > _BUFFER:  # what follows a large frame may be very many small ones
+            missing = self._length - (self._end - self._start)
+            return self._view[self._end : self._end + max(_BUFFER, missing)]
         return self._view[self._end :] if self._end else self._view
 
     def buffer_updated(self, nbytes: int) -> list[bytes]:

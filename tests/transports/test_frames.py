@@ -281,3 +281,19 @@ async def test_frames_pass_through_a_real_socket() -> None:
         await done
     transport.close()
     assert received == texts
+
+
+def test_small_frames_behind_a_large_one_are_not_read_by_the_megabyte() -> None:
+    reader = FrameReader()
+    large, small = frame(b'"%b"' % (b"x" * 10_000_000)), frame(b"{}")
+    data = large + small * 100_000
+    read = 0
+    while data:
+        room = reader.get_buffer(-1)
+        taken = min(len(room), len(data))
+        room[:taken] = data[:taken]
+        data = data[taken:]
+        read += taken
+        if read > len(large) + 64 * 1024:
+            assert taken <= 64 * 1024
+        reader.buffer_updated(taken)

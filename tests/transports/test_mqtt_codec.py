@@ -179,6 +179,22 @@ def test_a_large_message_is_taken_and_its_memory_given_back() -> None:
     assert len(reader._buffer) == 64 * 1024
 
 
+def test_small_packets_behind_a_large_one_are_not_read_by_the_megabyte() -> None:
+    reader = PacketReader(20 << 20)
+    large = codec.publish(codec.text("t"), b"x" * 10_000_000, None, b"")
+    data = large + codec.publish(codec.text("t"), b"", None, b"") * 200_000
+    read = 0
+    while data:
+        room = reader.get_buffer(-1)
+        taken = min(len(room), len(data))
+        room[:taken] = data[:taken]
+        data = data[taken:]
+        read += taken
+        if read > len(large) + 64 * 1024:
+            assert taken <= 64 * 1024
+        reader.buffer_updated(taken)
+
+
 # ---- and what is not, is refused ----
 
 

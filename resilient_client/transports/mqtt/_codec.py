@@ -23,6 +23,7 @@ ENVELOPE = 128 * 1024
 CONNECT, CONNACK, PUBLISH, PUBACK = 0x10, 0x20, 0x30, 0x40
 SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 0x82, 0x90, 0xA2, 0xB0
 PINGREQ, PINGRESP, DISCONNECT = 0xC0, 0xD0, 0xE0
+_BUFFER = 64 * 1024
 OVERSIZED = 0x100
 """Marks a PUBLISH larger than is taken: only the beginning of its body is there."""
 
@@ -368,7 +369,7 @@ class PacketReader:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._buffer = bytearray(64 * 1024)
+        self._buffer = bytearray(_BUFFER)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
         self._need = 2  # bytes until there is something to do
@@ -378,6 +379,9 @@ class PacketReader:
         """Where the next bytes go: never empty."""
         if len(self._buffer) - self._end < 4096:
             self._make_room()
+        if len(self._buffer) > _BUFFER:  # what follows a large message may be very many small ones
+            missing = self._need - (self._end - self._start)
+            return self._view[self._end : self._end + max(_BUFFER, missing)]
         return self._view[self._end :] if self._end else self._view
 
     @property
@@ -402,8 +406,8 @@ class PacketReader:
             self._start += self._take(data, packets)
         if self._start >= self._end:
             self._start = self._end = 0
-            if len(self._buffer) > 64 * 1024:
-                self._buffer = bytearray(64 * 1024)
+            if len(self._buffer) > _BUFFER:
+                self._buffer = bytearray(_BUFFER)
                 self._view = memoryview(self._buffer)
         return packets
 

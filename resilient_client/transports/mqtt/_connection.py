@@ -168,9 +168,7 @@ class Connection(SocketProtocol):
             raise connect_error(self._endpoint, code, answer.properties)
         told = answer.properties
         if not (told.get(RECEIVE_MAXIMUM, 1) and told.get(MAXIMUM_PACKET, 1)):  # [3.2.2.3]
-            raise ProtocolError(
-                f"{self._endpoint}: the broker says that it takes no message at all"
-            )
+            raise ProtocolError(f"{self._endpoint}: the broker says that it takes no message")
         self.session = answer.session
         self.largest = told.get(MAXIMUM_PACKET, MAX_PACKET)
         self.maximum_qos = told.get(MAXIMUM_QOS, 1)

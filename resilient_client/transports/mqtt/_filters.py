@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Subscription
     from resilient_client.transports.mqtt._codec import Delivery
 
+SHORT = 256  # characters
 _LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
 
@@ -55,7 +56,7 @@ class Filters:
     Attributes:
         asked: each filter as it is subscribed to, with its options [3.8.3.1].
         wild: those with wildcards: their levels, and the handler's route.
-        find: see `_find`; the answers are kept.
+        find: as `look`; the answers are kept, so strangers' topics are to be `SHORT` ones.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Filters:
     ) -> None:
         self.asked: dict[str, int] = {}
         self.wild: list[tuple[list[str], str]] = []
-        self.find = lru_cache(maxsize=1024)(self._find)
+        self.find = lru_cache(maxsize=1024)(self.look)
         self._exact: dict[str, str] = {}  # topic to route
         names: dict[str, set[str]] = {}
         for handler in handlers:
@@ -85,7 +86,7 @@ class Filters:
             route: frozenset(numbers[name] for name in own) for route, own in names.items()
         }
 
-    def _find(self, topic: str) -> Found | None:
+    def look(self, topic: str) -> Found | None:
         """What a topic stands for, in Nest's order."""
         if len(topic) > _LONGEST_TOPIC:  # there is no room for its reply's
             return None
