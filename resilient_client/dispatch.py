@@ -481,7 +481,7 @@ class Dispatcher:
             def ended(step: asyncio.Future[Any]) -> None:  # what it fails with is for the log
                 error = None if step.cancelled() else step.exception()
                 if error is not None and not isinstance(error, asyncio.CancelledError):
-                    answer = self.exceptions.answer(error, handler, context)
+                    answer = self.exceptions.answer(error, job, handler, context)
                     self._aside(_start(loop, answer, handler.name))
 
             step.add_done_callback(ended)

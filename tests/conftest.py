@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -28,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if group == "kafka":  # the longest: a broker for each third of it
             group = f"kafka {parameters.get('loop_name', '')}"
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, object]:
+    """Half of a surrogate pair in what was captured would end the whole run: xdist sends UTF-8."""
+    report = yield
+    report.sections = [
+        (title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections
+    ]
+    return report
 
 
 async def _run(function: Any, arguments: dict[str, Any]) -> None:
