@@ -45,6 +45,8 @@ def _expand(value: Any, where: str) -> Any:
         return {key: _expand(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list):
         return [_expand(item, where) for item in value]
+    if type(value) is tuple:
+        return tuple(_expand(item, where) for item in value)
     return value
 
 
@@ -91,6 +93,10 @@ def client_arguments(service: str, settings: Mapping[str, Any]) -> dict[str, Any
     arguments.update({key: given.pop(key) for key in _CLIENT if key in given})
     if isinstance(patterns := arguments.get("patterns"), Mapping):
         arguments["patterns"] = {key: _pattern(key, each) for key, each in patterns.items()}
+    elif isinstance(patterns, list | tuple):
+        pairs = [each if isinstance(each, list | tuple) else () for each in patterns]
+        if all(len(pair) == 2 for pair in pairs):  # else the client says what it wants
+            arguments["patterns"] = [(key, _pattern(key, each)) for key, each in pairs]
     if "telemetry" in arguments:
         arguments["telemetry"] = typed(arguments["telemetry"], "bool", "telemetry")
     policies = given.pop("policies", None)

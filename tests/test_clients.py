@@ -327,6 +327,22 @@ def test_what_a_reference_gives_is_not_read_again(monkeypatch: pytest.MonkeyPatc
     assert one(headers={"a": "${ONE}$$$x"})._headers == {"a": "${TWO}$$$$x"}
 
 
+@pytest.mark.parametrize("make", [list, tuple])
+def test_pairs_of_patterns_and_settings_take_what_the_environment_says(
+    make: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATIENCE", "2.5")
+    said = {"timeout": "${PATIENCE}", "idempotent": "true", "attempts": "4"}
+    pairs = make([make([{"cmd": "sum"}, said]), make(["count", {"timeout": 1}])])
+    client = Clients.from_mapping({"A": {"url": "memory://a", "patterns": pairs}})["A"]
+    total = client._patterns['{"cmd":"sum"}']
+    assert (total.timeout, total.idempotent, total.attempts) == (2.5, True, 4)
+    assert client._patterns["count"].timeout == 1
+    for wrong in ([["sum"]], [["sum", 5]], ["sum"], [5]):
+        with pytest.raises(ConfigurationError, match="service 'A'"):
+            Clients.from_mapping({"A": {"url": "memory://a", "patterns": wrong}})
+
+
 @pytest.mark.parametrize(
     "settings",
     [

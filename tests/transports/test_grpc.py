@@ -1059,6 +1059,13 @@ async def test_a_proto_may_include_others(tmp_path: Path) -> None:
             assert await client.send("S/Same", data) == data
 
 
+async def test_an_event_for_a_method_that_reflection_does_not_know_is_heard_by_nobody() -> None:
+    async with math_server() as server, client_of(server) as client:
+        for pattern in ("Math/Missing", "interop.Missing/Sum"):
+            assert (await client.emit(pattern, {})).receivers == 0
+            assert isinstance(await error_of(client.send(pattern, {})), NoHandlerError)
+
+
 async def test_a_short_name_that_two_services_have_is_refused_however_they_became_known(
     tmp_path: Path,
 ) -> None:

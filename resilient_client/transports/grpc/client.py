@@ -247,9 +247,9 @@ class ClientTransport(LinkedTransport[Connection]):
     async def publish(self, call: Call) -> Receipt:
         """See `Transport.publish`: a request whose answer says only that it was taken."""
         connection = self._link.current or await self._link.get(call.connect_deadline, call)
-        asked: Asked = call.body or await self._learn(call, connection)
-        method = asked.method
         try:
+            asked: Asked = call.body or await self._learn(call, connection)
+            method = asked.method
             if method.responses:  # the first answer, or the end, is proof enough
                 items = self._open(call, asked, connection, call.attempt_deadline, [PREFER])
                 await items.opened(call)
