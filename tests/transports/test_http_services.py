@@ -28,6 +28,7 @@ from resilient_client import (
     ReplyTimeout,
     Throttled,
 )
+from resilient_client.transports.http._connection import Connection
 from tests.peers.certificates import certificates
 from tests.peers.script import scripted_peer, silence
 from tests.transports.http_peers import Service, answers, ok, read_request, rest_service, scripted
@@ -327,6 +328,28 @@ async def test_an_answer_that_announces_more_than_the_limit_is_not_waited_for(ki
     async with scripted(answers(head % b"200 OK", then=silence)) as peer:
         async with calling(peer.url, kind) as client:
             assert await client.send("HEAD /file", timeout=20) is None
+
+
+async def test_an_answer_in_pieces_of_one_byte_leaves_everything_else_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    body = b"[" + b"1," * 20_000 + b"1]"
+    pieces = b"".join(b"1\r\n%c\r\n" % each for each in body)
+    most = 0
+    advance = Connection._advance
+
+    def watched(self: Connection, *turn: int) -> None:
+        nonlocal most
+        before = len(self._chunks)
+        advance(self, *turn)
+        most = max(most, len(self._chunks) - before)
+
+    monkeypatch.setattr(Connection, "_advance", watched)
+    unended = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"
+    for response in (CHUNKED + pieces + b"0\r\n\r\n", unended + body):
+        async with scripted(answers(response)) as peer, calling(peer.url) as client:
+            assert await client.send("x", timeout=20) == [1] * 20_001
+    assert 0 < most <= 256
 
 
 @every

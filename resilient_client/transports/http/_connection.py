@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MAX_HEAD = 64 * 1024
 _MAX_INFORMATIONAL = 16
 _READ_AHEAD = 256 * 1024  # bytes of a body kept for a consumer that is slower than the peer
+_TURN = 256  # pieces of an answer after which everything else of the loop has its turn
 _timeout = re.compile(rb"timeout *= *([0-9]{1,6})", re.IGNORECASE).search
 
 
@@ -50,6 +51,8 @@ class Connection(asyncio.Protocol):
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._paused = False
+        self._busy = False  # with what has arrived
+        self._given_up = False
         self._informational = 0
         self._head: h11.Response | None = None
         self._error: ResilientClientError | None = None
@@ -87,18 +90,20 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if not self.complete:
-            if exc is None and self._error is None:
+            if exc is None and self._error is None and not self._given_up:
                 self._h11.receive_data(b"")  # a body without a length ends here
-                self._advance()
+                self._advance(-1)
             if not self.complete:
                 what = "while it answered" if self._head is not None else "before it answered"
                 reason = "" if exc is None else f": {exc}"
                 self._fail(ConnectionLost(f"the peer closed the connection {what}{reason}"))
         self._pool.lost(self)
 
-    def _advance(self) -> None:
+    def _advance(self, turn: int = _TURN) -> None:
+        """Take in what has arrived: so many pieces of it at most; all of it with -1."""
         try:
-            while True:
+            while turn:
+                turn -= 1
                 event = self._h11.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED:
                     break
@@ -116,6 +121,10 @@ class Connection(asyncio.Protocol):
                         raise h11.RemoteProtocolError("too many informational responses")
                 else:  # ConnectionClosed
                     break
+            else:  # a body may come in pieces of one byte
+                self._busy = True
+                self.transport.pause_reading()
+                self._loop.call_soon(self._go_on)
         except h11.RemoteProtocolError as error:
             if self.closed:  # cut in the middle: not the fault of what it speaks
                 return
@@ -126,6 +135,14 @@ class Connection(asyncio.Protocol):
             self._paused = True
             self.transport.pause_reading()
         self._wake()
+
+    def _go_on(self) -> None:
+        if self.closed or self.complete:
+            return
+        self._busy = False
+        self._advance()
+        if not self._busy and not self._paused and not self.closed:
+            self.transport.resume_reading()
 
     def _fail(self, error: ResilientClientError) -> None:
         if self._error is None:
@@ -211,7 +228,7 @@ class Connection(asyncio.Protocol):
         self._size -= len(chunk)
         if self._paused and self._size < _READ_AHEAD // 2:
             self._paused = False
-            if not self.closed:
+            if not self.closed and not self._busy:
                 self.transport.resume_reading()
         return chunk
 
@@ -255,6 +272,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it in the middle of whatever it does."""
+        self._given_up = True
         if not self.closed:
             self.transport.abort()
 
