@@ -33,7 +33,8 @@ class Transport(Protocol):
 
     A class `ClientTransport` in the transport's module, made with `(target, env, **options)`.
     A true `url_path` says that the path of a URL means something to it, a true `url_tls` that an s
-    after the scheme asks for TLS; elsewhere they are refused.
+    after the scheme asks for TLS, a true `url_login` that user and password are used; elsewhere
+    they are refused.
 
     It owns connecting, the table of pending replies and the mapping of its library's errors to
     ours; deadlines arrive as numbers on the call, retries and breakers are not its business.
@@ -226,7 +227,7 @@ class ServerListener(Protocol):
     A class `ServerListener` in the transport's module, made with `(target, app, **options)`. What
     single handlers may be registered with besides (`Subscription.extras`) is named in its
     `handler_options`, a frozenset; what else it wants of a handler, it checks in `check_pattern`.
-    `url_path` and `url_tls` are as in `Transport`.
+    `url_path`, `url_tls` and `url_login` are as in `Transport`.
 
     Attributes:
         address: the URL really bound, once started.

@@ -236,6 +236,11 @@ def _refuse_idle_parts(target: Target, end: type, options: Iterable[str]) -> Non
             f"{target.scheme}:// is no scheme: it would not mean TLS",
             hint=f"write {plain} and give tls=" if "tls" in options else f"write {plain}",
         )
+    if "@" in target.url.netloc and not getattr(end, "url_login", False):
+        raise ConfigurationError(
+            f"{target.scheme}:// has no use for a user in this URL: nobody would check it",
+            hint="a client says who it is in headers=, and a policy of the server checks it",
+        )
     if target.url.path.strip("/") and not getattr(end, "url_path", False):
         raise ConfigurationError(
             f"{target.scheme}:// has no use for a path in its URL",

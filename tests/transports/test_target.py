@@ -73,6 +73,25 @@ def test_an_s_that_would_not_mean_tls_is_refused_at_both_ends(url: str, instead:
         assert instead in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("scheme", "ends"),
+    [
+        ("memory", (ClientProxy, Server)),
+        ("tcp", (ClientProxy, Server)),
+        ("http", (Server,)),
+        ("grpc", (Server,)),
+    ],
+)
+def test_a_password_that_nobody_would_check_is_refused(
+    scheme: str, ends: tuple[Callable[[str], object], ...]
+) -> None:
+    for end in ends:
+        for login in ("user:secret", "user", ":secret"):
+            with pytest.raises(ConfigurationError, match="no use for a user") as caught:
+                end(f"{scheme}://{login}@127.0.0.1:1")
+            assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["tcp://h:abc", "tcp://h:99999", "tcp://::1:80", "tcp://h: 80"])
 def test_a_port_that_is_none_is_told_as_such_where_no_password_is_in_the_url(url: str) -> None:
     with pytest.raises(ConfigurationError, match="no usable host and port") as caught:

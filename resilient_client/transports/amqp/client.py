@@ -197,6 +197,7 @@ class ClientTransport(LinkedTransport[_Session]):
 
     url_path = True
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class ServerListener:
 
     url_path = True
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

@@ -87,6 +87,7 @@ class ClientTransport(LinkedTransport[Connection]):
     """
 
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

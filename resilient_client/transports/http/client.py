@@ -66,6 +66,7 @@ class ClientTransport(BaseTransport):
 
     url_path = True
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

@@ -310,6 +310,7 @@ class ClientTransport(LinkedTransport[_Connection]):
     """
 
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

@@ -93,6 +93,7 @@ class ServerListener:
     """
 
     url_tls = True
+    url_login = True
 
     handler_options = frozenset({"batch"})
 

@@ -64,6 +64,7 @@ class ServerListener:
     """
 
     url_tls = True
+    url_login = True
 
     handler_options = frozenset({"share", "qos"})
 

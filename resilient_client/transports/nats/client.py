@@ -128,6 +128,8 @@ class ClientTransport(LinkedTransport[_Session]):
         max_size: bytes of one payload; the server's own limit is smaller as a rule.
     """
 
+    url_login = True
+
     def __init__(
         self,
         target: Target,

@@ -94,6 +94,8 @@ class ServerListener:
         tls, token, nkey, credentials, servers, heartbeat: as for the client.
     """
 
+    url_login = True
+
     handler_options = frozenset({"queue"})
 
     def __init__(

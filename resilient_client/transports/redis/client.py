@@ -90,6 +90,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
 
     url_path = True
     url_tls = True
+    url_login = True
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class ServerListener:
 
     url_path = True
     url_tls = True
+    url_login = True
     handler_options = frozenset({"queue"})
 
     def __init__(
