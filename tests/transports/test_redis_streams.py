@@ -324,6 +324,18 @@ async def test_an_acknowledgement_that_was_refused_is_given_again_and_nothing_ru
     assert heard == [0, 1, 2]
 
 
+async def test_what_a_server_does_on_a_connection_ends_with_it(
+    redis_broker: Redis, unique: str
+) -> None:
+    async with stream_server(redis_broker.url, unique, lambda: None, ack_wait=3600.0) as server:
+        listener: Any = server._listeners[0]
+        for _ in range(3):
+            session = listener._link.current
+            session.commands.transport.abort()
+            await eventually(lambda session=session: listener._link.current not in (None, session))
+        await eventually(lambda: len(listener._consumer._tasks) == 2)  # read, look after
+
+
 async def test_a_server_that_closes_gives_back_what_it_did_not_end(
     redis_broker: Redis, unique: str
 ) -> None:

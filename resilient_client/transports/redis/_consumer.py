@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from collections import deque
+from contextlib import suppress
 from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
@@ -279,7 +280,7 @@ class Consumer:
         wait = int(self._ack_wait * 1000)
         stream, group, call = self._stream, self._group, session.commands.call
         loop, looked = asyncio.get_running_loop(), -_ABSENT
-        while True:
+        while not session.closed:
             if loop.time() - looked > _ABSENT:
                 looked = loop.time()
                 await self._forget_the_dead(session)
@@ -295,7 +296,9 @@ class Consumer:
                 await self._take_redelivered(session, entries)
                 if cursor == b"0-0":
                     break
-            await asyncio.sleep(self._ack_wait / 3)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._ack_wait / 3):  # hours, perhaps
+                    await session.over.wait()
 
     async def _forget_the_dead(self, session: Session) -> None:
         """Strike consumers like this one off the group that went without a word, long ago."""

@@ -22,6 +22,7 @@ class Session:
         commands: for everything but subscribing.
         messages: in subscriber mode.
         reader: for commands that block; None where nothing does.
+        closed, over: it has ended; the same for who waits for that.
     """
 
     commands: Connection
@@ -34,6 +35,7 @@ class Session:
         on_lost: Callable[[Session, str], None],
     ) -> None:
         self.closed = False
+        self.over = asyncio.Event()
         self.reason = ""
         self._on_message = on_message
         self._on_lost = on_lost
@@ -60,6 +62,7 @@ class Session:
     def abort(self) -> None:
         """End them all at once."""
         self.closed = True
+        self.over.set()
         for connection in self._connections:
             connection.on_lost = None
             if not connection.closed:
@@ -81,6 +84,7 @@ class Session:
     async def close(self) -> None:
         """Close them, giving what is written a moment to leave."""
         self.closed = True
+        self.over.set()
         for connection in self._connections:
             connection.on_lost = None
         await asyncio.gather(
