@@ -49,8 +49,13 @@ class HealthEndpoint:
         """Bind."""
         try:
             self._server = await asyncio.start_server(
-                self._serve, self._host, self._port, limit=_MAX_REQUEST
+                self._serve,
+                self._host,
+                self._port,
+                limit=_MAX_REQUEST,
+                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
+            await self._server.start_serving()
         except OSError as error:
             raise ConfigurationError(
                 f"health={self._host}:{self._port} cannot be bound: {error.strerror}"

@@ -22,6 +22,7 @@ from resilient_client import (
     SyncClientProxy,
     Throttled,
 )
+from tests.peers.process import free_port
 
 PROGRAM = """
 import asyncio, sys, time
@@ -214,6 +215,24 @@ async def test_a_lifespan_that_was_never_entered_is_not_left() -> None:
     with pytest.raises(ValueError, match="no database"):
         await Server("memory://never", lifespan=lambda _: Life()).start()
     assert steps == ["enter"]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "http", "health"])
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_its_port_free(scheme: str) -> None:
+    place = f"127.0.0.1:{free_port()}"
+    if scheme == "health":
+        server = Server("memory://cancelled-start", health=f"http://{place}", telemetry=False)
+    else:
+        server = Server(f"{scheme}://{place}", telemetry=False)
+    for turns in range(20):
+        starting = asyncio.ensure_future(server.start())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        await asyncio.wait({starting})
+        await server.aclose()
+    async with server:
+        pass
 
 
 async def test_a_drain_that_is_cancelled_still_closes_everything() -> None:

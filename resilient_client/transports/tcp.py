@@ -413,7 +413,9 @@ class ServerListener:
                 self._target.port(DEFAULT_PORT),
                 ssl=self._tls,
                 backlog=1024,
+                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
+            await self._server.start_serving()
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])

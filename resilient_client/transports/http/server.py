@@ -86,7 +86,9 @@ class ServerListener:
                 self._port,
                 ssl=self._tls,
                 backlog=config.backlog,
+                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
+            await self._server.start_serving()
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])
