@@ -269,6 +269,58 @@ async def test_a_drain_that_is_cancelled_still_closes_everything() -> None:
         await asyncio.open_connection("127.0.0.1", int(server.addresses[0].rpartition(":")[2]))
 
 
+@pytest.mark.parametrize("step", ["stop", "aclose"])
+async def test_a_listener_is_closed_to_its_end_also_where_closing_is_cancelled(step: str) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    done: list[str] = []
+
+    class Listener:
+        address = "slow://here"
+
+        async def start(self) -> None:
+            pass
+
+        async def stop(self) -> None:
+            await self.do("stop")
+
+        async def aclose(self) -> None:
+            await self.do("aclose")
+
+        async def do(self, what: str) -> None:
+            if what == step:
+                begun.set()
+                await go_on.wait()  # for an answer of its broker's, say
+            done.append(what)
+
+    server = Server(lambda _: Listener(), "memory://slow", grace=60, telemetry=False)
+    working = asyncio.Event()
+
+    @server.message_pattern("work")
+    async def work() -> None:
+        working.set()
+        await asyncio.sleep(60)
+
+    await server.start()
+    async with ClientProxy("memory://slow", policies=(), telemetry=False) as client:
+        call = asyncio.ensure_future(client.send("work"))
+        if step == "stop":
+            await working.wait()
+        else:
+            call.cancel()
+        closing = asyncio.ensure_future(server.aclose())
+        await begun.wait()
+        closing.cancel()
+        asyncio.get_running_loop().call_soon(go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            async with asyncio.timeout(10):  # not the grace time
+                await closing
+        await asyncio.gather(call, return_exceptions=True)
+    assert done == ["stop", "aclose"]
+    await server.start()
+    await server.aclose()
+    assert done == ["stop", "aclose"] * 2
+
+
 async def test_a_second_serve_does_not_take_the_shutdown_of_the_first() -> None:
     server = Server("memory://twice", telemetry=False)
     first = asyncio.ensure_future(server.serve())

@@ -626,6 +626,40 @@ def test_a_redis_with_too_many_clients_is_as_one_that_is_not_there(
         runner.run(connect())
 
 
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_client_that_is_closed_in_the_moment_it_connects_pings_nobody(
+    redis_broker: Redis,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Connection] = []
+    failures: list[dict[str, Any]] = []
+    monkeypatch.setattr("resilient_client.transports.redis._connection.HEARTBEAT", 0.0)
+
+    async def connect() -> None:
+        running = asyncio.get_running_loop()
+        running.set_exception_handler(lambda _, context: failures.append(context))
+        dialling = asyncio.ensure_future(client_of(redis_broker.url)._transports[0]._dial())
+
+        own = Connection.connection_made
+
+        def connection_made(self: Connection, transport: Any) -> None:
+            own(self, transport)
+            made.append(self)
+            dialling.cancel()
+
+        monkeypatch.setattr(Connection, "connection_made", connection_made)
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        for _ in range(50):  # turns of the loop
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(connect())
+    assert made
+    assert failures == []
+
+
 async def test_what_redis_says_before_it_is_asked_is_why_it_hangs_up() -> None:
     async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"-DENIED Redis is running in protected mode\r\n")

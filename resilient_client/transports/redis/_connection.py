@@ -73,7 +73,15 @@ class Connection(SocketProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.closed = False
-        self._beat = self.loop.call_later(HEARTBEAT, self._ping)
+
+    def watch(self) -> None:
+        """Ping from now on.
+
+        Not as soon as it is made: where the dial is cancelled in that moment, uvloop closes it
+        without a word, and so without end.
+        """
+        if not self.closed:
+            self._beat = self.loop.call_later(HEARTBEAT, self._ping)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._view

@@ -120,6 +120,7 @@ async def _connect(
         ConfigurationError: it will not have us: wrong credentials or database, say.
     """
     connection = await dial(make, target, DEFAULT_PORT, tls)
+    connection.watch()
     try:
         replies: list[tuple[str, asyncio.Future[Any]]] = []
 
