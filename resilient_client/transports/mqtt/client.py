@@ -50,7 +50,11 @@ TOPICS = 1000
 _LONGEST_EXPIRY = 0xFFFFFFFF  # seconds
 _CANCEL_TOPIC = text(CANCEL_ROUTE)
 _EXPIRY = bytes((MESSAGE_EXPIRY,))
-_TOPIC_RULE = "a topic is one to 65535 bytes, without + and #, and does not begin with $share/"
+_NOT_OURS = ("$share/", "$SYS/")
+"""What no client publishes to: a subscription, and what the broker itself says."""
+_TOPIC_RULE = (
+    "a topic is one to 65535 bytes, without + and #, and does not begin with $share/ or $SYS/"
+)
 
 
 class _Topic:
@@ -66,7 +70,7 @@ class _Topic:
     __slots__ = ("asked", "json", "raw", "reply", "subscribed", "users")
 
     def __init__(self, route: str) -> None:
-        if not route or "+" in route or "#" in route or route.startswith("$share/"):
+        if not route or "+" in route or "#" in route or route.startswith(_NOT_OURS):
             raise ConfigurationError(f"{route!r} is no topic to publish to", hint=_TOPIC_RULE)
         self.raw = topic_text(route)
         self.json = pattern_json(route)
