@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from abc import ABCMeta
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pybreaker
@@ -208,6 +209,69 @@ def test_a_generator_counts_when_it_ends() -> None:
     next(abandoned)
     abandoned.close()
     assert breaker.calls == 1
+
+
+async def test_an_async_generator_counts_when_it_ends() -> None:
+    breaker = quick()
+
+    @breaker
+    async def numbers(*, cut: bool = False) -> Any:
+        yield 1
+        if cut:
+            raise OSError("boom")
+
+    assert [number async for number in numbers()] == [1]
+    assert (breaker.calls, breaker.failures) == (1, 0)
+    with pytest.raises(OSError, match="boom"):
+        assert [number async for number in numbers(cut=True)] == []
+    assert (breaker.calls, breaker.failures) == (2, 1)
+    abandoned = numbers(cut=True)
+    await anext(abandoned)
+    await abandoned.aclose()
+    assert breaker.calls == 2
+    breaker.half_open()
+    unread = numbers()
+    assert breaker.current_state == "half-open"
+    assert [number async for number in unread] == [1]
+    assert breaker.current_state == "closed"
+
+
+async def test_an_async_generator_is_sent_and_thrown_what_its_wrapper_is() -> None:
+    breaker = quick()
+    steps: list[Any] = []
+
+    @asynccontextmanager
+    @breaker
+    async def transaction() -> Any:
+        try:
+            yield "begun"
+        except KeyError:
+            steps.append("rolled back")
+            raise
+        finally:
+            steps.append("closed")
+
+    with pytest.raises(KeyError):
+        async with transaction() as said:
+            assert said == "begun"
+            raise KeyError
+    assert (steps, breaker.failures) == (["rolled back", "closed"], 1)
+
+    @breaker
+    async def echo() -> Any:
+        said = yield None
+        while True:
+            try:
+                said = yield said
+            except ValueError as error:
+                said = str(error)
+
+    echoing = echo()
+    await anext(echoing)
+    assert await echoing.asend(1) == 1
+    assert await echoing.athrow(ValueError("2")) == "2"
+    assert await echoing.asend(3) == 3
+    await echoing.aclose()
 
 
 # ---- listeners

@@ -1,7 +1,7 @@
 """Calling plain functions, generators and coroutines through a circuit breaker, as pybreaker does.
 
-Unlike pybreaker, nothing is locked while the function runs, an `async def` is counted when it ends
-and not when it is called, and a cancelled one counts nothing.
+Unlike pybreaker, nothing is locked while the function runs, an `async def`, also one that yields, is
+counted when it ends and not when it is called, and a cancelled one counts nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 
     from resilient_client.policies._circuit.engine import Circuit
 
@@ -43,6 +43,8 @@ class Calls:
             raise
         if isinstance(result, types.GeneratorType):
             return self._through(admission, result)
+        if isinstance(result, types.AsyncGeneratorType):
+            return self._streamed(admission, result)
         if inspect.isawaitable(result):
             return self._awaited(admission, result)
         self._circuit.succeeded(admission)
@@ -92,6 +94,30 @@ class Calls:
             raise
         self._circuit.succeeded(admission)
         return result
+
+    async def _streamed(
+        self, admission: Any, generator: AsyncGenerator[Any, Any]
+    ) -> AsyncGenerator[Any, Any]:
+        """`_through` for an async one, which has no `yield from`."""
+        step: Callable[[Any], Awaitable[Any]] = generator.asend
+        given: Any = None
+        try:
+            while True:
+                try:
+                    value = await step(given)
+                except StopAsyncIteration:
+                    break
+                try:
+                    step, given = generator.asend, (yield value)
+                except GeneratorExit:
+                    await generator.aclose()
+                    raise
+                except BaseException as error:  # noqa: BLE001
+                    step, given = generator.athrow, error
+        except BaseException as error:
+            self._failed(admission, error)
+            raise
+        self._circuit.succeeded(admission)
 
     def _through(
         self, admission: Any, generator: Generator[Any, Any, Any]

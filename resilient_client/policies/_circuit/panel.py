@@ -152,7 +152,8 @@ class Panel:
     def call(self, func: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `func` through the breaker; safe in threads, nothing is locked while it runs.
 
-        A coroutine or generator that it returns is wrapped, and counts when that ends.
+        A coroutine or generator that it returns, async or not, is wrapped, and counts when that
+        ends.
 
         Raises:
             CircuitOpenError: it was not called.
