@@ -1,7 +1,7 @@
 """Calling plain functions, generators and coroutines through a circuit breaker, as pybreaker does.
 
-Unlike pybreaker, nothing is locked while the function runs, an `async def`, also one that yields, is
-counted when it ends and not when it is called, and a cancelled one counts nothing.
+Unlike pybreaker, nothing is locked while the function runs, an `async def`, also one that yields,
+is counted when it ends and not when it is called, and a cancelled one counts nothing.
 """
 
 from __future__ import annotations
