@@ -272,6 +272,32 @@ async def test_messages_that_are_no_packets_disturb_nobody(
     await raw.close()
 
 
+async def test_a_reply_address_of_the_brokers_own_sends_no_command_with_our_rights(
+    nats_broker: Nats, unique: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = server_of(nats_broker)
+    ran: list[Any] = []
+    server.message_pattern(unique)(ran.append)
+    raw = await nats.connect(nats_broker.url)
+    stream, kept = f"S{unique}".replace(".", "_"), f"kept.{unique}"
+    await raw.jetstream().add_stream(name=stream, subjects=[kept])
+    await raw.jetstream().publish(kept, b"1")
+    async with server, client_of(nats_broker) as client:
+        packet = b'{"pattern":"%b","data":1,"id":"1"}' % unique.encode()
+        ours = {"x-resilient-client": "1"}  # a client of our make is greeted there, too
+        for command in ("PURGE", "DELETE"):
+            where = f"$JS.API.STREAM.{command}.{stream}"
+            await raw.publish(unique, packet, reply=where, headers=ours)
+        await raw.flush()
+        await client.send(unique, 2, timeout=10)
+    info = await raw.jetstream().stream_info(stream)
+    assert info.state.messages == 1
+    assert ran == [2]
+    assert caplog.text.count("is dropped") == 1
+    await raw.jetstream().delete_stream(stream)
+    await raw.close()
+
+
 async def test_a_reply_that_is_no_packet_is_that_calls_failure_only(
     nats_broker: Nats, unique: str
 ) -> None:

@@ -40,6 +40,11 @@ MAX_GREETED = 4096  # clients of our make that are remembered as knowing us
 _PRIVATE = (b"_INBOX.", b"$", CANCEL_ROUTE.encode())  # what a pattern of > alone does not mean
 
 
+_BROKERS_OWN = b"$"
+"""Begins the subjects of the broker's own API: what is sent there is a command. Nobody waits there
+for a reply, but somebody may want us to send the command, with rights of ours."""
+
+
 class _Subject:
     """One subscription: its own cap on running handlers, and what waits for it."""
 
@@ -66,6 +71,9 @@ class _Subject:
         metadata = joined(request.metadata, headers)
         respond = None
         if reply and request.id is not None:
+            if reply.startswith(_BROKERS_OWN):
+                self._listener.refuse(self.route, reply)
+                return
             respond = partial(self._listener.respond, reply, request.id)
             if PEER_HEADER in metadata:
                 self._listener.greet(reply, metadata, request.id)
@@ -136,6 +144,7 @@ class ServerListener:
         self._greets = False  # whether we may hear of callers that have left
         self._greeted: set[bytes] = set()
         self._refused = Seldom(app.clock)
+        self._strange = Seldom(app.clock)
         self._stopped = False
         self._restoring: asyncio.Task[None] | None = None
         self._ready: Connection | None = None  # subscribed on, if not yet the link's own
@@ -270,6 +279,11 @@ class ServerListener:
                 connection.abort()  # it comes back, and is refused
             else:
                 return
+
+    def refuse(self, route: str, reply: bytes) -> None:
+        """Tell of a request that is not run, because of where it wants its reply."""
+        if self._strange.due():
+            log.warning("a request on %.200r is dropped: its reply is for %.200r", route, reply)
 
     def greet(self, reply: bytes, headers: Mapping[str, str], id_json: bytes) -> None:
         """Show ourselves to a client of our make, so that it tells us when a caller leaves."""
