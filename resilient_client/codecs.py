@@ -153,10 +153,13 @@ def _new_reader(hint: Any) -> _Reader:
             return _pydantic_reader(hint)
         try:
             return _msgspec_reader(hint)
-        except (TypeError, ValueError, NameError):
+        except (TypeError, ValueError, NameError) as refused:
             if not _pydantic.loaded():
                 raise
-        return _pydantic_reader(hint)  # it allows more, as unions of dataclasses
+            try:
+                return _pydantic_reader(hint)  # it allows more, as unions of dataclasses
+            except _pydantic.UNUSABLE:
+                raise refused from None  # nobody has spoken of pydantic
     except _pydantic.UNUSABLE as error:
         raise _unusable(hint, error) from error
 

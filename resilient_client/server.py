@@ -59,6 +59,7 @@ class Router:
     def __init__(self, prefix: str = "") -> None:
         self.prefix = text("prefix", prefix)
         self._handlers: list[tuple[Pattern, bool, Callable[..., Any], dict[str, Any]]] = []
+        self._included_in: list[Server] = []
 
     def message_pattern(self, *patterns: Any, **extras: Any) -> Callable[[F], F]:
         """Answer requests for this pattern, or for each of a list of patterns.
@@ -100,6 +101,8 @@ class Router:
         self, pattern: Any, function: Callable[..., Any], extras: dict[str, Any], *, is_event: bool
     ) -> None:
         bind(function, pattern, is_event=is_event, extras=extras)  # refuse a bad one at once
+        for server in self._included_in:
+            server._add(pattern, function, extras, is_event=is_event)  # noqa: SLF001
         self._handlers.append((pattern, is_event, function, extras))
 
 
@@ -223,11 +226,15 @@ class Server(Router):
                 )
 
     def include(self, router: Router) -> None:
-        """Add the router's handlers to this server's."""
-        if not isinstance(router, Router):
-            raise ConfigurationError(f"include() wants a Router, not a {type(router).__name__}")
+        """Add the router's handlers to this server's, those too that it gets later."""
+        if not isinstance(router, Router) or isinstance(router, Server):
+            raise ConfigurationError(
+                f"include() wants a Router, not a {type(router).__name__}",
+                hint="handlers that several servers share are registered with a Router()",
+            )
         for pattern, is_event, function, extras in router._handlers:  # noqa: SLF001
             self._add(pattern, function, extras, is_event=is_event)
+        router._included_in.append(self)  # noqa: SLF001
 
     def exception_handler(self, kind: type[BaseException]) -> Callable[[F], F]:
         """Translate an exception of yours: the function gets it (and the `Context`, if it wants).

@@ -424,3 +424,8 @@ def test_pydantic_is_not_loaded_for_those_who_do_not_use_it() -> None:
         "assert 'pydantic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+
+
+def test_a_type_that_neither_library_reads_is_told_of_by_the_one_it_is_meant_for() -> None:
+    with pytest.raises(ConfigurationError, match="more than one dict-like type"):
+        JsonCodec().decode(b"{}", User | Item)

@@ -277,9 +277,17 @@ async def test_a_router_adds_its_prefix_to_string_patterns() -> None:
 
     server = memory()
     server.include(router)
+
+    @router.message_pattern("later")
+    async def later() -> str:
+        return "included all the same"
+
     async with pair(server) as client:
         assert await client.send("users.get") == "got"
         assert await client.send({"cmd": "get"}) == "cmd"
+        assert await client.send("users.later") == "included all the same"
+        with pytest.raises(ConfigurationError, match="has started"):
+            router.message_pattern("too late")(later)
 
 
 async def test_an_unhandled_exception_travels_without_its_secret_and_is_logged(
@@ -1460,6 +1468,8 @@ def test_what_is_no_router_and_no_function_is_refused_at_once() -> None:
     server = Server("memory://a")
     with pytest.raises(ConfigurationError, match="wants a Router, not a list"):
         server.include([])  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="wants a Router, not a Server"):
+        server.include(Server("memory://b"))
     with pytest.raises(ConfigurationError, match="prefix= must be a text"):
         Router(5)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="not a function of a KeyError"):

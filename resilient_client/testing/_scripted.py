@@ -6,13 +6,20 @@ import asyncio
 import copy
 import inspect
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any, Self
 
+from resilient_client._checks import several
 from resilient_client.clock import MonotonicClock, call_later
 from resilient_client.codecs import JsonCodec
-from resilient_client.errors import ReplyTimeout, ResilientClientError, client_closed
+from resilient_client.errors import (
+    ConfigurationError,
+    ReplyTimeout,
+    ResilientClientError,
+    client_closed,
+)
 from resilient_client.message import NO_VALUE, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -124,7 +131,12 @@ class ScriptedTransport:
         self.status: Status = "idle"
         self.open_streams = 0
         self._idempotent = idempotent
-        self._answers = deque(answers)
+        if isinstance(answers, Mapping):  # its keys would be the answers
+            raise ConfigurationError(
+                "answers= must be a list, in the order of the attempts",
+                hint="a function of the call can tell patterns apart: it has call.route",
+            )
+        self._answers = deque(several("answers", answers))
         self._forever = forever
         self.requests: list[Request] = []
         self._clock: Clock = clock if clock is not None else MonotonicClock()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from resilient_client import ClientProxy, Retry
 from resilient_client.errors import (
+    ConfigurationError,
     ConnectError,
     ConnectionLost,
     DeadlineExceeded,
@@ -172,3 +174,9 @@ async def test_a_cancelled_call_is_noted_as_left():
         await task
     assert peer.requests[0].outcome == "left"
     assert peer_clock.waiting == 0
+
+
+@pytest.mark.parametrize("answers", [{"sum": 3}, "three", 3])
+def test_a_script_is_a_list(answers: Any) -> None:
+    with pytest.raises(ConfigurationError, match="must be a list"):
+        ScriptedTransport(answers)
