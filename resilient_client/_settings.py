@@ -94,7 +94,7 @@ def client_arguments(service: str, settings: Mapping[str, Any]) -> dict[str, Any
     if isinstance(patterns := arguments.get("patterns"), Mapping):
         arguments["patterns"] = {key: _pattern(key, each) for key, each in patterns.items()}
     elif isinstance(patterns, list | tuple):
-        pairs = [each if isinstance(each, list | tuple) else () for each in patterns]
+        pairs: list[Any] = [each if isinstance(each, list | tuple) else () for each in patterns]
         if all(len(pair) == 2 for pair in pairs):  # else the client says what it wants
             arguments["patterns"] = [(key, _pattern(key, each)) for key, each in pairs]
     if "telemetry" in arguments:
