@@ -24,6 +24,7 @@ from resilient_client import (
     ConnectError,
     Retry,
     RetryBudget,
+    Server,
     standard,
 )
 from resilient_client.testing import ScriptedTransport
@@ -283,6 +284,24 @@ def test_an_object_shared_by_clients_of_two_live_loops_is_refused(
         with pytest.raises(ConfigurationError, match="event loop"):
             asyncio.run(here.ping())
         asyncio.run_coroutine_threadsafe(there.aclose(), elsewhere).result(BOUND)
+
+
+def test_a_memory_server_whose_loop_has_closed_is_not_there_any_more() -> None:
+    server = Server("memory://gone", telemetry=False)
+    server.message_pattern("x")(lambda: 1)
+    asyncio.run(server.start())
+
+    async def use() -> None:
+        client = ClientProxy("memory://gone", policies=(), telemetry=False)
+        for call in (client.send("x"), client.emit("x"), client.connect()):
+            with pytest.raises(ConnectError, match="no server"):
+                await call
+        heir = Server("memory://gone", telemetry=False, grace=0.1)
+        heir.message_pattern("x")(lambda: 2)
+        async with heir:
+            assert await client.send("x") == 2
+
+    asyncio.run(use())
 
 
 def test_a_client_that_is_dropped_with_its_loop_ends_the_mirror_of_its_breaker() -> None:

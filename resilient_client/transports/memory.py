@@ -149,7 +149,7 @@ class ClientTransport(BaseTransport):
         if self.status == "closed":
             raise client_closed()
         listener = _buses.get(self._name)
-        if listener is None:
+        if listener is None or listener.loop.is_closed():
             if self.status == "connected":
                 self._change("reconnecting")
             raise ConnectError(
@@ -211,7 +211,8 @@ class ServerListener:
         """See `ServerListener.start`."""
         self.loop = asyncio.get_running_loop()
         with _lock:
-            if self._name in _buses:
+            other = _buses.get(self._name)
+            if other is not None and not other.loop.is_closed():
                 raise ConfigurationError(
                     f"a server already listens on {self.address}",
                     hint="give this one another name, or close the other first",
