@@ -60,7 +60,7 @@ from resilient_client.pipeline import compose, note
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment
-from resilient_client.transports._link import spawn
+from resilient_client.transports._link import spawn, to_its_end
 from resilient_client.transports._options import client_transports
 
 if TYPE_CHECKING:
@@ -621,12 +621,18 @@ class ClientProxy:
             del results, errors, final  # an error's traceback holds this frame
 
     async def aclose(self) -> None:
-        """Close the connections; what is pending fails with `ConnectionLost`. Idempotent."""
+        """Close the connections; what is pending fails with `ConnectionLost`. Idempotent.
+
+        Where it is cancelled, all is closed before it ends.
+        """
         if self._loop is None:
             running_loop()
         else:
             self._own_loop()
         self._closed = True
+        await to_its_end(self._close)
+
+    async def _close(self) -> None:
         await asyncio.gather(*(transport.aclose() for transport in self._transports))
         await asyncio.gather(*(breaker.stop(self) for breaker in self._guards.values()))
         for forget in self._observed:  # a breaker shared with others outlives this client

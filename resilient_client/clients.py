@@ -13,6 +13,7 @@ from resilient_client._settings import client_arguments, expanded, merged
 from resilient_client.client import ClientProxy
 from resilient_client.errors import ConfigurationError
 from resilient_client.sync import SyncClientProxy
+from resilient_client.transports._link import to_its_end
 
 if TYPE_CHECKING:
     import os
@@ -161,7 +162,10 @@ class Clients(_Clients[ClientProxy]):
                 raise result
 
     async def aclose(self) -> None:
-        """Close all. Idempotent."""
+        """Close all, also where it is cancelled meanwhile. Idempotent."""
+        await to_its_end(self._close)
+
+    async def _close(self) -> None:
         await asyncio.gather(*(client.aclose() for client in self._clients.values()))
 
     async def __aenter__(self) -> Self:

@@ -19,11 +19,11 @@ from resilient_client.handlers import Handler, bind
 from resilient_client.loops import fast_loop_factory, running_loop
 from resilient_client.patterns import prefixed
 from resilient_client.telemetry import settings_of
-from resilient_client.transports._link import look_at, spawn
+from resilient_client.transports._link import spawn, to_its_end
 from resilient_client.transports._options import near_miss, server_listeners
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
     from types import TracebackType
 
     from resilient_client.clock import Clock
@@ -326,10 +326,10 @@ class Server(Router):
             if self._health is not None:
                 closing.push_async_callback(self._health.aclose)
             for listener in reversed(self._listeners):
-                closing.push_async_callback(_to_its_end, listener.aclose)
+                closing.push_async_callback(to_its_end, listener.aclose)
             closing.push_async_exit(self._drain)
             for listener in reversed(self._listeners):
-                closing.push_async_callback(_to_its_end, listener.stop)
+                closing.push_async_callback(to_its_end, listener.stop)
 
     async def _drain(self, _: object, error: BaseException | None, __: object) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
@@ -476,17 +476,6 @@ class Server(Router):
         else:
             async with self:
                 yield
-
-
-async def _to_its_end(step: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Do it, all of it: where this is cancelled meanwhile, it is so afterwards."""
-    task = spawn(step(), "close a listener")
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        task.add_done_callback(look_at)
-        await asyncio.wait({task})
-        raise
 
 
 async def _pong() -> dict[str, str]:

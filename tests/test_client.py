@@ -899,3 +899,30 @@ def test_without_a_running_loop_of_asyncio_it_says_what_to_use() -> None:
         with pytest.raises(ConfigurationError, match="no asyncio event loop") as caught:
             coroutine.send(None)
         assert "SyncClientProxy" in str(caught.value)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 4])
+async def test_a_client_whose_closing_is_cancelled_closes_to_its_end(turns: int) -> None:
+    """Whenever that is, also in the first turn of the loop, when nothing has begun yet."""
+    ended: list[str] = []
+
+    class Slow(ScriptedTransport):
+        async def aclose(self) -> None:
+            for _ in range(3):  # turns in which its peer is told
+                await asyncio.sleep(0)
+            await super().aclose()
+            ended.append(self.endpoint)
+
+    storage = CircuitMemoryStorage("closed")
+    threads = threading.active_count()
+    client = quiet(Slow([1]), policies=[CircuitBreaker(state_storage=storage)])
+    async with client:
+        assert await client.send("x") == 1
+        closing = asyncio.ensure_future(client.aclose())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert len(ended) == 1
+        await eventually(lambda: threading.active_count() <= threads)

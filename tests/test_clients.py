@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -376,6 +377,17 @@ def test_no_error_shows_a_value_of_the_environment(
 
 
 # ------------------------------------------------------------------------------------ their life
+
+
+async def test_leaving_that_is_cancelled_at_once_closes_all_nevertheless(served: Served) -> None:
+    clients = Clients.from_mapping({"MATH": {"url": served.url, "telemetry": False}})
+    assert await clients["MATH"].send("sum", [1, 2], returns=int) == 3
+    closing = asyncio.ensure_future(clients.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert clients["MATH"].status == "closed"
 
 
 async def test_calls_go_through_and_leaving_the_block_closes_all(served: Served) -> None:

@@ -61,6 +61,17 @@ def spawn(
     return task
 
 
+async def to_its_end(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Close something, all of it: where this is cancelled meanwhile, it is so afterwards."""
+    task = spawn(close(), "close")
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(look_at)
+        await asyncio.wait({task})
+        raise
+
+
 class Link(Generic[C]):
     """One connection: dialled when it is first wanted, and again after every loss.
 
