@@ -438,7 +438,7 @@ async def test_an_error_that_reads_like_the_end_of_a_stream_is_an_error() -> Non
 async def test_errors_tell_the_whole_story_and_survive_pickling_and_copying() -> None:
     port = free_port()
     stack = [Timeout(5), Retry(attempts=3, factor=0.001)]
-    client = quiet(f"http://user:secret@127.0.0.1:{port}", policies=stack)
+    client = quiet(f"tcp://user:secret@127.0.0.1:{port}", policies=stack)
     with pytest.raises(ConnectError) as caught:
         await client.send({"cmd": "sum"}, [1])
     await client.aclose()
@@ -446,7 +446,7 @@ async def test_errors_tell_the_whole_story_and_survive_pickling_and_copying() ->
     assert isinstance(error, ConnectionError)
     assert (error.sent, error.retryable) == (False, True)
     assert error.pattern == '{"cmd":"sum"}'
-    assert error.endpoint == f"http://127.0.0.1:{port}"
+    assert error.endpoint == f"tcp://127.0.0.1:{port}"
     assert [each.number for each in error.attempts] == [1, 2, 3]
     assert all(each.error == "ConnectError" and not each.sent for each in error.attempts)
     assert error.attempts[0].ended <= error.attempts[1].started <= error.attempts[1].ended

@@ -170,6 +170,8 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         max_size: bytes of one payload, each way.
     """
 
+    url_login = True
+
     def __init__(
         self,
         target: Target,
@@ -179,6 +181,8 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         max_size: int = DEFAULT_MAX_SIZE,
     ) -> None:
         super().__init__(target, env, max_size)
+        if "@" in target.url.netloc:  # harmless here, and there may be a reason to keep it
+            log.warning("%s: the user in this URL is not sent, say who calls in headers=", target)
         self._tls = client_tls(tls)
         self._ids = count(1)
 

@@ -77,7 +77,7 @@ def test_an_s_that_would_not_mean_tls_is_refused_at_both_ends(url: str, instead:
     ("scheme", "ends"),
     [
         ("memory", (ClientProxy, Server)),
-        ("tcp", (ClientProxy, Server)),
+        ("tcp", (Server,)),
         ("http", (Server,)),
         ("grpc", (Server,)),
     ],
@@ -90,6 +90,14 @@ def test_a_password_that_nobody_would_check_is_refused(
             with pytest.raises(ConfigurationError, match="no use for a user") as caught:
                 end(f"{scheme}://{login}@127.0.0.1:1")
             assert "secret" not in str(caught.value)
+
+
+def test_a_client_on_tcp_says_that_it_does_not_send_a_password(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = ClientProxy("tcp://user:secret@127.0.0.1:1")
+    assert "is not sent" in caplog.text
+    assert "secret" not in caplog.text + repr(client)
 
 
 @pytest.mark.parametrize("url", ["tcp://h:abc", "tcp://h:99999", "tcp://::1:80", "tcp://h: 80"])
