@@ -55,8 +55,11 @@ CANCEL_ROUTE = "resilient_client.cancel"
 """Where a server of our make hears that the caller of a request has left; the payload is its id."""
 LEFT_KEPT = 256
 """Calls whose callers have left, that a server which shows itself is told of."""
+OVERTAKEN_KEPT = 10_000
+"""Cancels that meant nothing when they came, for requests that come later."""
 MAX_PEERS = 64
 """Servers that are told when a caller leaves."""
+_LONGEST_ID = 64
 _CANCEL_JSON = pattern_json(CANCEL_ROUTE)
 _OURS = b'{"%b":"1"}' % PEER_HEADER.encode()
 
@@ -118,6 +121,30 @@ class Peers:
         self._left.append(key)
         for address in self.met:
             self._tell(address, key)
+
+
+class Overtaken:
+    """Requests whose cancels have come before them: the two take different ways through a broker.
+
+    Which of the ids that mean nothing here belong to those, nobody knows: the last are kept.
+    """
+
+    __slots__ = ("_ids",)
+
+    def __init__(self) -> None:
+        self._ids: dict[bytes, None] = {}
+
+    def add(self, key: bytes) -> None:
+        """A cancel has come for a request that is not here."""
+        if len(key) > _LONGEST_ID:  # a stranger's
+            return
+        self._ids[key] = None
+        if len(self._ids) > OVERTAKEN_KEPT:
+            del self._ids[next(iter(self._ids))]
+
+    def take(self, key: bytes) -> bool:
+        """Whether the caller of this request, which has come now, has left."""
+        return key in self._ids and self._ids.pop(key) is None
 
 
 def deliver(replies: PendingReplies, key: Any, response: Response, codec: Codec) -> None:

@@ -813,6 +813,34 @@ async def test_calls_that_are_cancelled_leave_nothing(
         assert (await client.emit("e", 1)).delivery == "stored"
 
 
+async def test_a_stream_that_is_left_while_its_request_waits_in_the_queue_is_not_begun(
+    rabbitmq_broker: RabbitMQ, unique: str
+) -> None:
+    """The cancel goes straight to the server, and so comes first."""
+    server = server_of(rabbitmq_broker.url, queue=unique)
+
+    @server.message_pattern("endless")
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async with server, client_of(rabbitmq_broker.url, queue=unique) as client:
+
+        async def read() -> None:
+            async for _ in client.stream("endless"):
+                continue
+
+        assert await client.send("echo", 1) == 1  # the two know each other
+        for turns in range(40):
+            reading = asyncio.ensure_future(read())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait({reading})
+        assert await client.send("echo", 2) == 2
+        await eventually(lambda: not server._app.running)
+
+
 # --------------------------------------------------------------------------------------- with Nest
 
 

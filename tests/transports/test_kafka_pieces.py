@@ -19,17 +19,24 @@ from resilient_client import (
     ConfigurationError,
     ConnectError,
     ConnectionLost,
+    Context,
     PayloadError,
     Server,
 )
 from resilient_client.codecs import JsonCodec
 from resilient_client.transports.kafka import _errors
 from resilient_client.transports.kafka._driver import discard
-from resilient_client.transports.kafka._headers import headers_of, metadata_of
+from resilient_client.transports.kafka._headers import (
+    CORRELATION,
+    REPLY_TOPIC,
+    headers_of,
+    metadata_of,
+)
 from resilient_client.transports.kafka._lane import Lane
 from resilient_client.transports.kafka._outbox import new_producer
 from resilient_client.transports.kafka._partitions import Partitions
 from resilient_client.transports.kafka._values import BatchCodec, KafkaCodec
+from tests.waiting import eventually
 
 CODEC = KafkaCodec(JsonCodec())
 URL = "kafka://127.0.0.1:9"
@@ -413,3 +420,37 @@ async def test_a_server_that_ended_while_it_was_paused_reads_when_it_is_started_
     monkeypatch.setattr(listener._link, "start", connected)
     with pytest.raises(ConnectError, match="far enough"):
         await server.start()
+
+
+async def test_a_request_whose_cancel_came_first_is_not_begun() -> None:
+    @dataclass
+    class Asked:
+        offset: int
+        topic: str = "ask"
+        partition: int = 0
+        key: bytes | None = None
+        value: bytes | None = None
+        timestamp: int = 0
+
+        @property
+        def headers(self) -> list[tuple[str, bytes]]:
+            return [(CORRELATION, b"id-%d" % self.offset), (REPLY_TOPIC, b"ask.reply")]
+
+    server = Server("kafka://127.0.0.1:1", telemetry=False)
+    begun: list[int] = []
+
+    @server.message_pattern("ask")
+    async def ask(context: Context) -> None:
+        begun.append(context.raw.offset)
+        await asyncio.Event().wait()
+
+    listener: Any = server._listeners[0]
+    lane = listener._lane("ask")
+    lane.begin(0)
+    for offset in (0, 1, 3):
+        listener._cancels.overtaken.add(b"id-%d" % offset)
+    lane.add([Asked(offset) for offset in range(4)])
+    await eventually(lambda: lane.prefix == 2)
+    await eventually(lambda: begun == [2])
+    server._app.abort()
+    await eventually(lambda: not server._app.running)

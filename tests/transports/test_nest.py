@@ -6,7 +6,7 @@ import pytest
 
 from resilient_client.codecs import JsonCodec
 from resilient_client.errors import NoHandlerError, PayloadError, RemoteError
-from resilient_client.transports._nest import deliver
+from resilient_client.transports._nest import OVERTAKEN_KEPT, Overtaken, deliver
 from resilient_client.transports._packets import no_handler_packet, read_response
 
 
@@ -54,3 +54,14 @@ def test_an_error_that_cannot_be_read_fails_that_call_alone() -> None:
     assert (what, key) == ("fail", "I")
     assert isinstance(error, PayloadError)
     assert error.sent
+
+
+def test_cancels_that_came_first_are_kept_within_bounds() -> None:
+    overtaken = Overtaken()
+    for number in range(OVERTAKEN_KEPT + 2):
+        overtaken.add(b"%d" % number)
+    overtaken.add(b"x" * 1000)
+    assert not overtaken.take(b"0")
+    assert not overtaken.take(b"x" * 1000)
+    assert overtaken.take(b"2")
+    assert not overtaken.take(b"2")

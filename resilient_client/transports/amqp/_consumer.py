@@ -25,7 +25,7 @@ from resilient_client.message import Message, Reply
 from resilient_client.transports._frames import ENVELOPE
 from resilient_client.transports._link import look_at, spawn
 from resilient_client.transports._metadata import beside
-from resilient_client.transports._nest import answer, reply_packet
+from resilient_client.transports._nest import Overtaken, answer, reply_packet
 from resilient_client.transports._packets import NO_HANDLER_JSON, read_request
 from resilient_client.transports.amqp import _wire as wire
 from resilient_client.transports.amqp._acknowledgements import Acknowledgements
@@ -68,6 +68,7 @@ class Consumer:
         self._acks: Acknowledgements
         self._channel: Channel
         self._greeted: dict[bytes, None] = {}
+        self._overtaken = Overtaken()
         self._timer: asyncio.TimerHandle | None = None
 
     async def prepare(self) -> None:
@@ -176,8 +177,11 @@ class Consumer:
 
     def _cancelled(self, message: Delivery) -> None:
         """A caller of ours has left."""
-        for job in self._slots.cancel(b'"%b"' % message.correlation_id):
+        jobs = self._slots.cancel(b'"%b"' % message.correlation_id)
+        for job in jobs:
             self._acks.ack(job.message.raw.tag)
+        if not jobs:
+            self._overtaken.add(message.correlation_id)
 
     def _delivered(self, message: Delivery) -> None:
         tag = message.tag
@@ -236,6 +240,9 @@ class Consumer:
             )
 
     def _request(self, message: Delivery, request: Request, route: str) -> None:
+        if self._overtaken.take(message.correlation_id):
+            self._acks.ack(message.tag)
+            return
         respond = partial(self._respond, message, request)
         if message.redelivered and IDEMPOTENCY_HEADER not in message.headers:
             # somebody may have executed it: that is for the caller to judge

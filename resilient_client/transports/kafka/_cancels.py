@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from resilient_client.errors import ConfigurationError
-from resilient_client.transports._nest import CANCEL_ROUTE
+from resilient_client.transports._nest import CANCEL_ROUTE, Overtaken
 from resilient_client.transports.kafka._aiokafka import AIOKafkaConsumer, TopicPartition
 from resilient_client.transports.kafka._driver import read, start, why_unreachable
 from resilient_client.transports.kafka._errors import AIOKAFKA_ERRORS
@@ -30,6 +30,7 @@ class Cancels:
 
     Attributes:
         consumer: None while there is none.
+        overtaken: the requests that are still to come, or to begin.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Cancels:
         request_timeout: float,
     ) -> None:
         self.consumer: Any = None
+        self.overtaken = Overtaken()
         self._requests = requests
         self._over = over
         self._request_timeout = request_timeout
@@ -80,6 +82,8 @@ class Cancels:
             for records in batches.values():
                 for record in records:
                     request = self._requests.get(record.value)
-                    if request is not None and request.job is not None:
+                    if request is None:
+                        self.overtaken.add(record.value or b"")
+                    elif request.job is not None:
                         request.job.cancel()
                         self._over(request)

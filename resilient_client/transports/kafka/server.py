@@ -401,6 +401,9 @@ class ServerListener:
         if request is None:
             self._events.begin(lane, records)
             return
+        if self._cancels.overtaken.take(request.id):
+            asyncio.get_running_loop().call_soon(self._done, lane, records)
+            return
         self._requests[request.id] = request
         message = self._events.message(record, request.id)
         respond = partial(self._respond, request)
