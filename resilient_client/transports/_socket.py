@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _GROUP, _MAX_GROUP = 16, 256  # frames written together: so many at first, then ever more
 _LARGE = 16 * 1024  # bytes of a frame that is not to be waited with
 _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+ACCEPTED_AT_ONCE = 16
+"""The backlog of asyncio's servers: they accept so many in a turn, and where there is no descriptor
+left log an error for each of these, every second."""
 NEXT_ADDRESS = 0.25
 """Seconds that one address of a name has for itself, before the next is tried, too [RFC 8305]."""
 
@@ -139,6 +142,13 @@ async def dial(
         return await connect(make, target.host, target.port(default_port), tls)
     except OSError as error:
         raise not_connected(target, error) from error
+
+
+def let_wait(server: asyncio.Server, count: int = 1024) -> None:
+    """Let so many connections wait to be accepted; the server was made for `ACCEPTED_AT_ONCE`."""
+    for each in server.sockets:
+        with socket.fromfd(each.fileno(), each.family, each.type) as twin:
+            twin.listen(count)
 
 
 PT = TypeVar("PT", bound=asyncio.BaseProtocol)

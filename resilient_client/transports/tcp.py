@@ -45,7 +45,13 @@ from resilient_client.transports._packets import (
     value_packet,
 )
 from resilient_client.transports._replies import PendingReplies
-from resilient_client.transports._socket import SocketProtocol, client_tls, dial
+from resilient_client.transports._socket import (
+    ACCEPTED_AT_ONCE,
+    SocketProtocol,
+    client_tls,
+    dial,
+    let_wait,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -416,10 +422,11 @@ class ServerListener:
                 self._target.host,
                 self._target.port(DEFAULT_PORT),
                 ssl=self._tls,
-                backlog=1024,
+                backlog=ACCEPTED_AT_ONCE,
                 start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
             await self._server.start_serving()
+            let_wait(self._server)
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -227,3 +230,39 @@ async def test_callers_that_read_no_answer_do_not_keep_a_servers_slots(
 async def _big(size: int) -> str:
     await asyncio.sleep(0)
     return "x" * size
+
+
+FLOODED = """
+import asyncio, resource, sys
+from resilient_client import Server
+
+async def main():
+    told, first = [], asyncio.Event()
+    def note(loop, context):
+        told.append(context["message"])
+        first.set()
+    asyncio.get_running_loop().set_exception_handler(note)
+    async with Server(sys.argv[1], telemetry=False) as server:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+        print(server.addresses[0], flush=True)
+        await first.wait()
+        await asyncio.sleep(0)
+        print(len(told), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
+def test_more_connections_than_there_can_be_do_not_flood_the_log(url: str) -> None:
+    command = [sys.executable, "-c", FLOODED, url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(":")[2])
+        connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+        told = int(process.stdout.readline())
+        for each in connections:
+            each.close()
+    assert process.returncode == 0
+    assert 0 < told <= 16

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
+from resilient_client.transports._socket import ACCEPTED_AT_ONCE, let_wait
 from resilient_client.transports.http._requests import rest_template
 from resilient_client.transports.http.asgi import asgi_app
 
@@ -85,10 +86,11 @@ class ServerListener:
                 self._target.host,
                 self._port,
                 ssl=self._tls,
-                backlog=config.backlog,
+                backlog=ACCEPTED_AT_ONCE,
                 start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
             await self._server.start_serving()
+            let_wait(self._server, config.backlog)
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])
