@@ -228,6 +228,7 @@ async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:
         (["bench", "tcp://127.0.0.1:1", "sum", "-c", "0"], "above 0"),
         (["listen", "tcp://127.0.0.1:0", "sum", "-n", "0"], "above 0"),
         (["explain", "there/is/no.toml"], "cannot be read"),
+        (["demo", "--url", "memory://x"], "within one process"),
     ],
 )
 def test_bad_usage_is_told_at_once(
@@ -344,6 +345,14 @@ async def test_a_demo_that_ends_while_circuits_are_open_waits_to_show_its_trace(
     assert any("tree" in json.loads(line) for line in out.splitlines())
 
 
+def test_the_demos_summary_has_every_kind_of_end(capsys: pytest.CaptureFixture[str]) -> None:
+    View(Output(as_json=True), {}).summary(1, Counter(succeeded=1), Counter())
+    assert json.loads(capsys.readouterr().out) == {
+        "started": 1, "counted": 1, "succeeded": 1, "retried": 0, "failed": 0, "rejected": 0,
+        "errors": {},
+    }  # fmt: skip
+
+
 async def test_the_demo_plays_its_scene_and_its_numbers_add_up() -> None:
     code, out, err = await cli("demo", "--json", "--seconds", "7", "--rate", "60")
     assert code == 0, err
@@ -355,9 +364,9 @@ async def test_the_demo_plays_its_scene_and_its_numbers_add_up() -> None:
     assert any("started again" in each for each in news)
     summary = lines[-1]
     kinds = ("succeeded", "retried", "failed", "rejected")
-    assert summary["started"] == summary["counted"] == sum(summary.get(k, 0) for k in kinds)
+    assert summary["started"] == summary["counted"] == sum(summary[kind] for kind in kinds)
     assert summary["succeeded"] > 0
-    assert summary.get("rejected", 0) > 0
+    assert summary["rejected"] > 0
     (trace,) = (line["tree"] for line in lines if "tree" in line)
     assert any("[client]" in line for line in trace)
     assert any("[alpha]" in line or "[beta]" in line for line in trace)

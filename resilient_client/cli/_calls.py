@@ -141,6 +141,7 @@ async def bench(given: Namespace, output: Output) -> int:
         for name, share in shares.items()
     }
     told = "  ".join(f"{name} {value * 1000:.2f} ms" for name, value in marks.items() if value)
+    told = told or "no call was answered"
     output.facts(
         f"{len(times) / took:.0f} calls/s over {took:.1f} s with {given.concurrency} in flight\n"
         f"{told}\nerrors: {dict(errors) or 'none'}",

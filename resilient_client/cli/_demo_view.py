@@ -129,8 +129,9 @@ class View:
         """The sums, which add up."""
         counted = sum(total.values())
         if self._output.as_json:
+            kinds = {kind: total[kind] for kind in KINDS}  # those too that there were none of
             self._output.value(
-                {"started": started, "counted": counted, **total, "errors": dict(errors)}
+                {"started": started, "counted": counted, **kinds, "errors": dict(errors)}
             )
             return
         print(f"\n{started} calls were started:")
