@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from resilient_client.message import Call, Items, Reply
 
 T = TypeVar("T")
+_BUSY = "another task is waiting for this stream's next value"
 
 
 class Stream(Generic[T]):
@@ -80,16 +81,12 @@ class Stream(Generic[T]):
         waiting, self._opener = self._opener, None
         return opener is not None and waiting is None and opener.uncancel() <= cancels
 
-    def _step(self) -> None:
-        """Until a value is there: with an error, the stream has ended."""
-        if self._stepping:
-            raise RuntimeError("another task is waiting for this stream's next value")
-        self._stepping = True
-
     async def __anext__(self) -> T:
         if self._finished:
             raise StopAsyncIteration
-        self._step()
+        if self._stepping:
+            raise RuntimeError(_BUSY)
+        self._stepping = True  # until the value is there: with an error, the stream has ended
         if self._reply is None:
             await self._open()
             if self._finished:
@@ -159,7 +156,9 @@ class Stream(Generic[T]):
 
     async def __aenter__(self) -> Self:
         if self._reply is None and not self._finished:
-            self._step()
+            if self._stepping:
+                raise RuntimeError(_BUSY)
+            self._stepping = True
             await self._open()
             self._stepping = False
         return self
