@@ -113,7 +113,7 @@ class Clients(_Clients[ClientProxy]):
             OSError: it cannot be read.
         """
         try:
-            services = tomllib.loads(Path(path).read_text("utf-8"))
+            services = tomllib.loads(Path(path).read_text("utf-8-sig"))
         except ValueError as error:
             raise ConfigurationError(f"{path} is not TOML: {error}") from None
         return cls.from_mapping(services)

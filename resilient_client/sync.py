@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resilient_client.policies.circuit_breaker import CircuitBreaker
     from resilient_client.stream import Stream
     from resilient_client.telemetry import Telemetry
-    from resilient_client.transports._base import Transport
+    from resilient_client.transports._base import Environment, Transport
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class SyncClientProxy:
 
     def __init__(
         self,
-        target: str | Sequence[str] | Transport,
+        target: str | Sequence[str] | Transport | Callable[[Environment], Transport],
         *,
         policies: Iterable[Policy] | None = None,
         name: str | None = None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import io
 import json
 import math
 import os
@@ -21,7 +23,7 @@ from resilient_client import ClientProxy, RemoteError, Server, TransportError
 from resilient_client.cli import run
 from resilient_client.cli._demo_view import View
 from resilient_client.cli._output import Output
-from resilient_client.cli._words import option, options
+from resilient_client.cli._words import data, option, options
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.timeout(120)
@@ -198,6 +200,16 @@ def test_an_option_of_the_transport_is_what_it_is_in_a_url(
     url: str, word: str, value: object
 ) -> None:
     assert options(url, [option(word)]) == {word.partition("=")[0]: value}
+
+
+def test_standard_input_may_begin_with_a_mark_and_must_be_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf[1]"), "utf-8"))
+    assert data("-") == [1]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'"\xff"'), "utf-8"))
+    with pytest.raises(argparse.ArgumentTypeError, match="not text"):
+        data("-")
 
 
 async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:

@@ -285,6 +285,12 @@ def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
         Clients.from_mapping("clients.toml")  # type: ignore[arg-type]
 
 
+def test_a_file_may_begin_with_the_mark_that_editors_on_windows_write(tmp_path: Path) -> None:
+    file = tmp_path / "clients.toml"
+    file.write_text('[A]\nurl = "memory://a"\n', "utf-8-sig")
+    assert list(Clients.from_toml(file)) == ["A"]
+
+
 def test_a_file_that_is_not_toml_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"clients\.toml is not TOML.*line 1"):
         toml(tmp_path, f"token = {SECRET}")

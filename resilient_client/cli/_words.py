@@ -30,7 +30,12 @@ def pattern(text: str) -> Any:
 
 def data(text: str) -> Any:
     """JSON, or `-` for JSON on standard input."""
-    return _json(sys.stdin.read() if text == "-" else text, "the payload")
+    if text == "-":
+        try:
+            text = sys.stdin.read().removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise argparse.ArgumentTypeError(f"standard input is not text: {error}") from None
+    return _json(text, "the payload")
 
 
 def positive(text: str) -> float:

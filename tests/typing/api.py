@@ -22,7 +22,7 @@ from resilient_client import (
     standard,
 )
 from resilient_client.clock import Clock
-from resilient_client.transports import LinkedTransport
+from resilient_client.transports import Environment, LinkedTransport
 
 
 async def a_client(client: ClientProxy) -> None:
@@ -144,3 +144,10 @@ def over_it(mine: MyTransport) -> Transport:
 
 stack: list[Policy] = [*standard(), Mine(), Timeout(1.0), Retry(2), CircuitBreaker()]
 proxy = ClientProxy("tcp://127.0.0.1:3001", policies=[Mine()])
+
+
+def make(env: Environment) -> Transport:
+    raise NotImplementedError
+
+
+of_a_function = ClientProxy(make), SyncClientProxy(make)
