@@ -236,6 +236,51 @@ async def test_an_async_generator_counts_when_it_ends() -> None:
     assert breaker.current_state == "closed"
 
 
+class Request:
+    """May be awaited or entered, as what aiohttp's `session.get` returns."""
+
+    method = "GET"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.closed = False
+
+    async def _answer(self) -> str:
+        if self.error is not None:
+            raise self.error
+        return "answer"
+
+    def __await__(self) -> Any:
+        return self._answer().__await__()
+
+    async def __aenter__(self) -> str:
+        return await self._answer()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.closed = True
+
+
+async def test_what_may_be_awaited_or_entered_is_counted_either_way() -> None:
+    breaker = CircuitBreaker()
+    request = Request()
+    asked: Any = breaker.call(lambda: request)
+    assert (asked.method, breaker.calls) == ("GET", 0)
+    with pytest.raises(KeyError):  # of the block's own
+        async with asked as answer:
+            assert (answer, breaker.calls) == ("answer", 1)
+            raise KeyError
+    assert request.closed
+    assert await breaker.call(Request) == "answer"  # type: ignore[misc]
+    assert (breaker.calls, breaker.failures) == (2, 0)
+    for error in (OSError("a"), OSError("b")):
+        with pytest.raises(OSError, match=str(error)):
+            async with breaker.call(Request, error):
+                pytest.fail("it was entered")
+        with pytest.raises(OSError, match=str(error)):
+            await breaker.call(Request, error)  # type: ignore[misc]
+    assert (breaker.calls, breaker.failures) == (6, 4)
+
+
 async def test_an_async_generator_is_sent_and_thrown_what_its_wrapper_is() -> None:
     breaker = quick()
     steps: list[Any] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import types
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Calls:
         if isinstance(result, types.AsyncGeneratorType):
             return self._streamed(admission, result)
         if inspect.isawaitable(result):
+            if hasattr(type(result), "__aenter__"):
+                return _Entered(result, partial(self._awaited, admission))
             return self._awaited(admission, result)
         self._circuit.succeeded(admission)
         return result
@@ -129,3 +131,25 @@ class Calls:
             raise
         self._circuit.succeeded(admission)
         return result
+
+
+class _Entered:
+    """What may be awaited or entered, as aiohttp's requests may: counted when it has been."""
+
+    __slots__ = ("_count", "_result")
+
+    def __init__(self, result: Any, count: Callable[[Awaitable[Any]], Awaitable[Any]]) -> None:
+        self._result = result
+        self._count = count
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._count(self._result).__await__()
+
+    async def __aenter__(self) -> Any:
+        return await self._count(self._result.__aenter__())
+
+    async def __aexit__(self, *error: object) -> Any:
+        return await self._result.__aexit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._result, name)

@@ -153,7 +153,7 @@ class Panel:
         """Call `func` through the breaker; safe in threads, nothing is locked while it runs.
 
         A coroutine or generator that it returns, async or not, is wrapped, and counts when that
-        ends.
+        ends; what is entered with `async with`, when it has been.
 
         Raises:
             CircuitOpenError: it was not called.
