@@ -240,12 +240,15 @@ async def _streams(client: ClientProxy, suite: _Suite) -> None:
 
 @_check
 async def _leave_stream(client: ClientProxy, suite: _Suite) -> None:
-    """Leaving a stream stops its handler."""
+    """Leaving a stream stops its handler; whoever asks for one value leaves with that."""
     suite.cancelled.clear()
     async with client.stream("check.endless") as items:
         async for i in items:
             if i == 2:
                 break
+    await asyncio.wait_for(suite.cancelled.wait(), 5 + SLACK)
+    suite.cancelled.clear()
+    assert await client.send("check.endless", timeout=60) == 0
     await asyncio.wait_for(suite.cancelled.wait(), 5 + SLACK)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from resilient_client.clock import Clock, TimerHandle
     from resilient_client.message import Call
 
+    _Waiting = tuple[asyncio.Future[Reply], Call, Callable[[], object] | None]
+
 STREAM_ITEMS = 10_000
 STREAM_BYTES = 16 * 1024 * 1024
 
@@ -34,7 +36,7 @@ class PendingReplies(DeadlineTimer):
     def __init__(self, clock: Clock, tally: Tally | None = None) -> None:
         super().__init__(clock)
         self._new_future: Callable[[], asyncio.Future[Reply]] | None = None
-        self._table: dict[Any, tuple[asyncio.Future[Reply], Call] | ItemStream] = {}
+        self._table: dict[Any, _Waiting | ItemStream] = {}
         self._tally = Tally() if tally is None else tally
         self._tally.watch(self)
 
@@ -61,8 +63,9 @@ class PendingReplies(DeadlineTimer):
         Args:
             write: sets `call.sent` and writes; the entry is in the table by then. Where an error
                 says that nothing was sent after all, `call.sent` is put back to what it was.
-            leave: called when the caller has left, or this attempt is given up for another: for
-                telling the peer to stop. Not called at the call's deadline, which the peer knows.
+            leave: called when the caller has left, has its one value of what may be more, or gives
+                this attempt up for another: for telling the peer to stop. Not called at the call's
+                deadline, which the peer knows.
         """
         before = call.sent
         try:
@@ -70,7 +73,7 @@ class PendingReplies(DeadlineTimer):
                 items = self.open(key, call, leave)
                 write()
                 return await items.opened()
-            future = self.expect(key, call)
+            future = self.expect(key, call, leave)
             write()
             return await future
         except BaseException as error:
@@ -82,13 +85,19 @@ class PendingReplies(DeadlineTimer):
                 leave()  # a stream's items have done so already
             raise
 
-    def expect(self, key: Any, call: Call) -> asyncio.Future[Reply]:
-        """A future for the one reply; register before writing, `forget` when done waiting."""
+    def expect(
+        self, key: Any, call: Call, leave: Callable[[], object] | None = None
+    ) -> asyncio.Future[Reply]:
+        """A future for the one reply; register before writing, `forget` when done waiting.
+
+        Args:
+            leave: called when the reply is a value that others may follow.
+        """
         new = self._new_future
         if new is None:  # a table serves one loop; asking for it costs as much as the rest
             new = self._new_future = asyncio.get_running_loop().create_future
         future = new()
-        self._table[key] = (future, call)
+        self._table[key] = (future, call, leave)
         if call.attempt_deadline < self.at:
             self.set(call.attempt_deadline)
         return future
@@ -113,6 +122,8 @@ class PendingReplies(DeadlineTimer):
         if type(entry) is tuple:
             if not entry[0].done():
                 entry[0].set_result(Reply(body, headers))
+                if not last and entry[2] is not None:
+                    entry[2]()
             return True
         stream: ItemStream = entry  # type: ignore[assignment]
         if last:
@@ -157,7 +168,7 @@ class PendingReplies(DeadlineTimer):
         nearest = inf
         for key, entry in tuple(self._table.items()):
             if type(entry) is tuple:
-                future, call = entry
+                future, call, _ = entry
                 if call.attempt_deadline > now:
                     nearest = min(nearest, call.attempt_deadline)
                 else:
@@ -167,7 +178,7 @@ class PendingReplies(DeadlineTimer):
         return nearest
 
 
-def _fail(entry: tuple[asyncio.Future[Reply], Call] | ItemStream, error: BaseException) -> None:
+def _fail(entry: _Waiting | ItemStream, error: BaseException) -> None:
     if type(entry) is tuple:
         if not entry[0].done():
             entry[0].set_exception(error)

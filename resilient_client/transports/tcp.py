@@ -136,7 +136,9 @@ class _ClientStream(_Stream):
             response = read_response(text, by_id=True)
             # `deliver`, less a hop, for nearly all of them
             if response.value is not None and response.err is None and not response.metadata:
-                self.replies.value(response.id, response.value, response.ended)
+                taken = self.replies.value(response.id, response.value, response.ended)
+                if not response.ended and taken and response.id not in self.replies:
+                    self.leave(str(response.id))  # whoever asked for one value has it
                 continue
             if PEER_HEADER in response.metadata:
                 self.ours = True
