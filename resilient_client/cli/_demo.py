@@ -155,11 +155,6 @@ def _sent(error: ResilientClientError) -> str:
 async def _play(given: Namespace, output: Output, spans: Spans) -> int:
     view = View(output, SETTINGS)
     scheme = given.url.partition("://")[0]
-    if scheme == "memory":
-        raise ConfigurationError(
-            "memory:// is within one process, and the demo's servers are two of their own",
-            hint="leave --url out, or give it that of a broker",
-        )
     options = SHARED.get(scheme.removesuffix("s"), {}) | options_of(given.url, given.option)
     own_port = given.url.rstrip("/").endswith(":0")
     processes = [Process(given.url, name, options) for name in ("alpha", "beta")]
@@ -260,6 +255,11 @@ async def _trace(client: ClientProxy, spans: Spans, view: View, replicas: int) -
 
 def run(given: Namespace, output: Output) -> int:
     """Play it."""
+    if given.url.startswith("memory://"):
+        raise ConfigurationError(
+            "memory:// is within one process, and the demo's servers are two of their own",
+            hint="leave --url out, or give it that of a broker",
+        )
     try:
         from resilient_client.cli._demo_trace import Spans
     except ModuleNotFoundError as error:
