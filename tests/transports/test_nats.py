@@ -601,9 +601,16 @@ WIRE = (
 class Aborted:
     def __init__(self) -> None:
         self.aborted = False
+        self.unread = 0
 
     def abort(self) -> None:
         self.aborted = True
+
+    def write(self, data: bytes) -> None:
+        self.unread += len(data)
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread
 
 
 def fed(wire: bytes, size: int) -> tuple[_socket.Socket, list[Any]]:
@@ -655,6 +662,22 @@ async def test_a_big_message_is_looked_at_when_it_is_whole() -> None:
     socket, got = fed(b"MSG a 7 %d\r\n%b\r\nMSG a 7 1\r\ny\r\n" % (len(body), body), 60_000)
     assert [len(each[2]) for each in got] == [len(body), 1]
     assert not socket._rest
+
+
+async def test_a_server_that_asks_on_and_on_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resilient_client.transports.nats._library.MAX_UNREAD", 100)
+    monkeypatch.setattr("resilient_client.transports.nats._socket.MAX_SIZE", 100)
+    pings, _ = fed(b"PING\r\n" * 16, 6)
+    assert not pings.transport.aborted  # type: ignore[attr-defined]
+    pings, _ = fed(b"PING\r\n" * 17, 6)
+    assert pings.transport.aborted  # type: ignore[attr-defined]
+    unread, _ = fed(b"", 1)
+    wire = _library.Wire(unread, Target("nats://h"), "h", must_encrypt=False)
+    for _ in range(16):
+        wire.write(b"PONG\r\n")
+    assert not unread.transport.aborted  # type: ignore[attr-defined]
+    wire.write(b"PONG\r\n")
+    assert unread.transport.aborted  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Target
     from resilient_client.transports.nats._socket import Socket
 
+MAX_UNREAD = 128 * 1024 * 1024
+"""Bytes that wait for a server to read them; a message and what is behind it are half of that."""
 CERTIFICATE_WAIT = 0.1
 """Seconds for a server that asks for certificates to say that it does not like ours: with TLS 1.3
 that comes after the handshake, and would be lost if we went on writing."""
@@ -134,9 +136,14 @@ class Wire(Transport):
                 f"tls= is given, but {self._target} does not speak TLS",
                 hint="switch it on there, or leave tls= out",
             )
-        if not self._socket.closed:
-            self._socket.flush()
-            self._socket.transport.write(payload)
+        if self._socket.closed:
+            return
+        self._socket.flush()
+        transport = self._socket.transport
+        transport.write(payload)
+        if transport.get_write_buffer_size() > MAX_UNREAD:  # answers to pings without end, say
+            self._socket.end("the server does not read what it asks for")
+            transport.abort()
 
     def writelines(self, payload: list[bytes]) -> None:
         self.write(b"".join(payload))

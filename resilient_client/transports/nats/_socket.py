@@ -63,6 +63,9 @@ class Socket(SocketProtocol):
         if len(rest) > MAX_LINE > self._needed:
             self.end("the server sent a line that does not end")
             self.transport.abort()
+        elif len(self._received) > MAX_SIZE:  # pings without end, say
+            self.end("the server asks for more than can be answered")
+            self.transport.abort()
 
     def _read(self, data: bytes) -> int:
         """Deliver the messages in it, leave the rest to the library; how much of it was whole."""
