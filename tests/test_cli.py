@@ -110,6 +110,19 @@ def test_what_json_cannot_say_is_printed_as_the_wire_would_have_it(
     assert told == {"bytes": "AAE=", "nan": None, "big": 2**70, "half": "\ud800"}
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_peers_text_does_not_steer_the_terminal(
+    as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Output(as_json=as_json)
+    output.value("\x9b31m \xfc \x1b[31m")
+    output.error(RemoteError("\x9b31m \x1b[31m\nforged"))
+    out, err = capsys.readouterr()
+    assert out.rstrip("\n").isprintable()
+    assert err.rstrip("\n").isprintable()
+    assert json.loads(out) == "\x9b31m \xfc \x1b[31m"
+
+
 async def test_closed_standard_streams_do_no_harm() -> None:
     async with service() as url:
         process = await asyncio.create_subprocess_shell(
@@ -227,6 +240,7 @@ async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:
         (["call", "smoke://x", "sum"], "no transport speaks"),
         (["call", "tcp://127.0.0.1:1", "sum", "-o", "max_sise=3"], "max_size"),
         (["call", "tcp://127.0.0.1:1", "sum", "--timeout", "-1"], "not above 0"),
+        (["call", "tcp://127.0.0.1:1", "sum", "-H", "token: s3cret"], "NAME=VALUE"),
         (["nonsense"], "invalid choice"),
         (["serve", "there.is.no:module"], "no module"),
         (["serve", ":server"], "names no module"),
@@ -247,7 +261,9 @@ def test_bad_usage_is_told_at_once(
     words: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(words) == 2
-    assert told in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert told in said
+    assert "s3cret" not in said
 
 
 RUNS_ITSELF = "import logging\nlogging.basicConfig(level='INFO')\nserver.run()\n"

@@ -59,7 +59,7 @@ def count(text: str) -> int:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+        raise argparse.ArgumentTypeError("it is written NAME=VALUE")  # without it: often a secret
     return name, value
 
 
