@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from resilient_client.clock import DeadlineTimer, call_later
-from resilient_client.errors import Overloaded, ReplyTimeout, ResilientClientError
+from resilient_client.errors import ConnectionLost, Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._transport import Tally
 
@@ -159,6 +159,18 @@ class PendingReplies(DeadlineTimer):
         self.stop()
         for entry in table.values():
             _fail(entry, make())
+
+    def close(self, leave: Callable[[Any], object]) -> None:
+        """The client closes: none of them is waited for any more.
+
+        Args:
+            leave: called with the id of each request, for telling its peer to stop.
+        """
+        for key, entry in self._table.items():
+            call = entry.call if isinstance(entry, ItemStream) else entry[1]
+            if call.kind != "emit":
+                leave(key)
+        self.fail_all(lambda: ConnectionLost("the client was closed"))
 
     def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
         """Call back at that time of the table's clock."""

@@ -303,6 +303,6 @@ class ClientTransport(LinkedTransport[_Session]):
         session = await self._link.aclose()
         if session is not None:
             self._sessions.pop(session.connection, None)
-            for table in (session.replies, session.confirms):
-                table.fail_all(lambda: ConnectionLost("the client was closed"))
+            session.replies.close(session.peers.leave)
+            session.confirms.fail_all(lambda: ConnectionLost("the client was closed"))
             await session.connection.farewell()

@@ -338,8 +338,8 @@ class ClientTransport(LinkedTransport[Connection]):
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        self._replies.close(self._peers.leave)  # while there is somebody to tell
         connection = await self._link.aclose()
-        self._replies.fail_all(lambda: ConnectionLost("the client was closed"))
         if connection is not None:
             await connection.leave()
 

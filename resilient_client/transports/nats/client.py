@@ -299,7 +299,7 @@ class ClientTransport(LinkedTransport[_Session]):
         """See `Transport.aclose`."""
         session = await self._link.aclose()
         if session is not None:
-            session.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            session.replies.close(session.peers.leave)
             await session.connection.aclose()
 
 

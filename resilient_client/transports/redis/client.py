@@ -276,7 +276,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         """See `Transport.aclose`."""
         session = await self._link.aclose()
         if session is not None:
-            session.replies.fail_all(lambda: ConnectionLost("the client was closed"))
+            session.replies.close(session.peers.leave)
             await session.close()
 
 
