@@ -69,6 +69,7 @@ class Attempt:
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 _MAX_SHOWN = 2000
+_FOR_EVER = 1e9  # seconds: there is no infinity in JSON
 _unprintable = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").sub
 
 
@@ -503,7 +504,7 @@ class Throttled(RemoteError):
         super().__init__(message, payload=payload, code=code, status=status, **details)
         if retry_after is None and isinstance(payload, dict):
             retry_after = told_seconds(payload.get("retry_after"))
-        self.retry_after = retry_after
+        self.retry_after = told_seconds(retry_after)
         self.outcome = Outcome.THROTTLED
 
     @property
@@ -513,7 +514,7 @@ class Throttled(RemoteError):
             return self._given
         body = {"status": self.status, "message": self.args[0], "code": self.code}
         if self.retry_after is not None:
-            body["retry_after"] = self.retry_after
+            body["retry_after"] = min(self.retry_after, _FOR_EVER)
         return body
 
 

@@ -16,6 +16,8 @@ from resilient_client import (
     PayloadError,
     RemoteError,
     Retry,
+    Server,
+    Throttled,
 )
 from resilient_client.errors import remote_error
 from resilient_client.events import ConnectionChanged, Degraded
@@ -113,3 +115,24 @@ async def test_an_error_of_another_library_without_a_text_hides_nothing(again: A
     first, second = again(caught.value).attempts
     assert (first.error, first.cause) == ("SilentError", "(no text: ValueError)")
     assert second.cause == "refused"
+
+
+@pytest.mark.parametrize(
+    ("wait", "sent"), [(inf, 1e9), (2.5, 2.5), (0, 0), (-5, None), (float("nan"), None)]
+)
+@pytest.mark.parametrize("scheme", ["memory", "tcp", "http", "grpc"])
+async def test_a_wait_that_a_handler_asks_for_arrives_or_is_none(
+    scheme: str, wait: float, sent: float | None
+) -> None:
+    server = Server("memory://wait" if scheme == "memory" else f"{scheme}://127.0.0.1:0")
+
+    @server.message_pattern("x")
+    async def busy() -> None:
+        raise Throttled("busy", retry_after=wait)
+
+    async with server, ClientProxy(server.addresses[0], policies=(), telemetry=False) as client:
+        with pytest.raises(Throttled) as caught:
+            await client.send("x", timeout=10)
+    if scheme == "http" and sent is None:
+        sent = 1.0  # which always says when
+    assert caught.value.retry_after == sent
