@@ -14,7 +14,8 @@ from tests.waiting import eventually
 
 @pytest.mark.broker
 @pytest.mark.parametrize(
-    "broker", [None, "redis_broker", "nats_broker", "mqtt_broker", "rabbitmq_broker"]
+    "broker",
+    [None, "redis_broker", "nats_broker", "mqtt_broker", "rabbitmq_broker", "kafka_broker"],
 )
 async def test_closing_a_client_stops_the_handlers_of_its_calls(
     broker: str | None, unique: str, request: pytest.FixtureRequest

@@ -68,6 +68,8 @@ TOGETHER = 16
 """Events in a row for one partition; requests take turns, that all replicas have some."""
 MAX_FAREWELLS = 1000
 """Cancelled calls at once whose servers are told."""
+FAREWELL = 1.0
+"""Seconds that a closing client takes to tell servers whose calls it leaves."""
 CANCEL_PAUSE = 10.0
 """Seconds until it is tried again after nobody could be told."""
 _WAKE = 16
@@ -278,10 +280,16 @@ class _Connection:
 
     async def aclose(self) -> None:
         """End it, and wait until nothing is left."""
-        self.closed = True
-        self._fail_all("the client was closed")
-        if self._ending is None:
-            self._ending = spawn(self._end(), "end of a connection")
+        try:
+            if not self.closed:
+                self.replies.close(self.cancel)
+                if self._farewells:  # while there is a broker to tell
+                    await asyncio.wait(self._farewells, timeout=FAREWELL)
+        finally:
+            self.closed = True
+            self._fail_all("the client was closed")
+            if self._ending is None:
+                self._ending = spawn(self._end(), "end of a connection")
         await asyncio.wait({self._ending})
 
     async def _end(self) -> None:
