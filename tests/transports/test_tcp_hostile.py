@@ -248,6 +248,7 @@ async def main():
         await first.wait()
         await asyncio.sleep(0)
         print(len(told), flush=True)
+        sys.stdin.read()  # until everybody has tried
 
 asyncio.run(main())
 """
@@ -257,12 +258,15 @@ asyncio.run(main())
 @pytest.mark.parametrize("url", ["tcp://127.0.0.1:0", "http://127.0.0.1:0"])
 def test_more_connections_than_there_can_be_do_not_flood_the_log(url: str) -> None:
     command = [sys.executable, "-c", FLOODED, url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
         port = int(process.stdout.readline().rpartition(":")[2])
         connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
         told = int(process.stdout.readline())
         for each in connections:
             each.close()
+        process.stdin.close()
     assert process.returncode == 0
     assert 0 < told <= 16
