@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from typing import Any
 
@@ -22,7 +23,7 @@ from resilient_client import (
 from resilient_client.errors import Outcome
 from resilient_client.transports.grpc import _status
 from resilient_client.transports.grpc._library import ERRORS, aio, grpc
-from resilient_client.transports.grpc._status import error_of, number_of, status_of
+from resilient_client.transports.grpc._status import error_of, number_of, refuse, status_of
 
 KNOWN = {
     # of calls
@@ -47,6 +48,21 @@ def test_grpcio_has_no_exception_that_nobody_thought_of() -> None:
     assert exceptions().keys() == KNOWN, "decide what a new class means in _status.error_of"
     for name in ("AioRpcError", "UsageError", "InternalError"):
         assert issubclass(exceptions()[name], ERRORS)
+
+
+async def test_a_refusal_of_a_call_whose_caller_has_gone_is_its_end_and_no_fault() -> None:
+    class Gone:
+        async def abort(self, *_: object) -> None:
+            raise aio.InternalError("Failed execute_batch")
+
+    class There:
+        async def abort(self, *_: object) -> None:
+            raise aio.AbortError
+
+    with pytest.raises(asyncio.CancelledError):
+        await refuse(Gone(), grpc.StatusCode.INVALID_ARGUMENT, "no request")
+    with pytest.raises(aio.AbortError):
+        await refuse(There(), grpc.StatusCode.INVALID_ARGUMENT, "no request")
 
 
 def rpc_error(code: grpc.StatusCode, text: str = "", *trailers: tuple[str, Any]) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from resilient_client.errors import SERVER_OVERLOADED, Throttled
 from resilient_client.transports._link import spawn
 from resilient_client.transports.grpc._library import aio, cygrpc, grpc, server_module
-from resilient_client.transports.grpc._status import status_of
+from resilient_client.transports.grpc._status import refuse, status_of
 
 if TYPE_CHECKING:
     from resilient_client.transports.grpc._channel import ChannelOptions
@@ -140,8 +140,7 @@ class _Accepting(_Core):  # type: ignore[misc]
 
 async def _stopping(requests: object, context: Any) -> bytes:
     error = Throttled(SERVER_OVERLOADED, status=429, retry_after=0.1)
-    await context.abort(*status_of(error, None, ours=False))
-    return b""
+    await refuse(context, *status_of(error, None, ours=False))
 
 
 class _Refusing:

@@ -15,7 +15,7 @@ from resilient_client.transports.grpc._headers import RECEIVERS_HEADER, incoming
 from resilient_client.transports.grpc._library import DecodeError, aio, grpc
 from resilient_client.transports.grpc._methods import SchemaMethod
 from resilient_client.transports.grpc._patterns import EMIT, PatternsMethod
-from resilient_client.transports.grpc._status import status_name, status_of
+from resilient_client.transports.grpc._status import refuse, status_name, status_of
 
 if TYPE_CHECKING:
     from resilient_client.codecs import Codec
@@ -99,8 +99,7 @@ class Calls:
             try:
                 route, body = read(raw)
             except DecodeError:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no Request")
-                raise  # abort has raised
+                await refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "this is no Request")
             if events or (pack is None and "respond-async" in headers.get("prefer", "")):
                 count = await self._hand_over(route, body, headers, context, codec)
                 return accepted(count, context)
@@ -116,10 +115,10 @@ class Calls:
                 if not job.cancelled:  # its caller has gone
                     raise asyncio.CancelledError
                 if not job.expired:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "The server was stopped")
+                    await refuse(context, grpc.StatusCode.UNAVAILABLE, "The server was stopped")
                 error = job.unanswered()
             if error is not None:
-                await context.abort(*status_of(error, self.pool, ours=is_ours(headers)))
+                await refuse(context, *status_of(error, self.pool, ours=is_ours(headers)))
             return result.raw
 
         return answer

@@ -5,11 +5,12 @@ https://grpc.github.io/grpc/core/md_doc_statuscodes.html
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from resilient_client import _json
 from resilient_client.errors import (
@@ -108,6 +109,20 @@ def number_of(error: RemoteError) -> int:
     if isinstance(error, InvalidPayloadError):
         return _INVALID_ARGUMENT
     return _RESOURCE_EXHAUSTED if isinstance(error, Throttled) else _UNKNOWN
+
+
+async def refuse(context: Any, *status: Any) -> NoReturn:
+    """End a call of a server with this status.
+
+    Raises:
+        CancelledError: its caller has gone: what there was of its request may be half of it.
+        AbortError: otherwise; for grpcio.
+    """
+    try:
+        await context.abort(*status)
+    except aio.InternalError:  # "Failed execute_batch", which grpcio would log
+        raise asyncio.CancelledError from None
+    raise AssertionError("abort has raised")
 
 
 def status_of(error: RemoteError, pool: DescriptorPool | None, *, ours: bool) -> Status:
