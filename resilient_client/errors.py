@@ -69,7 +69,8 @@ class Attempt:
 
 _USERINFO = re.compile(r"(?<=://)[^/\s]*@")
 _MAX_SHOWN = 2000
-_FOR_EVER = 1e9  # seconds: there is no infinity in JSON
+FOR_EVER = 10**9
+"""Seconds that a caller is told to wait where it is longer: no infinity can be written."""
 _unprintable = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]").sub
 
 
@@ -514,7 +515,7 @@ class Throttled(RemoteError):
             return self._given
         body = {"status": self.status, "message": self.args[0], "code": self.code}
         if self.retry_after is not None:
-            body["retry_after"] = min(self.retry_after, _FOR_EVER)
+            body["retry_after"] = min(self.retry_after, FOR_EVER)
         return body
 
 
@@ -537,6 +538,11 @@ class ConfigurationError(ResilientClientError, ValueError):
     def retryable(self) -> bool:
         """Never."""
         return False
+
+
+def is_throttled(code: str | int | None, status: int | None, retry_after: float | None) -> bool:
+    """Whether a peer that says this asks to slow down, on whatever transport."""
+    return status == 429 or code == Throttled.CODE or (status == 503 and retry_after is not None)
 
 
 def remote_error(
@@ -568,7 +574,7 @@ def remote_error(
         message = payload
         if payload == NO_HANDLER_MESSAGE:
             return NoHandlerError(message, payload=payload)
-    if status == 429 or code == Throttled.CODE or (status == 503 and retry_after is not None):
+    if is_throttled(code, status, retry_after):
         return Throttled(
             message, payload=payload, code=code, status=status, retry_after=retry_after
         )

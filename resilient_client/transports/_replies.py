@@ -160,16 +160,12 @@ class PendingReplies(DeadlineTimer):
         for entry in table.values():
             _fail(entry, make())
 
-    def close(self, leave: Callable[[Any], object]) -> None:
-        """The client closes: none of them is waited for any more.
-
-        Args:
-            leave: called with the id of each request, for telling its peer to stop.
-        """
-        for key, entry in self._table.items():
-            call = entry.call if isinstance(entry, ItemStream) else entry[1]
-            if call.kind != "emit":
-                leave(key)
+    def close(self) -> None:
+        """The client closes: none of them is waited for any more, and each one's `leave` called."""
+        for entry in tuple(self._table.values()):
+            leave = entry.on_leave if isinstance(entry, ItemStream) else entry[2]
+            if leave is not None:
+                leave()
         self.fail_all(lambda: ConnectionLost("the client was closed"))
 
     def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
@@ -198,7 +194,24 @@ def _fail(entry: _Waiting | ItemStream, error: BaseException) -> None:
         entry.finish(error)  # type: ignore[union-attr]
 
 
-class ItemStream:
+class Ending:
+    """The error that values may end with."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def _raise_error(self) -> NoReturn:
+        error, self._error = self._error, None
+        assert error is not None  # noqa: S101
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
+
+
+class ItemStream(Ending):
     """The values of one streamed answer, buffered within bounds.
 
     A consumer that falls more than `STREAM_ITEMS` values or `STREAM_BYTES` behind gets what is
@@ -206,8 +219,7 @@ class ItemStream:
     ever.
     """
 
-    __slots__ = ("_buffer", "_ended", "_error", "_key", "_on_leave", "_size", "_table", "_waiter",
-                 "call")  # fmt: skip
+    __slots__ = ("_buffer", "_ended", "_key", "_size", "_table", "_waiter", "call", "on_leave")
 
     def __init__(
         self,
@@ -216,14 +228,14 @@ class ItemStream:
         call: Call,
         on_leave: Callable[[], object] | None,
     ) -> None:
+        super().__init__()
         self._table = table
         self._key = key
         self.call = call
-        self._on_leave = on_leave
+        self.on_leave = on_leave
         self._buffer: deque[Any] = deque()
         self._size = 0
         self._ended = False
-        self._error: BaseException | None = None
         self._waiter: asyncio.Future[bool] | None = None
 
     def feed(self, body: Any) -> None:
@@ -250,7 +262,7 @@ class ItemStream:
 
     def _leave(self) -> None:
         self._table.forget(self._key)
-        on_leave, self._on_leave = self._on_leave, None
+        on_leave, self.on_leave = self.on_leave, None
         if on_leave is not None and not self._ended:
             on_leave()
 
@@ -284,14 +296,6 @@ class ItemStream:
         body = self._buffer.popleft()
         self._size -= len(body) if isinstance(body, bytes | memoryview) else 1
         return body
-
-    def _raise_error(self) -> NoReturn:
-        error, self._error = self._error, None
-        assert error is not None  # noqa: S101
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
 
     async def _wait(self, deadline: float) -> bool:
         """Until something changes; False when `deadline` came first."""

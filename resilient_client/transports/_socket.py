@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 _GROUP, _MAX_GROUP = 16, 256  # frames written together: so many at first, then ever more
 _LARGE = 16 * 1024  # bytes of a frame that is not to be waited with
 _CUT = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
-ACCEPTED_AT_ONCE = 16
+_ACCEPTED_AT_ONCE = 16
 """The backlog of asyncio's servers: they accept so many in a turn, and where there is no descriptor
 left log an error for each of these, every second."""
+UNREAD_TIMEOUT = 30.0
+"""Seconds in which a peer reads nothing of what waits for it before its connection is dropped: its
+requests are not over until their replies are written, and others would be refused for them."""
 NEXT_ADDRESS = 0.25
 """Seconds that one address of a name has for itself, before the next is tried, too [RFC 8305]."""
 
@@ -144,11 +147,32 @@ async def dial(
         raise not_connected(target, error) from error
 
 
-def let_wait(server: asyncio.Server, count: int = 1024) -> None:
-    """Let so many connections wait to be accepted; the server was made for `ACCEPTED_AT_ONCE`."""
-    for each in server.sockets:
-        with socket.fromfd(each.fileno(), each.family, each.type) as twin:
-            twin.listen(count)
+async def listen(
+    make: Callable[[], asyncio.BaseProtocol],
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    *,
+    backlog: int = 1024,
+) -> asyncio.Server:
+    """A server; so many connections may wait to be accepted.
+
+    Raises:
+        OSError: it cannot be bound.
+    """
+    # Cancelled while it begins to serve, asyncio would lose the socket.
+    server = await asyncio.get_running_loop().create_server(
+        make, host, port, ssl=tls, backlog=_ACCEPTED_AT_ONCE, start_serving=False
+    )
+    try:
+        await server.start_serving()
+        for each in server.sockets:
+            with socket.fromfd(each.fileno(), each.family, each.type) as twin:
+                twin.listen(backlog)
+    except BaseException:
+        server.close()
+        raise
+    return server
 
 
 PT = TypeVar("PT", bound=asyncio.BaseProtocol)

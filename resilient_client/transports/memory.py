@@ -13,7 +13,6 @@ import threading
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 from resilient_client.errors import (
     ConfigurationError,
@@ -65,7 +64,7 @@ def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arg
 class _Parcel:
     """One request on the bus, and the way back to its caller."""
 
-    __slots__ = ("__weakref__", "job", "key", "largest", "left", "listener", "loop", "replies")
+    __slots__ = ("job", "key", "largest", "left", "listener", "loop", "replies")
 
     def __init__(
         self, replies: PendingReplies, key: int, listener: ServerListener, largest: int
@@ -145,7 +144,6 @@ class ClientTransport(BaseTransport):
         self._name = target.hostport
         self._replies = PendingReplies(env.clock, self._tally)
         self._keys = count()
-        self._parcels: WeakValueDictionary[int, _Parcel] = WeakValueDictionary()
 
     def _listener(self) -> ServerListener:
         if self.status == "closed":
@@ -170,7 +168,7 @@ class ClientTransport(BaseTransport):
         listener = self._listener()
         key = next(self._keys)
         replies = self._replies
-        parcel = self._parcels[key] = _Parcel(replies, key, listener, self._max_size)
+        parcel = _Parcel(replies, key, listener, self._max_size)
         message = Message(call.route, call.body, call.metadata, key)
 
         def write() -> None:
@@ -193,11 +191,7 @@ class ClientTransport(BaseTransport):
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         self._change("closed")
-        self._replies.close(self._leave)
-
-    def _leave(self, key: int) -> None:
-        if (parcel := self._parcels.get(key)) is not None:
-            parcel.leave()
+        self._replies.close()
 
 
 class ServerListener:

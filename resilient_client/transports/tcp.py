@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections import deque
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from resilient_client.transports._frames import ENVELOPE, FrameReader, frame
 from resilient_client.transports._link import LinkedTransport
 from resilient_client.transports._nest import (
     CANCEL_ROUTE,
-    LEFT_KEPT,
+    Peers,
     answer,
     cancel_packet,
     deliver,
@@ -46,11 +45,11 @@ from resilient_client.transports._packets import (
 )
 from resilient_client.transports._replies import PendingReplies
 from resilient_client.transports._socket import (
-    ACCEPTED_AT_ONCE,
+    UNREAD_TIMEOUT,
     SocketProtocol,
     client_tls,
     dial,
-    let_wait,
+    listen,
 )
 
 if TYPE_CHECKING:
@@ -68,11 +67,6 @@ INCOMPLETE_TIMEOUT = 30.0
 """Seconds of silence in the middle of a frame before the connection is dropped, as in Nest."""
 MAX_SEND_BUFFER = 128 * 1024 * 1024
 """Bytes queued for a peer that does not read before its connection is dropped, as in Nest."""
-
-
-UNREAD_TIMEOUT = 30.0
-"""Seconds in which a peer reads nothing of what waits for it before its connection is dropped: its
-requests are not over until their replies are written, and others would be refused for them."""
 
 
 class _Stream(SocketProtocol):
@@ -126,7 +120,7 @@ class _ClientStream(_Stream):
         super().__init__(max_size)
         self.replies = replies
         self.ours = False  # the peer has shown itself to be of our make
-        self._left: deque[str] = deque(maxlen=LEFT_KEPT)  # calls given up before that
+        self.peers = Peers(self._tell)
         self._protocol_error: ProtocolError | None = None
         self._codec = codec
         self._lost = lost
@@ -138,19 +132,15 @@ class _ClientStream(_Stream):
             if response.value is not None and response.err is None and not response.metadata:
                 taken = self.replies.value(response.id, response.value, response.ended)
                 if not response.ended and taken and response.id not in self.replies:
-                    self.leave(str(response.id))  # whoever asked for one value has it
+                    self.peers.leave(response.id)  # whoever asked for one value has it
                 continue
             if PEER_HEADER in response.metadata:
                 self.ours = True
-                while self._left:
-                    self.leave(self._left.popleft())
+                self.peers.meet(None)  # the only one on this connection
             deliver(self.replies, response.id, response, self._codec)
 
-    def leave(self, key: str) -> None:
-        """Tell a peer of ours that nobody waits any more; a Nest peer would not understand."""
-        if not self.ours:
-            self._left.append(key)
-        elif not self.closed:
+    def _tell(self, _: object, key: str) -> None:
+        if not self.closed:
             self.send(frame(cancel_packet(key)))
 
     def broken(self, error: ProtocolError) -> None:
@@ -220,7 +210,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
         call.sent = True
         # What follows is `replies.exchange`, spelt out: its hop is 7 % of a call on this transport.
         if call.kind == "stream":
-            items = replies.open(key, call, lambda: stream.leave(key))
+            items = replies.open(key, call, lambda: stream.peers.leave(key))
             stream.send(frame(text))
             return await items.opened()
         future = replies.expect(key, call)
@@ -231,7 +221,7 @@ class ClientTransport(LinkedTransport[_ClientStream]):
             del future  # it holds an error whose traceback holds this frame
             replies.forget(key)
             if isinstance(error, asyncio.CancelledError | ReplyTimeout):
-                stream.leave(key)
+                stream.peers.leave(key)
             raise
 
     def publish(self, call: Call) -> Receipt | Awaitable[Receipt]:
@@ -419,16 +409,12 @@ class ServerListener:
     async def start(self) -> None:
         """See `ServerListener.start`."""
         try:
-            self._server = await asyncio.get_running_loop().create_server(
+            self._server = await listen(
                 lambda: _ServerStream(self, self._app, self._max_size),
                 self._target.host,
                 self._target.port(DEFAULT_PORT),
-                ssl=self._tls,
-                backlog=ACCEPTED_AT_ONCE,
-                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
+                self._tls,
             )
-            await self._server.start_serving()
-            let_wait(self._server)
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])

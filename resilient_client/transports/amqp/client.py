@@ -303,6 +303,6 @@ class ClientTransport(LinkedTransport[_Session]):
         session = await self._link.aclose()
         if session is not None:
             self._sessions.pop(session.connection, None)
-            session.replies.close(session.peers.leave)
+            session.replies.close()
             session.confirms.fail_all(lambda: ConnectionLost("the client was closed"))
             await session.connection.farewell()

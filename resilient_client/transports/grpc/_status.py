@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 from resilient_client import _json
 from resilient_client.errors import (
     DEADLINE_EXCEEDED_CODE,
+    FOR_EVER,
     INTERNAL_SERVER_ERROR,
     PEER_FAILED,
     ConfigurationError,
@@ -29,6 +30,7 @@ from resilient_client.errors import (
     RemoteError,
     ResilientClientError,
     Throttled,
+    is_throttled,
     told_seconds,
     told_status,
     wire_error,
@@ -52,7 +54,6 @@ PAYLOAD = "x-resilient-client-error-bin"
 # Trailers share 8 KiB with the rest of the metadata in most implementations.
 _MAX_TEXT = 3000
 _MAX_BINARY = 3000
-_LONGEST = 10**9  # seconds that a caller can be asked to wait
 
 CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _CANCELLED, _UNKNOWN, _INVALID_ARGUMENT, _DEADLINE_EXCEEDED = 1, 2, 3, 4
@@ -146,8 +147,8 @@ def status_of(error: RemoteError, pool: DescriptorPool | None, *, ours: bool) ->
             if raw is not None:
                 pairs.append((DETAILS, raw))
         pairs += trailers(payload.get("metadata"))
-    if isinstance(error, Throttled) and error.retry_after is not None and error.retry_after < inf:
-        pairs.append((PUSHBACK, str(int(min(error.retry_after, _LONGEST) * 1000))))
+    if isinstance(error, Throttled) and error.retry_after is not None:
+        pairs.append((PUSHBACK, str(int(min(error.retry_after, FOR_EVER) * 1000))))
     if ours and not (plain and number == payload["code"]):
         raw = _json.encode(wire_error(error))
         if len(raw) <= _MAX_BINARY:
@@ -271,7 +272,9 @@ def _answered(
     if said.code == InvalidPayloadError.CODE:
         return InvalidPayloadError(said.message, **about)
     pushback = _pushback(found.get(PUSHBACK), said.payload)
-    if number == _RESOURCE_EXHAUSTED or pushback is not None or _is_throttled(said):
+    wait = told_seconds(said.payload.get("retry_after")) if isinstance(said.payload, dict) else None
+    throttled = pushback is not None or is_throttled(said.code, said.status, wait)
+    if throttled or number == _RESOURCE_EXHAUSTED:
         return Throttled(said.message, **about, retry_after=pushback)
     remote = RemoteError(said.message, **about)
     unmeant = number == _UNKNOWN and not said.meant and _unmeant(text)
@@ -287,19 +290,6 @@ class _Said(NamedTuple):
     code: str | int
     status: int
     meant: bool = False  # for the caller: it is the very payload
-
-
-def _is_throttled(said: _Said) -> bool:
-    """Whether a peer of our kind means that, in words that mean it on every transport."""
-    return (
-        said.status == 429
-        or said.code == Throttled.CODE
-        or (
-            said.status == 503
-            and isinstance(said.payload, dict)
-            and told_seconds(said.payload.get("retry_after")) is not None
-        )
-    )
 
 
 def _said(number: int, text: str, found: dict[str, Any], pool: DescriptorPool | None) -> _Said:

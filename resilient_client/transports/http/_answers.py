@@ -22,6 +22,7 @@ from resilient_client.errors import (
     redact,
     remote_error,
     told_seconds,
+    told_status,
 )
 from resilient_client.message import NO_VALUE
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from resilient_client.codecs import Codec
 
+_DIGITS = 18  # of a length that is worth being read
 _MAX_TEXT = 500  # characters of a body that is no JSON, in an error's message
 _GZIP = b"\x1f\x8b"
 _PIECE, _MAX_MEMBERS = 64 * 1024, 10_000  # what follows in a piece is copied for each member
@@ -127,6 +129,14 @@ def value_of(status: int, headers: Mapping[str, str], content: bytes, *, plain: 
     )
 
 
+def announced(headers: Mapping[str, str]) -> int:
+    """Bytes of a body, as far as they are told."""
+    told = headers.get("content-length", "")
+    if not told.isascii() or not told.isdigit():
+        return 0
+    return int(told) if len(told) <= _DIGITS else 10**_DIGITS
+
+
 def error_of(
     status: int,
     reason: str,
@@ -154,7 +164,7 @@ def error_of(
         if ours and plain and status == 404:
             return NoHandlerError(payload, payload=payload, status=status)
         return RemoteError(payload, payload=payload, status=status)
-    code, told = _told(payload)
+    told = told_status(payload) if ours and isinstance(payload, dict) else None
     after = None
     if status in (429, 503):
         if ours and isinstance(payload, dict):
@@ -163,8 +173,7 @@ def error_of(
             after = retry_after(headers.get("retry-after"), headers.get("date"))
     error = remote_error(
         payload,
-        code=code,
-        status=told if ours and told is not None else status,
+        status=status if told is None else told,
         retry_after=after,
     )
     if isinstance(error, RemoteError) and (is_text or not error.message):
@@ -177,17 +186,6 @@ def error_of(
         where = redact(where.partition("?")[0].partition("#")[0])[:_MAX_TEXT]
         error.hint = f"the service has moved: it redirects to {where}"
     return error
-
-
-def _told(payload: Any) -> tuple[str | int | None, int | None]:
-    if not isinstance(payload, dict):
-        return None, None
-    code, status = payload.get("code"), payload.get("status")
-    if isinstance(code, bool) or not isinstance(code, str | int):
-        code = None
-    if isinstance(status, bool) or not isinstance(status, int):
-        status = None
-    return code, status
 
 
 def _message(status: int, reason: str, payload: Any) -> str:

@@ -14,6 +14,7 @@ from resilient_client.context import (
     valid_correlation_id,
 )
 from resilient_client.errors import (
+    FOR_EVER,
     InvalidPayloadError,
     PayloadError,
     RemoteError,
@@ -21,7 +22,7 @@ from resilient_client.errors import (
     wire_error,
 )
 from resilient_client.message import NO_VALUE, Message
-from resilient_client.transports.http._answers import is_json
+from resilient_client.transports.http._answers import announced, is_json
 from resilient_client.transports.http._events import END, error_event, value_event
 from resilient_client.transports.http._fields import FieldsCodec, fields
 from resilient_client.transports.http._responses import (
@@ -51,7 +52,6 @@ log = logging.getLogger("resilient_client.http")
 
 SILENCE = 30.0
 """Seconds that may pass between two parts of a body, as between those of a frame on TCP."""
-_LONGEST = 10**9  # seconds that a caller can be asked to wait
 _LINGER = 64 * 2**20
 """Bytes of a body that is too large which are read, and thrown away, before it is refused."""
 _JSON = (b"content-type", b"application/json")
@@ -144,9 +144,9 @@ class Exchange:
         return None
 
     async def _body(self, headers: dict[str, str], max_size: int) -> bytes:
-        told = headers.get("content-length", "")
-        if told.isascii() and told.isdigit() and (len(told) > 15 or int(told) > max_size):
-            if len(told) <= 15 and int(told) <= _LINGER and "expect" not in headers:
+        told = announced(headers)
+        if told > max_size:
+            if told <= _LINGER and "expect" not in headers:
                 await self._discard()
             raise too_large(max_size)
         chunks: list[bytes] = []
@@ -324,7 +324,7 @@ class Exchange:
         headers = []
         if isinstance(error, Throttled):
             wait = (
-                1 if error.retry_after is None else max(1, ceil(min(error.retry_after, _LONGEST)))
+                1 if error.retry_after is None else max(1, ceil(min(error.retry_after, FOR_EVER)))
             )
             headers.append((b"retry-after", b"%d" % wait))
         await self._json(status_of(error), wire_error(error), headers)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from resilient_client.errors import ConnectionLost, PayloadError, ReplyTimeout
 from resilient_client.message import Reply
 from resilient_client.transports._nest import error_in
+from resilient_client.transports._replies import Ending
 from resilient_client.transports.http._events import (
     EVENT_STREAM,
     NDJSON,
@@ -17,7 +18,6 @@ from resilient_client.transports.http._events import (
 
 if TYPE_CHECKING:
     from resilient_client.codecs import Codec
-    from resilient_client.errors import ResilientClientError
     from resilient_client.message import Call
 
 
@@ -46,10 +46,10 @@ def stream_reader(media: str, limit: int) -> EventReader | JsonLinesReader | Non
     return JsonLinesReader(limit) if kind in NDJSON else None
 
 
-class HttpItems:
+class HttpItems(Ending):
     """See `message.Items`."""
 
-    __slots__ = ("_answer", "_codec", "_ended", "_error", "_ours", "_reader", "_ready")
+    __slots__ = ("_answer", "_codec", "_ended", "_ours", "_reader", "_ready")
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class HttpItems:
         *,
         ours: bool,
     ) -> None:
+        super().__init__()
         self._answer = answer
         self._reader = reader
         self._codec = codec
         self._ours = ours
         self._ready: deque[bytes] = deque()
-        self._error: ResilientClientError | None = None
         self._ended = False
 
     async def opened(self, call: Call) -> Reply:
@@ -91,14 +91,6 @@ class HttpItems:
                     self._raise_error()
                 raise StopAsyncIteration
         return self._ready.popleft()
-
-    def _raise_error(self) -> NoReturn:
-        error, self._error = self._error, None
-        assert error is not None  # noqa: S101
-        try:
-            raise error
-        finally:
-            del error  # its traceback holds this frame
 
     async def _fill(self, deadline: float) -> None:
         """Read until there is a value, or nothing more to come."""

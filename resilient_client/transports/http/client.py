@@ -18,7 +18,14 @@ from resilient_client.message import NO_VALUE, Receipt, Reply
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
 from resilient_client.transports._socket import client_tls
 from resilient_client.transports._transport import BaseTransport
-from resilient_client.transports.http._answers import Text, error_of, is_ours, unpacked, value_of
+from resilient_client.transports.http._answers import (
+    Text,
+    announced,
+    error_of,
+    is_ours,
+    unpacked,
+    value_of,
+)
 from resilient_client.transports.http._foreign import ForeignClient, is_async_client
 from resilient_client.transports.http._items import HttpItems, stream_reader
 from resilient_client.transports.http._requests import IDEMPOTENT, header, prepare, rest_template
@@ -209,7 +216,7 @@ class ClientTransport(BaseTransport):
                 items = HttpItems(answer, reader, self._codec, ours=is_ours(headers))
                 return await items.opened(call)
         content = None
-        if _announced(headers) > self._max_size and request.method != "HEAD":
+        if announced(headers) > self._max_size and request.method != "HEAD":
             await answer.aclose()  # it may take for ever to come
         else:
             content = await answer.read(self._max_size)
@@ -259,12 +266,6 @@ class ClientTransport(BaseTransport):
         """See `Transport.aclose`."""
         self._change("closed")
         await self._client.aclose()
-
-
-def _announced(headers: Any) -> int:
-    """Bytes of the body, as far as they are told."""
-    told = headers.get("content-length", "")
-    return int(told) if told.isascii() and told.isdigit() and len(told) <= 20 else 0
 
 
 def _own_client(origin: str, *where: Any, **settings: Any) -> OwnClient:

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from resilient_client._checks import integer
 from resilient_client.errors import ConfigurationError
 from resilient_client.transports._base import DEFAULT_MAX_SIZE
-from resilient_client.transports._socket import ACCEPTED_AT_ONCE, let_wait
+from resilient_client.transports._socket import UNREAD_TIMEOUT, listen
 from resilient_client.transports.http._requests import rest_template
 from resilient_client.transports.http.asgi import asgi_app
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT = 30.0
 """Seconds that a connection may take for the head of a request, its first included."""
-UNREAD_TIMEOUT = 30.0
-"""Seconds in which a client reads nothing of an answer before its connection is dropped."""
 _CLOSING = 1.0  # seconds that connections get to close by themselves
 
 
@@ -58,7 +56,7 @@ class ServerListener:
             )
         self.address = str(target)
         self._target = target
-        self._tls = tls or None
+        self._tls = tls if isinstance(tls, ssl.SSLContext) else None
         self._port = target.port(443 if secure else 80)
         self._base = unquote(target.url.path).rstrip("/")
         self._config, self._state = _uvicorn(
@@ -79,18 +77,15 @@ class ServerListener:
         loop = asyncio.get_running_loop()
         config, state = self._config, self._state
         try:
-            self._server = await loop.create_server(
+            self._server = await listen(
                 lambda: config.http_protocol_class(
                     config=config, server_state=state, app_state={}, _loop=loop
                 ),
                 self._target.host,
                 self._port,
-                ssl=self._tls,
-                backlog=ACCEPTED_AT_ONCE,
-                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
+                self._tls,
+                backlog=config.backlog,
             )
-            await self._server.start_serving()
-            let_wait(self._server, config.backlog)
         except OSError as error:
             raise self._target.cannot_be_bound(error) from error
         self.address = self._target.bound(self._server.sockets[0].getsockname()[1])

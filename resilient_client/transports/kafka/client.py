@@ -282,7 +282,7 @@ class _Connection:
         """End it, and wait until nothing is left."""
         try:
             if not self.closed:
-                self.replies.close(self.cancel)
+                self.replies.close()
                 if self._farewells:  # while there is a broker to tell
                     await asyncio.wait(self._farewells, timeout=FAREWELL)
         finally:

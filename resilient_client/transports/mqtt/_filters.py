@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resilient_client.transports._base import Subscription
     from resilient_client.transports.mqtt._codec import Delivery
 
-SHORT = 256  # characters
+_SHORT = 256  # characters of a topic whose answer is kept: strangers name them
 _LONGEST_TOPIC = 16 * 1024  # characters
 _NO_RETAINED = 0x20  # [3.8.3.1] no messages from before the subscription: requests are not state
 
@@ -56,7 +56,6 @@ class Filters:
     Attributes:
         asked: each filter as it is subscribed to, with its options [3.8.3.1].
         wild: those with wildcards: their levels, and the handler's route.
-        find: as `look`; the answers are kept, so strangers' topics are to be `SHORT` ones.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class Filters:
     ) -> None:
         self.asked: dict[str, int] = {}
         self.wild: list[tuple[list[str], str]] = []
-        self.find = lru_cache(maxsize=1024)(self.look)
+        self._kept = lru_cache(maxsize=1024)(self._look)
         self._exact: dict[str, str] = {}  # topic to route
         names: dict[str, set[str]] = {}
         for handler in handlers:
@@ -86,8 +85,11 @@ class Filters:
             route: frozenset(numbers[name] for name in own) for route, own in names.items()
         }
 
-    def look(self, topic: str) -> Found | None:
+    def find(self, topic: str) -> Found | None:
         """What a topic stands for, in Nest's order."""
+        return self._kept(topic) if len(topic) <= _SHORT else self._look(topic)
+
+    def _look(self, topic: str) -> Found | None:
         if len(topic) > _LONGEST_TOPIC:  # there is no room for its reply's
             return None
         route = self._exact.get(topic)

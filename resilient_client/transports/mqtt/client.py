@@ -338,7 +338,7 @@ class ClientTransport(LinkedTransport[Connection]):
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._replies.close(self._peers.leave)  # while there is somebody to tell
+        self._replies.close()  # while there is somebody to tell
         connection = await self._link.aclose()
         if connection is not None:
             await connection.leave()

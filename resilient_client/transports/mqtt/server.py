@@ -32,7 +32,7 @@ from resilient_client.transports._packets import error_packet, read_request, tex
 from resilient_client.transports.mqtt._codec import Answer, Delivery
 from resilient_client.transports.mqtt._connection import Connection
 from resilient_client.transports.mqtt._connector import DEFAULT_KEEPALIVE, Connector, checked_qos
-from resilient_client.transports.mqtt._filters import SHORT, Filters, checked_share, topic_of
+from resilient_client.transports.mqtt._filters import Filters, checked_share, topic_of
 from resilient_client.transports.mqtt._reasons import subscribe_error
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ class ServerListener:
         if topic == CANCEL_ROUTE:
             self._cancel(connection, message)
             return
-        filters = self._filters
-        found = filters.find(topic) if len(topic) <= SHORT else filters.look(topic)
+        found = self._filters.find(topic)
         try:
             request = read_request(message.payload)
         except ProtocolError:

@@ -299,7 +299,7 @@ class ClientTransport(LinkedTransport[_Session]):
         """See `Transport.aclose`."""
         session = await self._link.aclose()
         if session is not None:
-            session.replies.close(session.peers.leave)
+            session.replies.close()
             await session.connection.aclose()
 
 

@@ -37,12 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("resilient_client.nats")
 
 MAX_GREETED = 4096  # clients of our make that are remembered as knowing us
-_PRIVATE = (b"_INBOX.", b"$", CANCEL_ROUTE.encode())  # what a pattern of > alone does not mean
-
-
 _BROKERS_OWN = b"$"
 """Begins the subjects of the broker's own API: what is sent there is a command. Nobody waits there
 for a reply, but somebody may want us to send the command, with rights of ours."""
+_PRIVATE = (b"_INBOX.", _BROKERS_OWN, CANCEL_ROUTE.encode())  # no pattern of > alone means these
 
 
 class _Subject:

@@ -140,9 +140,12 @@ async def _connect(
                 # it may log in and not ping; a Redis whose disk is full refuses pings, too
                 if command == "PING" and error.code in {"NOPERM", "MISCONF"}:
                     continue
-                # one without this command repeats what it was given, in quotes of either kind
-                said = re.sub(rf"(['`]){re.escape(password or '')}\1", "***", str(error))
-                raise error_of(Refused(said), f"connecting to {target}") from None
+                if (
+                    password
+                ):  # a Redis without AUTH repeats what it was given, in quotes of some kind
+                    said = re.sub(rf"(['`]){re.escape(password)}\1", "***", str(error))
+                    error = Refused(said)
+                raise error_of(error, f"connecting to {target}") from None
     except ConnectionLost as error:
         cause = connection.ended_by
         if tls is not None and not isinstance(cause, ssl.SSLError):

@@ -22,7 +22,7 @@ class Session:
         commands: for everything but subscribing.
         messages: in subscriber mode.
         reader: for commands that block; None where nothing does.
-        closed, over: it has ended; the same for who waits for that.
+        over: set when it has ended.
     """
 
     commands: Connection
@@ -34,12 +34,16 @@ class Session:
         on_message: Callable[[list[bytes]], None],
         on_lost: Callable[[Session, str], None],
     ) -> None:
-        self.closed = False
         self.over = asyncio.Event()
         self.reason = ""
         self._on_message = on_message
         self._on_lost = on_lost
         self._connections: list[Connection] = []
+
+    @property
+    def closed(self) -> bool:
+        """It has ended."""
+        return self.over.is_set()
 
     def make(self, *, subscribes: bool = False) -> Connection:
         """A connection that belongs to this session."""
@@ -50,7 +54,7 @@ class Session:
     def lost(self, reason: str) -> None:
         """One of the connections has ended."""
         if not self.closed:
-            self.closed, self.reason = True, reason
+            self.reason = reason
             self.abort()
             self._on_lost(self, reason)
 
@@ -61,7 +65,6 @@ class Session:
 
     def abort(self) -> None:
         """End them all at once."""
-        self.closed = True
         self.over.set()
         for connection in self._connections:
             connection.on_lost = None
@@ -83,7 +86,6 @@ class Session:
 
     async def close(self) -> None:
         """Close them, giving what is written a moment to leave."""
-        self.closed = True
         self.over.set()
         for connection in self._connections:
             connection.on_lost = None

@@ -276,7 +276,7 @@ class ClientTransport(LinkedTransport[_ClientSession]):
         """See `Transport.aclose`."""
         session = await self._link.aclose()
         if session is not None:
-            session.replies.close(session.peers.leave)
+            session.replies.close()
             await session.close()
 
 
