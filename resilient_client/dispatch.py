@@ -477,22 +477,18 @@ class Dispatcher:
         try:
             value: Any = await asyncio.shield(step)
         except asyncio.CancelledError:
+            job.held = not work.done() and not work.cancel()
 
-            def ended(step: asyncio.Future[Any]) -> None:  # what it fails with is for the log
+            def ended(step: asyncio.Future[Any]) -> None:
+                if job.held:
+                    job.slots.release(job)
+                # what it fails with is for the log
                 error = None if step.cancelled() else step.exception()
                 if error is not None and not isinstance(error, asyncio.CancelledError):
                     answer = self.exceptions.answer(error, job, handler, context)
                     self._aside(_start(loop, answer, handler.name))
 
             step.add_done_callback(ended)
-            if not work.done() and not work.cancel():
-                job.held = True
-
-                def free(_: object) -> None:
-                    if not loop.is_closed():
-                        loop.call_soon_threadsafe(job.slots.release, job)
-
-                work.add_done_callback(free)
             raise
         if hasattr(value, "__next__") and not hasattr(value, "__aiter__"):
             return threaded(value, self._executor, ambient)
