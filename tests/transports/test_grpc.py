@@ -885,11 +885,20 @@ async def test_a_frozen_peer_is_noticed_within_the_budget_of_keepalive() -> None
         service.stop()
 
 
-async def test_no_call_is_placed_on_a_connection_whose_peer_has_been_silent_for_too_long() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Stream removed (Delayed close due to in-progress write (ping timeout))",
+        "Stream removed (Delayed close due to in-progress write (Socket closed))",
+        "Socket closed",
+        "recvmsg:Connection reset by peer",
+        "keepalive watchdog timeout",
+    ],
+)
+async def test_no_call_is_placed_on_a_connection_that_a_call_was_told_has_ended(text: str) -> None:
     """The library may take its time to give it up: so it says what it says, and stays READY."""
-    text = "Stream removed (Delayed close due to in-progress write (ping timeout))"
     code = grpc.StatusCode.UNAVAILABLE
-    silence = aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=text)
+    end = aio.AioRpcError(code, aio.Metadata(), aio.Metadata(), details=text)
     release = asyncio.Event()
     server = Server(LOCAL, telemetry=False)
 
@@ -905,17 +914,17 @@ async def test_no_call_is_placed_on_a_connection_whose_peer_has_been_silent_for_
     ):
         assert await client.send("sum", [1, 2]) == 3
         transport: Any = client._transports[0]
-        silent = transport._link.current
+        ended = transport._link.current
         under_way = asyncio.ensure_future(client.send("late"))
         await asyncio.sleep(0.1)
 
         async def tell(*_: Any) -> Any:
-            raise silence
+            raise end
 
-        silent._unaries = dict.fromkeys(silent._unaries, tell)
+        ended._unaries = dict.fromkeys(ended._unaries, tell)
         assert isinstance(await error_of(client.send("sum", [1, 2])), ConnectionLost)
         assert await client.send("sum", [1, 2]) == 3
-        assert transport._link.current is not silent
+        assert transport._link.current is not ended
         release.set()
         assert await under_way == "late"
 

@@ -66,14 +66,19 @@ _BY_THE_LIBRARY = re.compile(
     r"|Stream removed.*|Unknown Error",
     re.DOTALL,
 ).fullmatch
-# What grpcio says when the connection was the trouble: not the peer's own UNAVAILABLE.
-_LOST = re.compile(
-    r"(Stream removed|Socket closed|Connection reset|Connection closed|recvmsg|sendmsg|Broken pipe"
-    r"|GOAWAY|Transport closed|Endpoint closing|ping timeout|[Kk]eepalive|Channel closed"
-    r"|failed to connect|Connection timed out|tcp handshaker shutdown|transport is closing"
-    r"|Too many pings|goaway|max connection age|Cancelling all calls)"
+# What grpcio says of a connection that has ended, or whose peer was silent for too long. A peer
+# that is a client itself may repeat it about a connection of its own: seldom, unlike that there is
+# none.
+_ENDED = re.compile(
+    r"Stream removed|Socket closed|Connection reset|Connection closed|recvmsg|sendmsg|Broken pipe"
+    r"|Transport closed|Endpoint closing|.*(ping timeout|[Kk]eepalive)",
+    re.DOTALL,
 )
-_SILENT = re.compile(r"ping timeout|[Kk]eepalive")  # what our own end says of a silent peer
+# What it says besides when the connection was the trouble: not the peer's own UNAVAILABLE.
+_LOST = re.compile(
+    r"GOAWAY|Channel closed|failed to connect|Connection timed out|tcp handshaker shutdown"
+    r"|transport is closing|Too many pings|goaway|max connection age|Cancelling all calls"
+)
 # What libraries say about messages and metadata over their limits, of either side.
 _TOO_LARGE = re.compile(
     r"larger than max|metadata size exceeds|message exceeds (the )?maximum"
@@ -214,13 +219,13 @@ def error_of(
     return ConnectionLost(f"{type(error).__name__}: {error}")
 
 
-def is_silence(error: BaseException) -> bool:
-    """Whether a call ended because the peer has been silent for too long."""
+def is_end(error: BaseException) -> bool:
+    """Whether a call ended with its connection, which nothing must be sent on any more."""
     return (
         isinstance(error, aio.AioRpcError)
         and error.code() is grpc.StatusCode.UNAVAILABLE
         and not error.trailing_metadata()
-        and _SILENT.search(error.details() or "") is not None
+        and _ENDED.match(error.details() or "") is not None
     )
 
 
@@ -326,7 +331,7 @@ def _unanswered(number: int, text: str, connected: bool) -> ResilientClientError
     """An end that no server's application chose."""
     if number == _CANCELLED:
         return ConnectionLost(f"the call was cancelled: {text}")
-    if number == _UNAVAILABLE and (not connected or _LOST.match(text) is not None):
+    if number == _UNAVAILABLE and (not connected or _ENDED.match(text) or _LOST.match(text)):
         return ConnectionLost(text)
     if number == _INTERNAL and "RST_STREAM" in text:
         return ConnectionLost(text)

@@ -47,7 +47,7 @@ from resilient_client.transports.grpc._methods import Method, SchemaMethod, seve
 from resilient_client.transports.grpc._patterns import PLAIN, PatternsMethod
 from resilient_client.transports.grpc._reflection import discover
 from resilient_client.transports.grpc._schema import Schema, is_method_route, schema_of
-from resilient_client.transports.grpc._status import error_of, is_silence
+from resilient_client.transports.grpc._status import error_of, is_end
 from resilient_client.transports.grpc._unary import Unary
 from resilient_client.transports.grpc._waits import Wait, Waits
 
@@ -406,9 +406,9 @@ class ClientTransport(LinkedTransport[Connection]):
         mapped = self._refused(error, connection)
         if isinstance(mapped, ConnectError):
             call.sent = before
-        elif is_silence(error):
-            # The library gives the connection up when it can; what it writes at this moment delays
-            # that, and it would still take calls.
+        elif is_end(error):
+            # The library tells its channel later than its calls, and later still where a write is
+            # under way: until then it would take calls that get nowhere.
             self._lost(connection)
         return mapped
 
