@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -24,3 +25,16 @@ async def error_of(call: Awaitable[Any]) -> Any:
     if isinstance(value, ResilientClientError):
         return value
     pytest.fail(f"it answered {value!r} instead of failing")
+
+
+class Counted:
+    """A decorator that is a class; elsewhere than what it decorates, as most decorators are."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        self.calls = 0
+
+    async def __call__(self, *args: Any, **named: Any) -> Any:
+        self.calls += 1
+        return await self._function(*args, **named)
