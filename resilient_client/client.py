@@ -53,14 +53,14 @@ from resilient_client.errors import (
     conclude,
 )
 from resilient_client.events import CallRejected
-from resilient_client.loops import running_loop
+from resilient_client.loops import close_behind, running_loop
 from resilient_client.message import NO_LIMITS, NO_VALUE, Call, Receipt, Reply
 from resilient_client.patterns import route as route_of
 from resilient_client.pipeline import compose, note
 from resilient_client.stream import Stream
 from resilient_client.telemetry import settings_of
 from resilient_client.transports._base import Environment
-from resilient_client.transports._link import spawn, to_its_end
+from resilient_client.transports._link import to_its_end
 from resilient_client.transports._options import client_transports
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ _NO_THREAD = 0
 _FAR = 1e12
 """A deadline that no peer needs to be told of, in seconds of any clock: numbers end somewhere."""
 _clients: WeakSet[ClientProxy] = WeakSet()
-_closing: set[asyncio.Task[Any]] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +143,7 @@ class ClientProxy:
     """
 
     _loop: asyncio.AbstractEventLoop | None = None
+    _observed: Sequence[Callable[[], None]] = ()
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class ClientProxy:
         self._timeout: float = defaults.TIMEOUT
         self._breakers: dict[str, CircuitBreaker] = {}
         self._guards: dict[tuple[int, str], CircuitBreaker] = {}
-        self._observed: list[Callable[[], None]] = []
+        self._observed = []
         self._telemetry: ClientTelemetry | None = None
         if (settings := settings_of(telemetry)) is not None:
             from resilient_client.telemetry._client import ClientTelemetry
@@ -253,7 +253,7 @@ class ClientProxy:
             breaker.name = self.name
         self._breakers[transport.endpoint] = breaker
         self._guards[id(policy), transport.endpoint] = breaker
-        self._observed.append(breaker.observe(self._told))
+        self._observed = [*self._observed, breaker.observe(self._told)]
         return breaker
 
     def _transmitter(self, transport: Transport, limit: float = inf) -> Handler:
@@ -655,15 +655,26 @@ class ClientProxy:
         await self.aclose()
 
     def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        loop = self._loop
-        if loop is None or not self.holds_connections or finalizing():
+        if finalizing():
             return
-        if loop.is_closed():  # and the connections with it
+        for forget in self._observed:
+            forget()
+        if (loop := self._loop) is not None and self.holds_connections:
+            close_behind(loop, self._close_behind, "close a client", self._leave)
+
+    async def _close_behind(self) -> None:
+        self._closed = True
+        # one after the other in this very task: others would be left behind by a loop that ends
+        async with contextlib.AsyncExitStack() as closing:
             for breaker in self._guards.values():
-                breaker.leave(self)
-            return
-        with contextlib.suppress(RuntimeError):  # closed a moment ago
-            loop.call_soon_threadsafe(lambda: spawn(self.aclose(), "close a client", _closing))
+                closing.push_async_callback(breaker.stop, self)
+            for transport in self._transports:
+                closing.push_async_callback(transport.aclose)
+
+    def _leave(self) -> None:
+        """Its loop is closed, and the connections with it."""
+        for breaker in self._guards.values():
+            breaker.leave(self)
 
     def _own_loop(self) -> None:
         """All state belongs to the loop of the first use, until that has closed or a fork came."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import logging
@@ -25,6 +26,8 @@ T = TypeVar("T")
 _LOOK_UP = 0.5
 """Seconds after which a waiting thread looks up: on Windows nothing interrupts a wait for a lock,
 and elsewhere a signal that comes an instant before the wait begins does not."""
+_KEEP = 60.0
+"""Seconds of a loop's timers for something to be kept by."""
 _log = logging.getLogger("resilient_client")
 
 
@@ -170,6 +173,69 @@ class BackgroundLoop:
     def _start(self, errand: _Errand[Any], context: contextvars.Context) -> None:
         if not errand.left:
             errand.task = self.loop.create_task(errand.run(), context=context)
+
+
+class _Parting:
+    """What a loop still has to do for something that was dropped.
+
+    Nothing but the loop keeps it: a loop that is closed before lets go of it.
+    """
+
+    __slots__ = ("_close", "_kept", "_loop", "_name", "_otherwise", "_task")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        close: Callable[[], Coroutine[Any, Any, None]],
+        otherwise: Callable[[], object],
+        name: str,
+    ) -> None:
+        self._loop = loop
+        self._close = close
+        self._otherwise = otherwise
+        self._name = name
+        self._kept: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._keep()
+        create = self._loop.create_task
+        self._task = contextvars.Context().run(create, self._close(), name=self._name)
+        self._task.add_done_callback(self._ended)
+
+    def _keep(self) -> None:
+        self._kept = self._loop.call_later(_KEEP, self._keep)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._kept is not None:
+            self._kept.cancel()
+        if not task.cancelled():
+            task.exception()  # nobody else asks
+
+    def __del__(self) -> None:
+        task = self._task
+        if task is None:
+            self._otherwise()
+        elif not task.done():
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
+            with contextlib.suppress(RuntimeError):  # it waits for something on its way out
+                task.get_coro().close()
+            self._otherwise()
+
+
+def close_behind(
+    loop: asyncio.AbstractEventLoop,
+    close: Callable[[], Coroutine[Any, Any, None]],
+    name: str,
+    otherwise: Callable[[], object] = bool,
+) -> None:
+    """For finalisers, in whatever thread: have the loop close what was dropped.
+
+    Args:
+        otherwise: called instead where the loop is closed, or is before that has ended.
+    """
+    with contextlib.suppress(RuntimeError):  # closed, perhaps a moment ago
+        loop.call_soon_threadsafe(_Parting(loop, close, otherwise, name).start)
 
 
 _current: BackgroundLoop | None = None

@@ -7,7 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from resilient_client.errors import DeadlineExceeded, ReplyTimeout, ResilientClientError
-from resilient_client.loops import running_loop
+from resilient_client.loops import close_behind, running_loop
 from resilient_client.message import NO_VALUE
 
 if TYPE_CHECKING:
@@ -173,19 +173,14 @@ class Stream(Generic[T]):
 
     def __del__(self) -> None:
         items, loop = self._items, self._loop
-        if items is None or self._finished or loop is None or loop.is_closed():
+        if items is None or self._finished or loop is None:
             return
         self._finished = True
         reply, call = self._reply, self._call
 
-        def leave() -> None:
+        async def leave() -> None:
             if reply is not None and call is not None:
                 reply.complete(asyncio.CancelledError(), seen=call.received > 0)
-            task = loop.create_task(items.aclose())
-            _leaving.add(task)
-            task.add_done_callback(_leaving.discard)
+            await items.aclose()
 
-        loop.call_soon_threadsafe(leave)
-
-
-_leaving: set[asyncio.Task[None]] = set()
+        close_behind(loop, leave, "leave a stream")

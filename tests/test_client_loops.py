@@ -8,6 +8,7 @@ import gc
 import socket
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -346,3 +347,45 @@ def test_in_a_forked_child_it_connects_anew_without_touching_the_parents_connect
         loop.run_until_complete(client.aclose())
     finally:
         loop.close()
+
+
+def test_a_client_dropped_in_a_loop_that_ends_at_once_is_not_kept(
+    tcp: Served, factory: Factory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without asyncio.run, which would run the loop until what closes the client has ended."""
+    breaker = CircuitBreaker()
+    dropped: list[weakref.ref[Any]] = []
+
+    async def use() -> None:
+        client = ClientProxy(tcp.url, policies=[breaker], telemetry=False)
+        assert await client.send("sum", [1, 2], returns=int) == 3
+        async for _ in (stream := client.stream("count", 50)):
+            break
+        dropped.extend((weakref.ref(client), weakref.ref(stream)))
+
+    with connections_left_open():
+        for _ in range(3):
+            loop = factory()
+            loop.run_until_complete(use())
+            loop.close()
+            del loop
+            gc.collect()
+        assert [each() for each in dropped] == [None] * 6
+    assert not breaker._heard_by.observers
+    assert not caplog.records
+    until(lambda: tcp.connections() == 0)
+
+
+def test_a_client_dropped_as_its_loop_ends_ends_the_mirror_of_its_breaker() -> None:
+    breaker = CircuitBreaker(state_storage=CircuitMemoryStorage("closed"))
+
+    async def use() -> None:
+        client = ClientProxy(ScriptedTransport([1]), policies=[breaker], telemetry=False)
+        assert await client.send("x") == 1
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(use())
+    loop.close()
+    del loop
+    gc.collect()
+    until(lambda: not [each for each in threading.enumerate() if "circuit-storage" in each.name])
