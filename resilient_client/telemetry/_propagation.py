@@ -112,7 +112,8 @@ class Propagation:
                     type(value) is str
                     and len(value) <= _LIMITS.get(field, _LIMIT)
                     and value.isascii()
-                    and value.isprintable()
+                    # around a list's commas W3C allows tabs as well as blanks
+                    and (value := value.replace("\t", " ")).isprintable()
                 ):
                     carrier[field] = value
             if "baggage" in carrier:

@@ -344,6 +344,20 @@ async def test_a_traceparent_that_is_none_begins_a_trace(
     assert caplog.records == []
 
 
+async def test_blanks_and_tabs_around_the_members_of_a_list_are_nothing(
+    recorded: Recorded,
+) -> None:
+    headers = {
+        "traceparent": PARENT,
+        "tracestate": "a=1 \t , \t b=2,\tc=3",
+        "baggage": "tenant\t=\ta\t,\tother=b",
+    }
+    seen = await asked(recorded.but(baggage_keys={"tenant"}), headers, "blanks")
+    assert seen["trace"] == TRACE
+    assert seen["onward"]["tracestate"] == "a=1,b=2,c=3"
+    assert seen["baggage"] == {"tenant": "a"}
+
+
 async def test_an_oversize_header_is_dropped_without_being_logged(
     recorded: Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
