@@ -637,6 +637,18 @@ async def test_opening_an_open_circuit_does_not_prolong_it() -> None:
     assert len(scene.changes) == 1
 
 
+async def test_opening_a_circuit_whose_open_time_has_passed_unseen_opens_it_anew() -> None:
+    scene = await Scene(**QUICK).opened()
+    scene.wait()
+    scene.breaker.open()
+    error = await scene.refused()
+    assert 5 <= error.retry_after <= 7.5  # type: ignore[operator]
+    assert scene.changes[1:] == [
+        ("open", "half-open", "open_time_over"),
+        ("half-open", "open", "manual"),
+    ]
+
+
 async def test_half_open_by_hand_probes_at_once() -> None:
     scene = await Scene().opened()
     scene.breaker.half_open()

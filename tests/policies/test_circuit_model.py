@@ -218,6 +218,8 @@ class Machine(RuleBasedStateMachine):
     )
     def steer(self, how: str) -> None:
         getattr(self.breaker, how)()
+        if how == self.stay.name == "open" and self.clock.time >= self.stay.until:
+            self.stay = Stay("half-open")  # it was, unseen
         name = {"half_open": "half-open", "close": "closed", "force_open": "forced-open",
                 "disable": "disabled", "metrics_only": "metrics-only"}.get(how, how)  # fmt: skip
         if how == "close":

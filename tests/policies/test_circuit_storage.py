@@ -16,6 +16,7 @@ from resilient_client.clock import MonotonicClock
 from resilient_client.message import Call
 from resilient_client.policies._circuit import mirror
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
+from resilient_client.testing import FakeClock
 from tests.policies.breaker_kit import Peer
 from tests.waiting import eventually
 
@@ -301,6 +302,24 @@ async def test_breakers_that_share_a_storage_share_one_thread_and_their_openings
     assert len(threads()) == 1
     await two.stop()
     assert threads() == []
+
+
+async def test_an_opening_elsewhere_holds_where_the_open_time_has_passed_unseen() -> None:
+    storage, clock = Storage(), FakeClock()
+    one = CircuitBreaker(state_storage=storage, clock=clock)
+    two = CircuitBreaker(state_storage=storage)
+    for breaker in (one, two):
+        await breaker.start()
+    one.open()
+    await eventually(lambda: two.current_state == "open")
+    await clock.advance(10)
+    assert one.admits()
+    two.half_open()
+    two.open()
+    await eventually(lambda: not one.admits())
+    assert one.current_state == "open"
+    for breaker in (one, two):
+        await breaker.stop()
 
 
 async def test_the_mirror_runs_until_its_last_user_has_stopped() -> None:

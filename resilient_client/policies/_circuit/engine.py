@@ -16,7 +16,6 @@ from resilient_client.policies._circuit.states import (
     HALF_OPEN,
     OPEN,
     Closed,
-    HalfOpen,
     Reason,
     Result,
     State,
@@ -124,10 +123,8 @@ class Circuit:
             self.rejections += 1
             raise self.refusal(state, now)
         with self.lock:
+            self._pass_open_time(now)
             state = self.state
-            if -inf < state.until <= now:
-                self._enter(self._make(HALF_OPEN), "open_time_over")
-                state = self.state
             admission = state.take(now)
         if self._listeners.news:
             self._listeners.announce()
@@ -235,9 +232,15 @@ class Circuit:
         self._open(reason, error)
         return True
 
+    def _pass_open_time(self, now: float) -> None:
+        """An open circuit's time ends unseen: only what comes next finds that it is over."""
+        if -inf < self.state.until <= now:
+            self._enter(self._make(HALF_OPEN), "open_time_over")
+
     def _open(self, reason: Reason, error: BaseException | None = None, age: float = 0.0) -> None:
         rules, now = self._rules, self.now()
-        if not isinstance(self.state, HalfOpen) and now - self._closed_at >= self._was_open:
+        was_up = self.state.name not in {OPEN, HALF_OPEN}
+        if was_up and now - self._closed_at >= self._was_open:
             self._open_time = 0.0  # it has been well for longer than it was not
         elif reason not in {"manual", "storage"}:
             self._open_time = min(2 * self._open_time, rules.open_for_max)
@@ -272,6 +275,8 @@ class Circuit:
     def by_hand(self, name: str) -> None:
         """Enter a state because somebody says so."""
         with self.lock:
+            if name == OPEN:
+                self._pass_open_time(self.now())
             if name == CLOSED:
                 self._closed_at = -inf
                 self._enter(self._make(CLOSED), "manual")
@@ -288,7 +293,8 @@ class Circuit:
     def opened_elsewhere(self, age: float | None) -> None:
         """Another process has opened its circuit to this peer, so many seconds ago."""
         with self.lock:
-            if self.state.name not in {CLOSED, HALF_OPEN}:
+            state = self.state
+            if state.name not in {CLOSED, HALF_OPEN, OPEN} or self.now() < state.until:
                 return
             self._open("storage", age=age or 0.0)
         self._listeners.announce()

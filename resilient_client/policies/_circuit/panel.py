@@ -40,7 +40,7 @@ class Panel:
     # ---- steering by hand, from any thread
 
     def open(self) -> bool:
-        """Refuse calls for the open time, then probe. Nothing when it is open already."""
+        """Refuse calls for the open time, then probe. Nothing while it does so already."""
         self._steer(OPEN)
         return self._throw_new_error_on_trip
 
