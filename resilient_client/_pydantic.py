@@ -5,6 +5,7 @@ A type made of pydantic models cannot exist unless pydantic has been imported: `
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -53,6 +54,48 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
     if not getattr(made, "pydantic_complete", True):  # it names something that is not there yet
         made.rebuild(raise_errors=True)
     return made
+
+
+def reads(hint: Any) -> bool:
+    """Whether a hint that mentions models is read by pydantic, all of it."""
+    if not mentions_model(hint):
+        return False
+    try:
+        adapter(hint)
+    except UNUSABLE:
+        return False
+    return True
+
+
+def has_notes(hint: Any) -> bool:
+    """Whether an `Annotated` in a hint says what only pydantic understands, as `Field(gt=3)`."""
+    parts = get_args(getattr(hint, "__value__", hint))
+    return any(has_notes(part) if get_args(part) else _is_note(part) for part in parts)
+
+
+def _is_note(part: Any) -> bool:
+    return not isinstance(part, type) and is_model(part)
+
+
+def validate(adapter: TypeAdapter[Any], value: Any, *, strict: bool = True) -> Any:
+    """The value of plain objects, which came as JSON or might have.
+
+    A strict model takes a text for a date, and for whatever else JSON has no words for, from JSON
+    alone.
+    """
+    if not strict:
+        return adapter.validate_python(value, strict=False)
+    try:
+        return adapter.validate_python(value)
+    except ValueError as error:
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError, RecursionError):  # as bytes, which gRPC has
+            raise error from None
+        try:
+            return adapter.validate_json(text)
+        except ValueError as other:
+            raise (error if is_syntax(other) else other) from None
 
 
 def is_syntax(error: ValueError) -> bool:

@@ -102,6 +102,7 @@ def converter_of(codec: Codec, hint: Any) -> Callable[[Any], Any]:
     return lambda value: codec.convert(value, hint)
 
 
+_AT = " - at `$"
 _PLAIN: tuple[Any, ...] = (None, True, 0, 0.5, "", b"", [], {})
 """One of each kind of value that a payload is made of."""
 
@@ -117,8 +118,8 @@ def refuse_unreadable(codec: Codec, hint: Any) -> None:
     if type(codec) is not JsonCodec or hint is Any:
         return
     _reader_for(hint)
-    if _pydantic.mentions_model(hint):
-        return  # pydantic has looked at all of it
+    if _pydantic.reads(hint):
+        return  # it has looked at all of it
     try:
         unknown = _json.unknown_types(hint)
     except _pydantic.UNUSABLE:
@@ -150,7 +151,10 @@ class _Reader(NamedTuple):
 def _new_reader(hint: Any) -> _Reader:
     try:
         if _pydantic.mentions_model(hint):
-            return _pydantic_reader(hint)
+            try:
+                return _pydantic_reader(hint)
+            except _pydantic.UNUSABLE as refused:  # a Struct beside the models, or around them
+                return _reader_of_both(hint, refused)
         try:
             return _msgspec_reader(hint)
         except (TypeError, ValueError, NameError) as refused:
@@ -162,6 +166,19 @@ def _new_reader(hint: Any) -> _Reader:
                 raise refused from None  # nobody has spoken of pydantic
     except _pydantic.UNUSABLE as error:
         raise _unusable(hint, error) from error
+
+
+def _reader_of_both(hint: Any, refused: Exception) -> _Reader:
+    """What reads a hint with models that pydantic has `refused`; raises that, if nothing does."""
+    if _pydantic.has_notes(hint):
+        raise refused
+    try:
+        for each in _json.unknown_types(hint):
+            if _pydantic.is_model(each):
+                _pydantic.adapter(each)
+        return _msgspec_reader(hint)
+    except _pydantic.UNUSABLE:
+        raise refused from None
 
 
 _cached_reader = lru_cache(maxsize=256)(_new_reader)
@@ -182,7 +199,7 @@ def _msgspec_reader(hint: Any) -> _Reader:
         try:
             return decode_text(body)
         except _json.ValidationError as error:
-            raise _misfit(hint, _json.short(error)) from error
+            raise _misfit(hint, _one_path(_json.short(error))) from error
         except NotImplementedError as error:
             raise _unusable(hint, error) from error
         except (ValueError, RecursionError) as error:
@@ -198,7 +215,7 @@ def _msgspec_reader(hint: Any) -> _Reader:
         try:
             return _json.convert(value, hint, strict=strict, str_keys=True, dec_hook=_from_plain)
         except _json.ValidationError as error:
-            raise _misfit(hint, _json.short(error)) from error
+            raise _misfit(hint, _one_path(_json.short(error))) from error
         except NotImplementedError as error:
             raise _unusable(hint, error) from error
         except (ValueError, RecursionError) as error:
@@ -214,7 +231,7 @@ def _from_plain(hint: Any, value: Any) -> Any:
     if not _pydantic.is_model(hint):
         raise NotImplementedError(f"{_name(hint)} is no builtin, dataclass or model")
     try:
-        return _pydantic.adapter(hint).validate_python(value)
+        return _pydantic.validate(_pydantic.adapter(hint), value)
     except ValueError as error:
         raise ValueError(_pydantic.describe(error)) from error
 
@@ -233,7 +250,7 @@ def _pydantic_reader(hint: Any) -> _Reader:
 
     def convert(value: Any, strict: bool = True) -> Any:  # noqa: FBT001, FBT002
         try:
-            return adapter.validate_python(value)
+            return _pydantic.validate(adapter, value, strict=strict)
         except ValueError as error:
             raise _misfit(hint, _pydantic.describe(error)) from error
 
@@ -242,6 +259,12 @@ def _pydantic_reader(hint: Any) -> _Reader:
 
 def _name(hint: Any) -> str:
     return hint.__qualname__ if isinstance(hint, type) else str(hint)
+
+
+def _one_path(text: str) -> str:
+    """Where it does not fit, in one path: a model says where in itself, msgspec where it stands."""
+    inner, found, outer = text.rpartition(_AT)
+    return inner.replace(_AT, _AT + outer.rstrip("`")) if found and _AT in inner else text
 
 
 def _misfit(hint: Any, text: str) -> PayloadError:

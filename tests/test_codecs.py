@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType, ModuleType
-from typing import Annotated, Any, Literal, NamedTuple, NewType, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, TypedDict, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -65,6 +65,29 @@ class Strict(pydantic.BaseModel, strict=True):
 class Holder(msgspec.Struct):
     model: Model
     models: list[Model] = []
+
+
+class Pictured(pydantic.BaseModel, strict=True):
+    name: str
+    picture: bytes
+
+
+class StrictNumber(pydantic.BaseModel, strict=True):
+    number: int
+
+
+class StrictHolder(msgspec.Struct):
+    model: Strict
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T]):
+    items: list[T]
+
+
+BORN = datetime(2020, 1, 2, tzinfo=UTC)
 
 
 @dataclass
@@ -224,8 +247,12 @@ def test_lone_surrogates_are_sent_as_javascript_sends_them(value: Any, expected:
         (b'{"model":{"name":"a"},"models":[{"name":"b"}]}', Holder,
          Holder(Model(name="a"), [Model(name="b")])),
         (b"5", Annotated[int, pydantic.Field(gt=3)], 5),
-        (b'{"born":"2020-01-02T00:00:00Z"}', Strict,
-         Strict(born=datetime(2020, 1, 2, tzinfo=UTC))),
+        (b'{"born":"2020-01-02T00:00:00Z"}', Strict, Strict(born=BORN)),
+        (b'{"model":{"born":"2020-01-02T00:00:00Z"}}', StrictHolder,
+         StrictHolder(Strict(born=BORN))),
+        (b'{"items":[{"name":"a"}]}', Page[Model], Page([Model(name="a")])),
+        (b'[{"name":"a"},{"price":2,"tags":[]},{"items":[3]}]', tuple[Model, Item, Page[int]],
+         (Model(name="a"), Item(2.0, []), Page([3]))),
         (b'{"side":2}', Circle | Square, Square(2.0)),  # only pydantic takes such a union
     ],
 )  # fmt: skip
@@ -244,7 +271,17 @@ def test_json_is_decoded_into_a_type(body: bytes, hint: Any, expected: Any) -> N
         (b"0", Annotated[int, msgspec.Meta(ge=1)], "Expected `int` >= 1"),
         (b"null", int, "Expected `int`, got `null`"),
         (b"1e400", float, "out of range"),
-        (b'{"model":{"name":1}}', Holder, r"valid string - at `\$\.name` - at `\$\.model`"),
+        (b'{"model":{"name":1}}', Holder, r"valid string - at `\$\.model\.name` - the"),
+        (
+            b'{"model":{"born":"soon"}}',
+            StrictHolder,
+            r"datetime.* - at `\$\.model\.born` - the",
+        ),
+        (
+            b'{"items":[{"name":"a"},{"age":"x"}]}',
+            Page[Model],
+            r"required - at `\$\.items\[1\]\.name`; .* - at `\$\.items\[1\]\.age` - the",
+        ),
         (b'[{"name":"a"},{"name":1,"age":"x"}]', list[Model], r"at `\$\[1\]\.name`.*\[1\]\.age"),
         (b"2", Annotated[int, pydantic.Field(gt=3)], "greater than 3"),
         (b'{"a":[' + b"1," * 9 + b'"x"]}', dict[str, list[int]], r"\$\[\.\.\.\]\[9\]"),
@@ -325,7 +362,16 @@ class Opaque:
 
 
 @pytest.mark.parametrize(
-    "hint", [Opaque, list[Opaque], AsyncIterator[int], 3, dict[str, Opaque | int]]
+    "hint",
+    [
+        Opaque,
+        list[Opaque],
+        AsyncIterator[int],
+        3,
+        dict[str, Opaque | int],
+        Model | Holder,
+        tuple[Annotated[int, pydantic.Field(gt=3)], Holder],  # msgspec would not look at the note
+    ],
 )
 def test_a_type_that_nothing_decodes_into_is_a_mistake_of_the_caller(hint: Any) -> None:
     with pytest.raises(ConfigurationError):
@@ -354,6 +400,14 @@ def test_the_kept_decoders_are_bounded() -> None:
         (User("a"), User, User("a")),
         (Color.RED, Color, Color.RED),
         ({"side": 2}, Circle | Square, Square(2.0)),
+        ({"born": "2020-01-02T00:00:00Z"}, Strict, Strict(born=BORN)),
+        ({"born": BORN}, Strict, Strict(born=BORN)),
+        (
+            {"model": {"born": "2020-01-02T00:00:00Z"}},
+            StrictHolder,
+            StrictHolder(Strict(born=BORN)),
+        ),
+        ({"name": "a", "picture": b"a"}, Pictured, Pictured(name="a", picture=b"a")),
     ],
 )
 def test_objects_are_converted_into_a_type(value: Any, hint: Any, expected: Any) -> None:
@@ -363,6 +417,11 @@ def test_objects_are_converted_into_a_type(value: Any, hint: Any, expected: Any)
 def test_conversion_takes_text_for_a_number_only_when_asked_to() -> None:
     assert codec.convert("15", int, strict=False) == 15
     assert codec.convert({"a": ["1"]}, dict[str, list[int]], strict=False) == {"a": [1]}
+    assert codec.convert({"number": "1"}, StrictNumber, strict=False) == StrictNumber(number=1)
+    with pytest.raises(PayloadError, match=r"\$\.number"):
+        codec.convert({"number": "1"}, StrictNumber)
+    with pytest.raises(PayloadError, match=r"\$\.picture"):
+        codec.convert({"name": b"a", "picture": "a"}, Pictured)
     with pytest.raises(PayloadError, match="Expected `int`, got `str`"):
         codec.convert("15", int)
     with pytest.raises(PayloadError, match=r"\$\[0\]\.name"):
