@@ -35,6 +35,7 @@ from resilient_client import (
     Handler,
     NoHandlerError,
     PayloadError,
+    RemoteError,
     Reply,
     ReplyTimeout,
     ResilientClientError,
@@ -48,8 +49,10 @@ from resilient_client import (
 )
 from resilient_client.clock import Clock
 from resilient_client.codecs import JsonCodec
+from resilient_client.endpoints import choose
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
-from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport
+from resilient_client.stream import _leaving
+from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport, Streamed
 from tests.peers.process import free_port
 from tests.waiting import eventually
 
@@ -490,6 +493,29 @@ async def test_a_never_sent_failure_goes_on_to_the_next_endpoint_at_once() -> No
     await lonely.aclose()
 
 
+@pytest.mark.parametrize("kind", ["send", "stream"])
+async def test_an_endpoint_that_took_all_the_time_there_was_is_followed_by_no_other(
+    kind: Any,
+) -> None:
+    clock = FakeClock()
+    asked: list[str | None] = []
+
+    async def slow(call: Call) -> Reply:
+        asked.append(call.endpoint)
+        await clock.advance(5.0)
+        raise call.unready("no connection in time")
+
+    chosen = choose([("x://one", slow), ("x://two", slow)], clock)
+    call = Call("p", "p", kind, started=clock.now())
+    if kind == "send":
+        call.deadline = clock.now() + 5.0
+    else:
+        call.idle_timeout = 5.0
+    with pytest.raises(ConnectError, match="in time"):
+        await chosen(call)
+    assert (asked, call.endpoint, call.failures) == (["x://one"], "x://one", ())
+
+
 async def test_a_repeated_call_goes_to_another_endpoint_however_many_calls_there_are() -> None:
     asked = 0
 
@@ -650,6 +676,40 @@ async def test_a_ping_goes_past_an_open_breaker_and_reports_it() -> None:
     gone = await quiet(server.addresses[0]).ping(0.2)
     assert not gone.reachable
     assert isinstance(gone.error, ConnectError)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reachable"),
+    [
+        (NoHandlerError(sent=True), True),  # as of a peer of another make
+        (RemoteError("what is that?"), True),
+        (PayloadError("odd", sent=True), True),
+        (ReplyTimeout(), False),
+        (ConnectError("refused"), False),
+    ],
+)
+async def test_any_answer_to_a_ping_means_reachable(answer: Any, reachable: bool) -> None:
+    health = await quiet(ScriptedTransport([answer])).ping()
+    assert (health.reachable, health.latency is not None) == (reachable, reachable)
+    assert health.error is (None if reachable else answer)
+
+
+async def test_of_two_limits_of_an_attempt_the_narrower_bounds_connecting() -> None:
+    for limits in ((1, 3), (3, 1)):
+        peer = ScriptedTransport([1])
+        outer, inner = map(Timeout, limits)
+        policies = [Retry(), outer, CircuitBreaker(), inner]
+        assert await quiet(peer, policies=policies, clock=FakeClock()).send("p") == 1
+        assert peer.requests[0].connect_limit == 1
+
+
+async def test_a_stream_that_is_dropped_is_left_and_forgotten() -> None:
+    peer = ScriptedTransport([Streamed(1, 2, 3)], forever=True)
+    client = quiet(peer)
+    for _ in range(3):
+        assert await anext(client.stream("p")) == 1
+        gc.collect()
+    await eventually(lambda: not peer.open_streams and not _leaving)
 
 
 async def test_the_same_call_again_after_the_server_came_back() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from resilient_client import Context, RemoteError, Server, correlation_id, current_context
 from resilient_client.message import Message, Reply
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -135,6 +136,31 @@ async def test_closed_slots_end_it_without_an_answer(guest: Guest) -> None:
     job = await task
     assert (job.cancelled, guest.replies, guest.running) == (True, [], 0)
     assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("told", ["\u00b2", "\u0661\u0660", "-5", "1e3", "", "1.5", "0" * 13])
+async def test_a_deadline_that_is_no_number_counts_as_none(guest: Guest, told: str) -> None:
+    job = await guest.serve("task", **{"x-deadline-ms": told})
+    assert (guest.replies[0].error, job.expired) == (None, False)
+
+
+async def test_slots_that_close_while_an_event_is_handled_are_forgotten_when_it_has_ended(
+    guest: Guest,
+) -> None:
+    go = asyncio.Event()
+
+    @guest.server.event_pattern("news")
+    async def news(payload: int) -> None:
+        await go.wait()
+
+    known = guest.app._slots
+    for _ in range(2):  # one runs, one waits
+        guest.app.accept(Message("news", b"1", {}), None, guest.slots, "guest")
+    guest.slots.close()
+    assert guest.slots in known
+    go.set()
+    await eventually(lambda: guest.slots not in known)
+    assert (guest.app.running, len(guest.app.queue)) == (0, 0)
 
 
 async def test_a_deadline_within_a_stream_ends_it(guest: Guest) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -190,3 +191,37 @@ async def test_a_dial_that_fails_in_an_odd_way_is_followed_by_another(
         ("connected", "reconnecting"), ("reconnecting", "connected"),
         ("connected", "closed"),
     ]  # fmt: skip
+
+
+async def test_waits_between_dials_double_to_a_second_and_begin_anew_after_a_steady_time() -> None:
+    clock = FakeClock(autojump=True)
+    dialled: list[float] = []
+    fails = 8
+
+    async def dial() -> object:
+        dialled.append(clock.now())
+        if 1 < len(dialled) <= fails:
+            raise ConnectError("refused")
+        return object()
+
+    link = Link[object]("x://host", dial, clock=clock, notify=lambda event: None)
+
+    async def waits(steady: float) -> list[float]:
+        """The gaps between the dials that follow a loss."""
+        connection = await link.get(inf)
+        await clock.sleep(steady)
+        dialled[:] = [clock.now()]
+        link.lost(connection, "cut")
+        await eventually(lambda: link.status == "connected")
+        return [after - before for before, after in pairwise(dialled)]
+
+    first, *others = await waits(2.0)
+    assert first == 0
+    longest = [0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0]
+    assert len(others) == len(longest)
+    for gap, limit in zip(others, longest, strict=True):
+        assert limit / 2 <= round(gap, 9) <= limit
+    fails = 0
+    (gap,) = await waits(0.5)  # a peer that accepts and closes is not dialled without a pause
+    assert 0.5 <= gap <= 1.0
+    assert await waits(2.0) == [0]

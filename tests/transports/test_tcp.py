@@ -22,6 +22,7 @@ from resilient_client import (
 )
 from resilient_client.codecs import JsonCodec
 from resilient_client.testing import check_transport
+from resilient_client.transports._frames import frame
 from tests.peers.certificates import certificates
 from tests.peers.script import scripted_peer
 from tests.waiting import eventually
@@ -146,7 +147,7 @@ async def test_handshakes_that_fail_leave_nothing_behind() -> None:
         async with client_of(server, tls=files.client_context()) as client:
             assert await client.send("echo", 1) == 1
             assert len(server._app._slots) == 1
-        await eventually(lambda: not server._app._slots)
+        await eventually(lambda: not server._app._slots)  # that connection's are forgotten
 
 
 async def test_a_server_needs_a_certificate_of_its_own_for_tls() -> None:
@@ -297,3 +298,39 @@ async def test_an_error_that_a_codec_cannot_read_is_its_callers_and_nobody_elses
             await client.send("refuse")
         assert isinstance(caught.value.__cause__, KeyError)
         assert await other == "done"
+
+
+async def test_a_server_that_has_heard_enough_does_not_read_on_because_its_peer_does() -> None:
+    server = echo_server(max_calls_per_connection=1)
+    go, heard = asyncio.Event(), []
+
+    @server.message_pattern("big")
+    async def big(payload: int) -> str:
+        await asyncio.sleep(0)
+        return "x" * payload
+
+    @server.event_pattern("news")
+    async def news(payload: int) -> None:
+        await go.wait()
+        heard.append(payload)
+
+    async with server:
+        port = int(server.addresses[0].rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(frame(b'{"pattern":"big","data":10000000,"id":"1"}'))
+        for n in range(3):
+            writer.write(frame(b'{"pattern":"news","data":%d}' % n))
+        listener: Any = server._listeners[0]
+        await eventually(lambda: any(stream.congested for stream in listener.streams))
+        (stream,) = listener.streams
+        assert stream.paused
+        reader._transport.resume_reading()  # type: ignore[attr-defined]
+        assert len(await reader.readexactly(10_000_000)) == 10_000_000
+        await eventually(lambda: not stream.congested)
+        assert not stream.transport.is_reading()
+        go.set()
+        await eventually(lambda: heard == [0, 1, 2])
+        assert stream.transport.is_reading()
+        writer.transport.abort()
+        await eventually(lambda: not server._app._slots)  # that connection's are forgotten
