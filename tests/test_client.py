@@ -712,6 +712,50 @@ async def test_a_stream_that_is_dropped_is_left_and_forgotten() -> None:
     await eventually(lambda: not peer.open_streams and not _leaving)
 
 
+@pytest.mark.parametrize("scheme", ["memory", "tcp"])
+async def test_calls_that_the_servers_end_cuts_short_fail_at_once(scheme: str) -> None:
+    server = memory() if scheme == "memory" else Server("tcp://127.0.0.1:0", grace=0.0)
+
+    @server.message_pattern("count")
+    async def count() -> Any:
+        yield 1
+        await asyncio.Event().wait()
+
+    @server.message_pattern("never")
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    await server.start()
+    async with quiet(server.addresses[0]) as client, asyncio.timeout(30):
+        values = client.stream("count", idle_timeout=math.inf)
+        assert await anext(values) == 1
+        call = asyncio.ensure_future(client.send("never", timeout=math.inf))
+        await eventually(lambda: server._app.running == 2)
+        await server.aclose()
+        for left in (anext(values), call):
+            with pytest.raises(ConnectionLost):
+                await left
+
+
+async def test_a_request_over_memory_is_forgotten_when_it_is_answered() -> None:
+    server = memory()
+    server.message_pattern("value")(lambda: 1)
+    server.message_pattern("error")(lambda: 1 / 0)
+
+    @server.message_pattern("count")
+    async def count() -> Any:
+        yield 1
+        yield 2
+
+    async with server, quiet(server.addresses[0]) as client:
+        assert [value async for value in client.stream("count")] == [1, 2]
+        assert await client.send("value") == 1
+        for wrong in ("error", "nobody"):
+            with pytest.raises(RemoteError):
+                await client.send(wrong)
+        await eventually(lambda: not server._listeners[0].parcels)  # type: ignore[attr-defined]
+
+
 async def test_the_same_call_again_after_the_server_came_back() -> None:
     server = memory()
     server.message_pattern("x")(lambda: 1)

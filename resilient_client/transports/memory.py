@@ -89,7 +89,6 @@ class _Parcel:
 
     async def respond(self, reply: Reply) -> None:
         """On the server's loop: put the reply on the bus."""
-        self.listener.parcels.discard(self)
         try:
             if reply.error is not None:
                 self.fail(reply.error)
@@ -108,6 +107,7 @@ class _Parcel:
         except PayloadError as error:
             log.error("a reply could not be sent: %s", error.args[0])  # noqa: TRY400
             self.fail(RemoteError(f"the reply cannot be sent: {error.args[0]}", status=500))
+        self.listener.parcels.discard(self)  # one that is cut short stays: its caller is to be told
 
     def _value(self, body: Any, headers: Mapping[str, str] | None = None, *, last: bool) -> None:
         self.listener.check(body)
