@@ -56,6 +56,12 @@ async def test_a_twin_made_before_the_call_tells_of_the_calls_attempts(again: An
     assert [each.number for each in caught.value.attempts] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("payload", ["text", 5, ["a"], {"message": "another"}])
+def test_a_message_beside_a_payload_stays_the_errors_text(payload: Any) -> None:
+    error = RemoteError("boom", payload=payload)
+    assert (error.message, error.payload) == ("boom", payload)
+
+
 @pytest.mark.parametrize("secret", ["pass", "p@ss"])
 def test_no_text_of_an_error_shows_a_password(secret: str) -> None:
     error = ConnectError(f"amqp://user:{secret}@host/ refused", hint="see amqp://host/")

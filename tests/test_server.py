@@ -1286,9 +1286,7 @@ async def test_the_health_endpoints_address_is_a_url_over_ipv6_too() -> None:
             assert (await asks.get(f"{address}/livez")).text == "ok\n"
 
 
-async def test_what_was_dropped_while_reading_was_paused_does_not_keep_it_from_pausing_again() -> (
-    None
-):
+async def test_reading_is_paused_again_after_what_waited_was_dropped_or_begun() -> None:
     server = memory(max_calls_per_connection=1)
     go, said = asyncio.Event(), []
 
@@ -1312,6 +1310,13 @@ async def test_what_was_dropped_while_reading_was_paused_does_not_keep_it_from_p
         go.set()
         await eventually(lambda: not slots.jobs)
         assert said == ["pause", "pause", "resume"]
+        go.clear()
+        for _ in range(3):
+            arrive()
+        assert said == ["pause", "pause", "resume", "pause"]
+        go.set()
+        await eventually(lambda: not slots.jobs)
+        assert said == ["pause", "pause", "resume", "pause", "resume"]
         slots.close()
 
 

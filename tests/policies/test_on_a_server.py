@@ -202,13 +202,13 @@ async def test_an_answer_that_a_policy_cannot_give_is_told_at_once(answer, caplo
     assert "handler" in caplog.text
 
 
-async def test_a_policy_sees_the_callers_idempotency_key():
+async def test_a_policy_sees_the_kind_of_a_call_and_its_idempotency_key():
     seen = []
 
     class Look:
         def wrap(self, handler, clock, /):
             def look(call):
-                seen.append((call.idempotency_key, call.idempotent))
+                seen.append((call.kind, call.idempotency_key, call.idempotent))
                 return handler(call)
 
             return look
@@ -218,7 +218,12 @@ async def test_a_policy_sees_the_callers_idempotency_key():
     @server.message_pattern("pay")
     async def pay() -> None: ...
 
+    @server.event_pattern("paid")
+    async def paid() -> None: ...
+
     async with server, client:
         await client.send("pay", idempotency_key="k")
         await client.send("pay")
-    assert seen == [("k", True), (None, False)]
+        await client.emit("paid")
+        await gone(server)
+    assert seen == [("send", "k", True), ("send", None, False), ("emit", None, False)]

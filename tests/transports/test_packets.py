@@ -333,6 +333,10 @@ def test_metadata_has_at_most_32_entries() -> None:
     assert len(sanitised(many)) == 32
     few = {f"k{i}": "v" for i in range(32)}
     assert read_request(request_packet(b'"x"', b"1", few, "1")).metadata == few
+    short = {f"k{i}": "v" for i in range(33)}  # read the quick way
+    assert len(read_request(request_packet(b'"x"', b"1", short, "1")).metadata) == 32
+    response = b'{"response":1,"metadata":%b,"id":"1"}' % json.dumps(short).encode()
+    assert len(read_response(response).metadata) == 32
 
 
 def test_this_packages_own_headers_arrive_behind_however_many_others() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from resilient_client import (
+    Bulkhead,
     ClientProxy,
     ConfigurationError,
     ConnectError,
@@ -334,3 +335,43 @@ async def test_a_server_that_has_heard_enough_does_not_read_on_because_its_peer_
         assert stream.transport.is_reading()
         writer.transport.abort()
         await eventually(lambda: not server._app._slots)  # that connection's are forgotten
+
+
+async def test_a_server_reads_no_more_of_a_peer_that_does_not_read() -> None:
+    server = echo_server()
+    async with server:
+        port = int(server.addresses[0].rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        text = b'"%b"' % (b"x" * 10_000_000)
+        writer.write(frame(b'{"pattern":"echo","data":%b,"id":"1"}' % text))
+        listener: Any = server._listeners[0]
+        await eventually(lambda: any(stream.congested for stream in listener.streams))
+        (stream,) = listener.streams
+        assert not stream.transport.is_reading()
+        reader._transport.resume_reading()  # type: ignore[attr-defined]
+        expected = frame(b'{"response":%b,"isDisposed":true,"id":"1"}' % text)
+        assert await reader.readexactly(len(expected)) == expected
+        await eventually(stream.transport.is_reading)
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("style", ["async", "plain"])
+async def test_a_peer_of_another_make_gets_one_packet_and_null_for_none(
+    style: str, guarded: bool
+) -> None:
+    server = echo_server(policies=[Bulkhead(5)] if guarded else None)
+
+    @server.message_pattern("async")
+    async def nothing() -> None: ...
+
+    server.message_pattern("plain")(lambda: None)
+    async with server:
+        port = int(server.addresses[0].rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for metadata in ("{}", '{"x-resilient-client":"other"}'):
+            writer.write(frame(f'{{"pattern":"{style}","metadata":{metadata},"id":"1"}}'.encode()))
+            expected = frame(b'{"response":null,"isDisposed":true,"id":"1"}')
+            assert await reader.readexactly(len(expected)) == expected
+        writer.close()

@@ -109,8 +109,7 @@ class Circuit:
 
     def admits(self) -> bool:
         """Whether a call made now would be let through. Changes nothing."""
-        state = self.state
-        return state.plain or bool(state.admits(self.now()))
+        return bool(self.state.admits(self.now()))
 
     def admit(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """An admission, or the refusal raised."""
@@ -153,8 +152,7 @@ class Circuit:
             state = admission.state
             with self.lock:
                 success = state.first_item(admission)
-                if not success and state is self.state:
-                    self._attend(state)
+                self._attend(state)  # the ramp may be over
             if success:
                 self.succeeded(admission)
                 return
@@ -203,7 +201,7 @@ class Circuit:
             reason = state.settle(permit, result, slow=slow)
             if reason is not None:
                 opened = self._decide(reason, error)
-            elif not (state.plain or self.attentive):
+            else:
                 self._attend(state)  # the ramp may be over
         if listeners.entries:
             if result is Result.SUCCESS:
