@@ -781,6 +781,19 @@ async def test_a_message_above_max_size_is_left_out_and_the_others_come(
     assert ("larger than max_size" in caplog.text) == (version != "5")  # 5: the broker keeps it
 
 
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_a_reply_above_max_size_is_an_error_at_once(
+    mqtt_broker: Mosquitto, unique: str, version: str
+) -> None:
+    server = server_at(mqtt_broker, version=version, max_size=1000)
+    server.message_pattern(unique)(lambda n: "x" * n)
+    async with server, client_of(mqtt_broker, version=version, max_size=1000) as client:
+        error = await error_of(client.send(unique, 200_000, timeout=20))
+        assert isinstance(error, RemoteError)
+        assert "max_size" in str(error)
+        assert len(await client.send(unique, 1)) == 1
+
+
 async def test_what_is_larger_than_the_broker_takes_is_an_error_on_either_end(
     new_broker: NewBroker, unique: str
 ) -> None:

@@ -116,7 +116,7 @@ class Connection(SocketProtocol):
         reason, reason_code: why it ended, and what the broker gave as a reason, or 0.
         session: whether the broker has kept the session.
         brief: it has lasted for less than half a keepalive.
-        largest: bytes of the largest packet that the broker takes.
+        largest: bytes of the largest packet that the broker takes, and another end of our settings.
         maximum_qos: the highest that the broker takes.
         numbers: whether the broker says for which subscription it sends a message.
     """
@@ -170,7 +170,7 @@ class Connection(SocketProtocol):
         if not (told.get(RECEIVE_MAXIMUM, 1) and told.get(MAXIMUM_PACKET, 1)):  # [3.2.2.3]
             raise ProtocolError(f"{self._endpoint}: the broker says that it takes no message")
         self.session = answer.session
-        self.largest = told.get(MAXIMUM_PACKET, MAX_PACKET)
+        self.largest = min(told.get(MAXIMUM_PACKET, MAX_PACKET), self._login.limit)
         self.maximum_qos = told.get(MAXIMUM_QOS, 1)
         self.numbers = self.version == 5 and told.get(SUBSCRIPTION_IDS, 1) == 1
         self._window = min(INFLIGHT, told.get(RECEIVE_MAXIMUM, INFLIGHT))

@@ -276,8 +276,9 @@ class ClientTransport(LinkedTransport[Connection]):
         size = len(topic.raw) + len(payload) + len(values or b"") + 16
         if size > connection.largest:
             raise PayloadError(
-                f"a packet of {size} bytes is larger than the broker takes: {connection.largest}",
-                hint="send less, or raise the broker's limit",
+                f"a packet of {size} bytes is larger than the broker takes, or max_size=: "
+                f"{connection.largest}",
+                hint="send less, or raise the broker's limit, or max_size= on both ends",
             )
         if self._qos:
             connection.hand_over(key, call, topic.raw, payload, values)

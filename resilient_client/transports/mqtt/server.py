@@ -193,7 +193,9 @@ class ServerListener:
         self, connection: Connection, topic: bytes, payload: bytes, id_json: bytes | None = None
     ) -> None:
         if id_json is not None and len(topic) + len(payload) + 8 > connection.largest:
-            large = RemoteError("the reply is larger than the broker takes", status=500)
+            large = RemoteError(
+                "the reply is larger than the broker takes, or max_size=", status=500
+            )
             payload = error_packet(id_json, self._app.codec.encode(wire_error(large)))
         connection.publish(topic, payload, b"" if self._new else None)
 
