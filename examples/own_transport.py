@@ -16,6 +16,7 @@ from resilient_client import (
     ConnectError,
     ConnectionLost,
     Message,
+    ProtocolError,
     Receipt,
     Reply,
     Server,
@@ -79,12 +80,12 @@ class UnixTransport(LinkedTransport[Connection]):
             while line := await connection.reader.readline():
                 response = read_response(line)
                 deliver(connection.replies, response.id, response, self._codec)
-        except OSError as error:
+        except (OSError, ValueError, ProtocolError) as error:  # ValueError: a line is too long
             reason = str(error)
-        finally:
-            connection.writer.close()
-            connection.replies.fail_all(lambda: ConnectionLost(reason))
-            self._link.lost(connection, reason)
+        # Not where it is cancelled: then the client closes, or its event loop ends.
+        connection.writer.close()
+        connection.replies.fail_all(lambda: ConnectionLost(reason))
+        self._link.lost(connection, reason)
 
     async def request(self, call: Call) -> Reply:
         connection = await self._link.get(call.connect_deadline)
@@ -118,6 +119,7 @@ class UnixTransport(LinkedTransport[Connection]):
                 await connection.writer.drain()  # what was written has left
             connection.reading.cancel()
             await asyncio.wait({connection.reading})
+            connection.writer.close()
 
 
 class UnixListener:
@@ -151,8 +153,8 @@ class UnixListener:
             while line := await reader.readline():
                 self._take(line, slots, write)
                 await may_read.wait()
-        except OSError:
-            return  # the caller has gone: its handlers are cancelled below
+        except (OSError, ValueError, ProtocolError):
+            return  # the caller has gone, or has to: its handlers are cancelled below
         finally:
             slots.close()
             writer.close()

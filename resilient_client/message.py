@@ -38,6 +38,7 @@ class _NoValue:
 
 
 NO_VALUE: Any = _NoValue()
+"""The body of an answer that ended without a value; null is one."""
 NO_LIMITS = (inf, inf)
 """Of `Call.limits`, while no policy has narrowed them; compare by identity."""
 

@@ -22,6 +22,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from resilient_client.errors import remote_error, wire_error
+    from resilient_client.message import NO_VALUE
     from resilient_client.patterns import pattern_json
     from resilient_client.transports._base import (
         DEFAULT_MAX_SIZE,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         Transport,
     )
     from resilient_client.transports._link import Link, LinkedTransport
+    from resilient_client.transports._metadata import sanitised
     from resilient_client.transports._nest import CANCEL_ROUTE, answer, cancel_packet, deliver
     from resilient_client.transports._packets import (
         event_packet,
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CANCEL_ROUTE",
     "DEFAULT_MAX_SIZE",
+    "NO_VALUE",
     "App",
     "BaseTransport",
     "Environment",
@@ -70,7 +74,10 @@ __all__ = [
     "pattern_json",
     "read_request",
     "read_response",
+    "remote_error",
     "request_packet",
+    "sanitised",
+    "wire_error",
 ]
 
 _HOMES = {
@@ -91,6 +98,9 @@ _HOMES = {
     "_packets": ("event_packet", "read_request", "read_response", "request_packet"),
     "_transport": ("BaseTransport",),
     "_replies": ("ItemStream", "PendingReplies"),
+    "_metadata": ("sanitised",),
+    ".errors": ("remote_error", "wire_error"),
+    ".message": ("NO_VALUE",),
     ".patterns": ("pattern_json",),
 }
 _home_of = {name: module for module, names in _HOMES.items() for name in names}

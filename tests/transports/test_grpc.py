@@ -170,11 +170,11 @@ async def numbers(*values: int) -> AsyncIterator[dict[str, int]]:
 
 
 async def test_it_keeps_every_promise_of_a_transport() -> None:
-    assert len(await check_transport(LOCAL)) == 16
+    assert len(await check_transport(LOCAL)) == 22
 
 
 async def test_it_keeps_them_compressed() -> None:
-    assert len(await check_transport(LOCAL, options={"compression": "gzip"})) == 16
+    assert len(await check_transport(LOCAL, options={"compression": "gzip"})) == 22
 
 
 # ----------------------------------------------------------------------------- kinds of methods

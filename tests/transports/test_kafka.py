@@ -57,7 +57,7 @@ async def client_of(url: str, **options: Any) -> AsyncIterator[ClientProxy]:
 
 async def test_kafka_passes_the_conformance_suite(kafka_broker: Kafka, unique: str) -> None:
     options = {"group": unique}
-    assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 15
+    assert len(await check_transport(kafka_broker.url, skip=IMPOSSIBLE, options=options)) == 21
 
 
 @pytest.mark.filterwarnings("ignore")  # what a closed loop's sockets say when they are collected
