@@ -51,7 +51,6 @@ from resilient_client.clock import Clock
 from resilient_client.codecs import JsonCodec
 from resilient_client.endpoints import choose
 from resilient_client.events import CallRejected, CircuitChanged, ConnectionChanged, RetryScheduled
-from resilient_client.stream import _leaving
 from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport, Streamed
 from tests.peers.process import free_port
 from tests.waiting import eventually
@@ -694,6 +693,14 @@ async def test_any_answer_to_a_ping_means_reachable(answer: Any, reachable: bool
     assert health.error is (None if reachable else answer)
 
 
+async def test_an_idempotency_key_makes_a_call_idempotent_whatever_its_pattern_says() -> None:
+    for given in ({}, {"idempotent": False}):
+        peer = ScriptedTransport([ConnectionLost("cut"), 1])
+        client = quiet(peer, policies=[Retry(factor=0.001)], patterns={"pay": given})
+        assert await client.send("pay", idempotency_key="k") == 1
+        assert {request.metadata["idempotency-key"] for request in peer.requests} == {"k"}
+
+
 async def test_of_two_limits_of_an_attempt_the_narrower_bounds_connecting() -> None:
     for limits in ((1, 3), (3, 1)):
         peer = ScriptedTransport([1])
@@ -703,13 +710,13 @@ async def test_of_two_limits_of_an_attempt_the_narrower_bounds_connecting() -> N
         assert peer.requests[0].connect_limit == 1
 
 
-async def test_a_stream_that_is_dropped_is_left_and_forgotten() -> None:
+async def test_a_stream_that_is_dropped_is_left() -> None:
     peer = ScriptedTransport([Streamed(1, 2, 3)], forever=True)
     client = quiet(peer)
     for _ in range(3):
         assert await anext(client.stream("p")) == 1
         gc.collect()
-    await eventually(lambda: not peer.open_streams and not _leaving)
+    await eventually(lambda: not peer.open_streams)
 
 
 @pytest.mark.parametrize("scheme", ["memory", "tcp"])

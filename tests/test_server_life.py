@@ -23,6 +23,7 @@ from resilient_client import (
     Throttled,
 )
 from tests.peers.process import free_port
+from tests.waiting import eventually
 
 PROGRAM = """
 import asyncio, sys, time
@@ -422,3 +423,12 @@ async def test_callers_that_ask_on_during_a_drain_lose_nothing_that_may_have_run
         ends = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 10)
     assert {type(end) for end in ends} <= {Throttled, ConnectError}
     assert answered == ran > 0
+
+
+async def test_the_threads_of_plain_handlers_end_with_their_server() -> None:
+    server = Server("memory://threads-end", telemetry=False)
+    threads: list[threading.Thread] = []
+    server.message_pattern("plain")(lambda: threads.append(threading.current_thread()))
+    async with server, ClientProxy("memory://threads-end", policies=()) as client:
+        await client.send("plain")
+    await eventually(lambda: not threads[0].is_alive())

@@ -481,6 +481,11 @@ async def test_when_the_ramp_is_over_calls_take_the_fast_path_again() -> None:
     assert not scene.breaker.state.plain
     await scene.succeed()
     assert scene.breaker.state.plain
+    wider = await Scene(probes=2).ramping()
+    await wider.succeed(123)
+    assert not wider.breaker.state.plain
+    await wider.succeed()
+    assert wider.breaker.state.plain
     streamed = await Scene(probes=1).ramping()
     for _ in range(62):
         streamed.peer.answer = Reply(items=Items())

@@ -16,6 +16,7 @@ from resilient_client import (
     ConfigurationError,
     ConnectError,
     ConnectionLost,
+    DeadlineExceeded,
     PayloadError,
     RemoteError,
     ResilientClientError,
@@ -375,3 +376,37 @@ async def test_a_peer_of_another_make_gets_one_packet_and_null_for_none(
             expected = frame(b'{"response":null,"isDisposed":true,"id":"1"}')
             assert await reader.readexactly(len(expected)) == expected
         writer.close()
+
+
+async def test_calls_wait_to_be_written_while_the_peer_does_not_read() -> None:
+    reads = asyncio.Event()
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reads.wait()
+        while text := await reader.read(1 << 20):
+            if text.endswith(b'"id":"2"}'):
+                writer.write(frame(b'{"response":4,"isDisposed":true,"id":"2"}'))
+
+    async with scripted_peer(slow) as port:
+        client = ClientProxy(f"tcp://127.0.0.1:{port}", policies=(), telemetry=False)
+        first = asyncio.ensure_future(client.send("x", "y" * 10_000_000, timeout=600))
+        link: Any = client._transports[0]._link  # type: ignore[attr-defined]
+        await eventually(lambda: getattr(link.current, "congested", False))
+        unread = link.current.transport.get_write_buffer_size()
+        for call in (client.send("x", timeout=0.05), client.emit("x", timeout=0.05)):
+            with pytest.raises(DeadlineExceeded) as caught:
+                await call
+            assert not caught.value.sent
+        values = client.stream("x", timeout=0.05)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await anext(values)
+        assert not caught.value.sent
+        assert link.current.transport.get_write_buffer_size() <= unread
+        waits = asyncio.ensure_future(client.send("x", timeout=600))
+        await asyncio.sleep(0)
+        reads.set()
+        async with asyncio.timeout(30):
+            assert await waits == 4
+        first.cancel()
+        await client.aclose()
+        await asyncio.wait([first])
