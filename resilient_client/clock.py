@@ -82,20 +82,28 @@ DEADLINE_RESOLUTION = 0.005
 """Seconds: deadlines this close together cost one look."""
 
 
+HELD_UP = 0.1
+"""Seconds by which a timer is late where the loop, or the whole process, was held up meanwhile."""
+CATCH_UP = 0.05
+"""Seconds that what arrived in the meantime then gets to be read: it may well be what is due."""
+
+
 class DeadlineTimer:
     """One timer for many deadlines, which a subclass knows.
 
     It stands at the nearest deadline there has been, and is left alone when nobody waits for that
     one any more, because nearly all end long before: it then finds nothing and is set to the next.
+    Where the loop was held up, it looks only after what has arrived was read.
 
     Attributes:
         at: when it looks next.
     """
 
-    __slots__ = ("_clock", "_timer", "at")
+    __slots__ = ("_catching_up", "_clock", "_timer", "at")
 
     def __init__(self, clock: Clock) -> None:
         self.at = inf
+        self._catching_up = False
         self._clock = clock
         self._timer: TimerHandle | None = None
 
@@ -112,8 +120,12 @@ class DeadlineTimer:
         self._timer, self.at = None, inf
 
     def _ring(self) -> None:
-        self._timer, self.at = None, inf
         now = self._clock.now()
+        self._catching_up = not self._catching_up and now - self.at > HELD_UP
+        if self._catching_up:
+            self.set(now + CATCH_UP)
+            return
+        self._timer, self.at = None, inf
         nearest = self._look(now)
         if nearest < self.at:  # else a nearer one has come meanwhile
             self.set(max(nearest, now + DEADLINE_RESOLUTION))

@@ -7,7 +7,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from resilient_client.clock import DeadlineTimer, call_later
+from resilient_client.clock import CATCH_UP, HELD_UP, DeadlineTimer, call_later
 from resilient_client.errors import ConnectionLost, Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._transport import Tally
@@ -168,6 +168,10 @@ class PendingReplies(DeadlineTimer):
                 leave()
         self.fail_all(lambda: ConnectionLost("the client was closed"))
 
+    def now(self) -> float:
+        """The time on the table's clock."""
+        return self._clock.now()
+
     def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
         """Call back at that time of the table's clock."""
         return call_later(self._clock, deadline - self._clock.now(), callback)
@@ -304,6 +308,15 @@ class ItemStream(Ending):
         timer = None
 
         def silence() -> None:
+            nonlocal timer
+            if waiter.done():
+                return
+            if (now := self._table.now()) - deadline > HELD_UP:
+                timer = self._table.call_at(now + CATCH_UP, over)
+            else:
+                over()
+
+        def over() -> None:
             if not waiter.done():
                 waiter.set_result(False)
 
