@@ -138,6 +138,12 @@ async def test_closed_slots_end_it_without_an_answer(guest: Guest) -> None:
     assert task.cancelling() == 0
 
 
+async def test_what_arrives_too_late_is_not_begun(guest: Guest) -> None:
+    job = await guest.serve("task", **{"x-deadline-ms": "0"})
+    assert [reply.error.code for reply in guest.replies if reply.error] == ["DEADLINE_EXCEEDED"]
+    assert (job.expired, len(guest.replies), guest.running) == (True, 1, 0)
+
+
 @pytest.mark.parametrize("told", ["\u00b2", "\u0661\u0660", "-5", "1e3", "", "1.5", "0" * 13])
 async def test_a_deadline_that_is_no_number_counts_as_none(guest: Guest, told: str) -> None:
     job = await guest.serve("task", **{"x-deadline-ms": told})

@@ -468,6 +468,7 @@ async def test_after_half_open_calls_return_in_a_ramp() -> None:
         admitted.append(scene.peer.calls - before)
         assert scene.state == "closed"
     assert admitted == [2, 4, 8, 16, 32, 100, 100, 100]
+    assert scene.breaker.rejections == 800 - sum(admitted)
 
 
 async def test_one_call_at_a_time_never_notices_the_ramp() -> None:

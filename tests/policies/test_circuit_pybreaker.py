@@ -210,6 +210,16 @@ def test_a_generator_counts_when_it_ends() -> None:
     abandoned.close()
     assert breaker.calls == 1
 
+    def summed() -> Any:
+        return (yield 1) + (yield 2)
+
+    whole = breaker.call(summed)
+    assert (next(whole), whole.send(3), breaker.calls) == (1, 2, 1)
+    with pytest.raises(StopIteration) as ended:
+        whole.send(4)
+    assert ended.value.value == 7
+    assert (breaker.calls, breaker.failures) == (2, 1)
+
 
 async def test_an_async_generator_counts_when_it_ends() -> None:
     breaker = quick()

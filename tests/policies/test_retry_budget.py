@@ -90,6 +90,14 @@ def granted(budget: RetryBudget, now: float, most: int = 1000) -> int:
     return sum(budget.withdraw(now) is not None for _ in range(most))
 
 
+def test_calls_alone_make_it_remember_no_more():
+    budget = RetryBudget(1.0, 0, 10)
+    for second in range(10 * _STEPS):
+        budget.deposit(second)
+        assert len(budget._calls) <= _STEPS + 1
+    assert sum(budget.withdraw(second) is not None for _ in range(20)) == 10
+
+
 def test_it_starts_with_one_windows_reserve():
     budget = RetryBudget()
     assert granted(budget, 5.0) == 100

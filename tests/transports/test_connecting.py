@@ -14,10 +14,18 @@ import httpx
 import pytest
 import uvloop
 
-from resilient_client import ClientProxy, ConnectError, DeadlineExceeded, Server, standard
+from resilient_client import (
+    ClientProxy,
+    ConnectError,
+    DeadlineExceeded,
+    Server,
+    correlation_id,
+    standard,
+)
 from resilient_client.errors import ConnectTimeout, Outcome
 from resilient_client.testing import FakeClock
 from resilient_client.transports import Link
+from resilient_client.transports._link import spawn
 from tests.peers.process import free_port
 from tests.peers.proxy import TcpProxy
 from tests.waiting import eventually
@@ -225,3 +233,18 @@ async def test_waits_between_dials_double_to_a_second_and_begin_anew_after_a_ste
     (gap,) = await waits(0.5)  # a peer that accepts and closes is not dialled without a pause
     assert 0.5 <= gap <= 1.0
     assert await waits(2.0) == [0]
+
+
+async def test_a_task_of_ours_is_kept_until_it_has_ended_and_in_no_callers_context() -> None:
+    kept: set[asyncio.Task[Any]] = set()
+    token = correlation_id.set("caller")
+    seen: list[str | None] = []
+
+    async def look() -> None:
+        seen.append(correlation_id.get())
+
+    task = spawn(look(), "look", kept)
+    correlation_id.reset(token)
+    assert kept == {task}
+    await eventually(lambda: not kept)
+    assert (task.get_name(), seen) == ("look", [None])

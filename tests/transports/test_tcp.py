@@ -302,7 +302,10 @@ async def test_an_error_that_a_codec_cannot_read_is_its_callers_and_nobody_elses
         assert await other == "done"
 
 
-async def test_a_server_that_has_heard_enough_does_not_read_on_because_its_peer_does() -> None:
+@pytest.mark.parametrize("first", ["peer", "handlers"])
+async def test_a_server_that_has_heard_enough_reads_on_when_its_peer_and_its_handlers_have(
+    first: str,
+) -> None:
     server = echo_server(max_calls_per_connection=1)
     go, heard = asyncio.Event(), []
 
@@ -327,13 +330,16 @@ async def test_a_server_that_has_heard_enough_does_not_read_on_because_its_peer_
         await eventually(lambda: any(stream.congested for stream in listener.streams))
         (stream,) = listener.streams
         assert stream.paused
-        reader._transport.resume_reading()  # type: ignore[attr-defined]
-        assert len(await reader.readexactly(10_000_000)) == 10_000_000
-        await eventually(lambda: not stream.congested)
-        assert not stream.transport.is_reading()
-        go.set()
-        await eventually(lambda: heard == [0, 1, 2])
-        assert stream.transport.is_reading()
+        for who in ("peer", "handlers") if first == "peer" else ("handlers", "peer"):
+            assert not stream.transport.is_reading()
+            if who == "peer":
+                reader._transport.resume_reading()  # type: ignore[attr-defined]
+                assert len(await reader.readexactly(10_000_000)) == 10_000_000
+                await eventually(lambda: not stream.congested)
+            else:
+                go.set()
+                await eventually(lambda: heard == [0, 1, 2])
+        await eventually(stream.transport.is_reading)
         writer.transport.abort()
         await eventually(lambda: not server._app._slots)  # that connection's are forgotten
 
