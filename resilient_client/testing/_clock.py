@@ -50,7 +50,8 @@ class FakeClock:
 
     With `autojump` it goes on by itself, to the next timer, whenever nothing else on the loop can
     run: a test with retries and timeouts is written as if they were instantaneous. It is for tests
-    on one event loop without threads: a thread's answer looks like waiting.
+    on one event loop without threads: a thread's answer looks like waiting, and so does a sleep of
+    the loop's own.
 
     Attributes:
         sleeps: the seconds of each `sleep` so far, in order.
@@ -62,6 +63,7 @@ class FakeClock:
         self._timers: list[tuple[float, int, _Timer]] = []
         self._numbers = count()
         self._watching: asyncio.AbstractEventLoop | None = None
+        self._home: asyncio.AbstractEventLoop | None = None  # of the timer that was set last
         self._idle = 0
         self.sleeps: list[float] = []
 
@@ -88,6 +90,7 @@ class FakeClock:
         """Call back when the clock gets there; at the earliest with the next move of it."""
         timer = _Timer(self._now + max(0.0, seconds), callback)
         if timer.at < inf:
+            self._home = _running_loop()
             heapq.heappush(self._timers, (timer.at, next(self._numbers), timer))
             if self._autojump:
                 self._watch()
@@ -102,19 +105,25 @@ class FakeClock:
         """Let so much time pass: timers fire in order, each at its own time, and tasks run on.
 
         On a running loop it must be awaited: the tasks run first, and again after each timer, and
-        may set timers of their own. Without a loop it has done its work when it returns.
+        may set timers of their own. Without a loop it has done its work when it returns, on the
+        loop of those who wait where that runs in another thread, as a `SyncClientProxy`'s does.
         """
         if seconds < 0:
             raise ValueError(f"time does not go back: advance({seconds})")
         until = self._now + seconds
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            while self._fire(until):
-                pass
-            self._now = max(self._now, until)
+        here, home = _running_loop(), self._home
+        if home is not None and home is not here and home.is_running():
+            moving = asyncio.run_coroutine_threadsafe(self._advance(until), home)
+            if here is not None:
+                return asyncio.wrap_future(moving)
+            moving.result()
             return _Done()
-        return self._advance(until)
+        if here is not None:
+            return self._advance(until)
+        while self._fire(until):
+            pass
+        self._now = max(self._now, until)
+        return _Done()
 
     async def _advance(self, until: float) -> None:
         await self._settle()
@@ -169,6 +178,13 @@ class FakeClock:
 
 
 _watchers: WeakSet[FakeClock] = WeakSet()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _ready(loop: asyncio.AbstractEventLoop) -> int | None:

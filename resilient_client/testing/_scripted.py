@@ -16,10 +16,13 @@ from resilient_client.clock import MonotonicClock, call_later
 from resilient_client.codecs import JsonCodec
 from resilient_client.errors import (
     ConfigurationError,
+    ConnectError,
+    ConnectionLost,
     ReplyTimeout,
     ResilientClientError,
     client_closed,
 )
+from resilient_client.events import ConnectionChanged
 from resilient_client.message import NO_VALUE, Receipt, Reply
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
     from resilient_client.clock import Clock
     from resilient_client.codecs import Codec
-    from resilient_client.events import Status
+    from resilient_client.events import Event, Status
     from resilient_client.message import Call, Kind
     from resilient_client.transports._base import Environment
 
@@ -141,11 +144,14 @@ class ScriptedTransport:
         self.requests: list[Request] = []
         self._clock: Clock = clock if clock is not None else MonotonicClock()
         self._codec: Codec = JsonCodec()
+        self._notify: Callable[[Event], None] = lambda event: None
+        self._waiting: dict[asyncio.Future[None], bool] = {}  # whether the request was sent
 
     def __call__(self, env: Environment) -> Self:
-        """The client hands over its clock and codec."""
+        """The client hands over its clock and codec, and wants to be told of the connection."""
         self._clock = env.clock
         self._codec = env.codec
+        self._notify = env.notify
         return self
 
     def encode(self, call: Call) -> None:
@@ -162,16 +168,34 @@ class ScriptedTransport:
 
     async def connect(self, deadline: float) -> None:
         """See `Transport.connect`."""
-        self._open()
+        self._refuse_closed()
+        self._change("connected")
+
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        self._waiting.clear()
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self.status = "closed"
+        self._change("closed")
+        for woken, sent in self._waiting.items():
+            if not woken.done():
+                lost = ConnectionLost("the client was closed")
+                woken.set_exception(lost if sent else client_closed())
 
-    def _open(self) -> None:
+    def _refuse_closed(self) -> None:
         if self.status == "closed":
             raise client_closed()
-        self.status = "connected"
+
+    def _change(self, status: Status, reason: str = "") -> None:
+        if self.status not in (status, "closed"):
+            old, self.status = self.status, status
+            self._notify(ConnectionChanged(self.endpoint, old, status, reason))
+
+    def _reached(self, call: Call) -> None:
+        """The peer has the request."""
+        call.sent = True
+        self._change("connected")
 
     async def request(self, call: Call) -> Reply:
         """See `Transport.request`."""
@@ -184,7 +208,7 @@ class ScriptedTransport:
         return receipt
 
     async def _answer(self, call: Call, carry: Callable[[Call, Any], Any]) -> Any:
-        self._open()
+        self._refuse_closed()
         request, before = self._noted(call), call.sent
         try:
             answer = await self._next(call)
@@ -195,6 +219,8 @@ class ScriptedTransport:
             request.outcome = type(error).__name__
             if isinstance(error, ResilientClientError) and not error.sent:
                 call.sent = before  # nothing was, however long that took to be known
+            if isinstance(error, ConnectError | ConnectionLost) and self.status == "connected":
+                self._change("reconnecting", str(error))
             raise
         except BaseException:
             request.outcome = "left"
@@ -236,29 +262,46 @@ class ScriptedTransport:
                 if last:  # each attempt its own, as from a real peer
                     error = copy.copy(error)
                 if not isinstance(error, ResilientClientError) or error.sent:
-                    call.sent = True
+                    self._reached(call)
                 raise error
             elif callable(answer):
                 answer = answer(call)
                 if inspect.isawaitable(answer):
                     answer = await answer
             else:
-                call.sent = True
+                self._reached(call)
                 return answer
 
     async def _pass(self, call: Call, seconds: float, *, connecting: bool = False) -> None:
         """Wait like a transport: no longer than the attempt may."""
         limit = call.connect_deadline if connecting else call.attempt_deadline
         if not connecting:
-            call.sent = True
+            self._reached(call)
         left = limit - self._clock.now()
         if seconds < left:
-            await _wait(self._clock, seconds)
+            await self._wait(seconds, sent=not connecting)
             return
-        await _wait(self._clock, left)
+        await self._wait(left, sent=not connecting)
         if connecting:
             raise call.unready(f"no connection to {self.endpoint} in time")
         raise call.expired(sent=True)
+
+    async def _wait(self, seconds: float, *, sent: bool = True) -> None:
+        """Wait so long; not with `clock.sleep`, whose calls a test may count."""
+        woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def wake() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        self._waiting[woken] = sent
+        timer = call_later(self._clock, seconds, wake) if seconds < inf else None
+        try:
+            await woken
+        finally:
+            self._waiting.pop(woken, None)
+            if timer is not None:
+                timer.cancel()
 
     async def _reply(self, call: Call, answer: Any) -> Reply:
         if isinstance(answer, Reply):
@@ -316,10 +359,9 @@ class _Items:
             raise StopAsyncIteration
         item = self._left[0]
         while isinstance(item, Delayed) or item is NEVER:
-            clock = self._transport._clock  # noqa: SLF001
             seconds = inf if item is NEVER else item.seconds
-            left = deadline - clock.now()
-            await _wait(clock, min(seconds, left))
+            left = deadline - self._transport._clock.now()  # noqa: SLF001
+            await self._transport._wait(min(seconds, left))  # noqa: SLF001
             if seconds >= left:
                 raise ReplyTimeout("the stream was silent for too long")
             item = item.answer
@@ -344,19 +386,3 @@ def _is_error(answer: Any) -> bool:
 def _error(answer: Any) -> BaseException:
     error: BaseException = answer() if isinstance(answer, type) else answer
     return error
-
-
-async def _wait(clock: Clock, seconds: float) -> None:
-    """Wait so long; not with `clock.sleep`, whose calls a test may count."""
-    woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def wake() -> None:
-        if not woken.done():
-            woken.set_result(None)
-
-    timer = call_later(clock, seconds, wake) if seconds < inf else None
-    try:
-        await woken
-    finally:
-        if timer is not None:
-            timer.cancel()

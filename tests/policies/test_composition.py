@@ -229,7 +229,8 @@ async def test_the_default_stack_repeats_what_never_ran():
     assert told == pytest.approx([10000, 9900, 8900], abs=1)
     assert [request.limit for request in peer.requests] == pytest.approx([10, 9.9, 8.9])
     assert [request.connect_limit for request in peer.requests] == pytest.approx([3, 3, 3])
-    assert [type(event) for event in events] == [RetryScheduled, RetryScheduled]
+    kinds = [RetryScheduled, ConnectionChanged, RetryScheduled]
+    assert [type(event) for event in events] == kinds
     assert client.circuit_breaker.failures == 1
 
 

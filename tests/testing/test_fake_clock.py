@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from math import inf
+from threading import Event
 
 import pytest
 
+from resilient_client import DeadlineExceeded, SyncClientProxy
 from resilient_client.clock import Clock, Deadlines, call_later
-from resilient_client.testing import FakeClock
+from resilient_client.testing import NEVER, Delayed, FakeClock, ScriptedTransport
 
 
 def test_it_stands_still_and_moves_at_once_without_a_loop():
@@ -138,3 +141,32 @@ async def test_a_sleep_without_end_ends_only_by_cancellation():
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_a_thread_without_a_loop_moves_the_time_of_a_sync_client():
+    arrived = Event()
+
+    def answer(call):
+        arrived.set()
+        return Delayed(3, "late") if call.data else NEVER
+
+    clock, peer = FakeClock(), ScriptedTransport([answer], forever=True)
+    with (
+        SyncClientProxy(peer, clock=clock, telemetry=False) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        asking = pool.submit(client.send, "p", timeout=5)
+        assert arrived.wait(30)
+        while not clock.waiting:  # it sets its timer in a moment
+            time.sleep(0.001)
+        clock.advance(4.9)
+        assert not asking.done()
+        clock.advance(0.2)
+        with pytest.raises(DeadlineExceeded):
+            asking.result(timeout=30)
+        arrived.clear()
+        asking = pool.submit(client.send, "p", 1, timeout=5)
+        assert arrived.wait(30)
+        clock.advance(3)
+        assert asking.result(timeout=30) == "late"
+    assert clock.now() == pytest.approx(1008.1)

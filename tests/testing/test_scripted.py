@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -180,3 +181,50 @@ async def test_a_cancelled_call_is_noted_as_left():
 def test_a_script_is_a_list(answers: Any) -> None:
     with pytest.raises(ConfigurationError, match="must be a list"):
         ScriptedTransport(answers)
+
+
+@pytest.mark.parametrize("kind", ["send", "emit", "stream", "later"])
+async def test_closing_the_client_fails_what_the_script_keeps_waiting(kind):
+    peer = ScriptedTransport([Streamed(1, NEVER) if kind == "later" else NEVER])
+    client = ClientProxy(peer, clock=FakeClock(), telemetry=False)
+
+    async def stream():
+        return [value async for value in client.stream("p")]
+
+    call = stream() if kind in ("stream", "later") else getattr(client, kind)("p")
+    task = asyncio.ensure_future(call)
+    await asyncio.sleep(0)
+    await client.aclose()
+    with pytest.raises(ConnectionLost, match="the client was closed"):
+        await asyncio.wait_for(task, 5)
+    assert peer.open_streams == 0
+
+
+async def test_closing_while_the_script_connects_says_that_nothing_was_sent():
+    peer = ScriptedTransport([Delayed(1, 1, connecting=True)])
+    client = ClientProxy(peer, clock=FakeClock(), telemetry=False)
+    task = asyncio.ensure_future(client.send("p"))
+    await asyncio.sleep(0)
+    await client.aclose()
+    with pytest.raises(ConnectError, match="the client is closed") as caught:
+        await asyncio.wait_for(task, 5)
+    assert not caught.value.sent
+
+
+async def test_observers_hear_of_the_scripted_connection():
+    news = []
+    peer = ScriptedTransport([ConnectError("refused"), 1, ConnectionLost("cut"), 2])
+    client = ClientProxy(peer, policies=(), telemetry=False, observers=[news.append])
+    seen = []
+    for _ in range(4):
+        with contextlib.suppress(ConnectError, ConnectionLost):
+            await client.send("p")
+        seen.append(client.status)
+    await client.aclose()
+    assert seen == ["idle", "connected", "reconnecting", "connected"]
+    assert [(change.old, change.new, change.reason.split(" ")[0]) for change in news] == [
+        ("idle", "connected", ""),
+        ("connected", "reconnecting", "cut"),
+        ("reconnecting", "connected", ""),
+        ("connected", "closed", ""),
+    ]
