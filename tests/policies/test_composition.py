@@ -17,7 +17,7 @@ from resilient_client.errors import (
     ReplyTimeout,
     Throttled,
 )
-from resilient_client.events import RetryScheduled, RetrySuppressed
+from resilient_client.events import ConnectionChanged, RetryScheduled, RetrySuppressed
 from resilient_client.message import Receipt
 from resilient_client.policies import Timeout
 from resilient_client.policies.bulkhead import Bulkhead
