@@ -126,3 +126,61 @@ def test_the_command_says_its_subcommands() -> None:
         "explain",
     ]:
         assert command in done.stdout
+
+
+FROM_MEMORY = '''
+import asyncio, sys
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.util import spec_from_loader
+from pathlib import Path
+
+class Memory(MetaPathFinder, InspectLoader):
+    """Modules without a path, as some tools that pack a program into one file have them."""
+
+    sources = {}
+
+    def find_spec(self, name, path, target=None):
+        return spec_from_loader(name, self) if name in self.sources else None
+
+    def is_package(self, name):
+        return self.sources[name][0]
+
+    def get_source(self, name):
+        return self.sources[name][1]
+
+top = Path(sys.argv[1])
+for file in top.rglob("*.py"):
+    parts = file.relative_to(top.parent).with_suffix("").parts
+    is_package = parts[-1] == "__init__"
+    name = ".".join(parts[:-1] if is_package else parts)
+    Memory.sources[name] = is_package, file.read_text(encoding="utf-8")
+sys.meta_path.insert(0, Memory())
+
+from resilient_client import ClientProxy, ConfigurationError, Server
+import resilient_client
+assert not hasattr(resilient_client, "__file__")
+
+async def main():
+    server = Server("tcp://127.0.0.1:0", telemetry=False)
+    server.message_pattern("sum")(sum)
+    async with server, ClientProxy(server.addresses[0], telemetry=False) as client:
+        print(await client.send("sum", [1, 2]))
+    for url in ("_base://x", "nowhere://x"):
+        try:
+            ClientProxy(url)
+        except ConfigurationError:
+            pass
+
+asyncio.run(main())
+'''
+
+
+def test_the_package_works_where_its_modules_are_no_files() -> None:
+    found = find_spec("resilient_client")
+    assert found is not None
+    assert found.submodule_search_locations
+    [top] = found.submodule_search_locations
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_MEMORY, top], capture_output=True, text=True, timeout=50
+    )
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr

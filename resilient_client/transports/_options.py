@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from pathlib import Path
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,16 @@ def known_schemes() -> tuple[str, ...]:
     """The schemes there is a module for; most also take a trailing s for TLS."""
     return tuple(
         module.name
-        for module in iter_modules([str(Path(__file__).parent)])
+        for module in iter_modules(import_module(str(__package__)).__path__)
         if not module.name.startswith("_")
     )
+
+
+@cache
+def _is_known(scheme: str) -> bool:
+    """Whether there is a module for it, also where modules are no files that could be listed."""
+    name = f"{__package__}.{scheme}"
+    return scheme.isidentifier() and scheme[0] != "_" and find_spec(name) is not None
 
 
 def client_transports(
@@ -156,12 +163,12 @@ def _resolve(url: str) -> tuple[Target, ModuleType]:
             if "@" in url
             else "a port is a number up to 65535, and IPv6 has brackets: tcp://[::1]:3001",
         ) from None
-    schemes = known_schemes()
     for name in (target.scheme, target.scheme.removesuffix("s")):
-        if name in schemes:
+        if _is_known(name):
             return target, _load(name)
     raise ConfigurationError(
-        f"no transport speaks {target.scheme}://", hint=f"there are {', '.join(schemes)}"
+        f"no transport speaks {target.scheme}://",
+        hint=f"there are {', '.join(known_schemes() or ('others',))}",
     )
 
 
@@ -230,7 +237,7 @@ def _settings(
 
 def _refuse_idle_parts(target: Target, end: type, options: Iterable[str]) -> None:
     """Raise `ConfigurationError` for a part of the URL that would do nothing."""
-    if target.scheme not in known_schemes() and not getattr(end, "url_tls", False):
+    if not _is_known(target.scheme) and not getattr(end, "url_tls", False):
         plain = f"{target.scheme.removesuffix('s')}://"
         raise ConfigurationError(
             f"{target.scheme}:// is no scheme: it would not mean TLS",

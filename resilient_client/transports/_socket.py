@@ -304,4 +304,5 @@ def _reason(error: OSError) -> str:
     """The system's own words; asyncio's name the address once more."""
     if error.errno is None or isinstance(error, socket.gaierror):
         return str(error)
-    return os.strerror(error.errno)
+    windows: dict[int, str] = getattr(socket, "errorTab", {})  # strerror does not know these there
+    return windows.get(error.errno, "").rstrip(".") or os.strerror(error.errno)

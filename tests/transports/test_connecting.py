@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, aclosing
@@ -248,3 +250,14 @@ async def test_a_task_of_ours_is_kept_until_it_has_ended_and_in_no_callers_conte
     assert kept == {task}
     await eventually(lambda: not kept)
     assert (task.get_name(), seen) == ("look", [None])
+
+
+async def test_what_the_system_says_is_told_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    # there os.strerror knows no number of a socket's, and the socket module has a table of its own
+    monkeypatch.setattr(os, "strerror", lambda _: "Unknown error")
+    table = {errno.ECONNREFUSED: "Connection refused."}
+    monkeypatch.setattr(socket, "errorTab", table, raising=False)
+    client = ClientProxy(f"tcp://127.0.0.1:{free_port()}", policies=(), telemetry=False)
+    with pytest.raises(ConnectError, match="Connection refused"):
+        await client.send("x")
+    await client.aclose()
