@@ -320,41 +320,36 @@ class Dispatcher:
             )
             current_context.set(context)
             correlation_id.set(context.correlation_id)
-            try:
-                if (
-                    handler.is_straight
-                    and not job.several
-                    and job.deadline > self._now()
-                    and (
-                        telemetry is None
-                        or (
-                            message.received < telemetry.silent_until
-                            and telemetry.signs.isdisjoint(headers)
-                        )
+            if (
+                handler.is_straight
+                and not job.several
+                and job.deadline > self._now()
+                and (
+                    telemetry is None
+                    or (
+                        message.received < telemetry.silent_until
+                        and telemetry.signs.isdisjoint(headers)
                     )
-                ):
-                    # What `_reply_to` comes to for most requests, spelt out: its hops, and the
-                    # questions on the way, were an eighth of a call.
-                    codec = message.codec or self.codec
-                    try:
-                        payload = (
-                            handler.decode(message.body)
-                            if codec is self.codec
-                            else _decode(message.body, handler, codec)
-                        )
-                        value = await handler.function(payload, context)
-                        if value is NO_VALUE or hasattr(value, "__aiter__"):
-                            reply = self._reply(value, job, context, handler)
-                        else:
-                            reply = Reply(codec.encode(value))
-                    except BaseException as error:  # noqa: BLE001
-                        reply = await self._failed(error, job, handler, context)
-                else:
-                    reply = await self._reply_to(job, context)
-            except asyncio.CancelledError:
-                if not job.expired or not job.settle():
-                    raise
-                reply = Reply(error=late())
+                )
+            ):
+                # What `_reply_to` comes to for most requests, spelt out: its hops, and the
+                # questions on the way, were an eighth of a call.
+                codec = message.codec or self.codec
+                try:
+                    payload = (
+                        handler.decode(message.body)
+                        if codec is self.codec
+                        else _decode(message.body, handler, codec)
+                    )
+                    value = await handler.function(payload, context)
+                    if value is NO_VALUE or hasattr(value, "__aiter__"):
+                        reply = self._reply(value, job, context, handler)
+                    else:
+                        reply = Reply(codec.encode(value))
+                except BaseException as error:  # noqa: BLE001
+                    reply = await self._failed(error, job, handler, context)
+            else:
+                reply = await self._reply_to(job, context)
             if reply.items is None:
                 job.deadline = inf
                 writing = respond(reply)

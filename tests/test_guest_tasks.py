@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from resilient_client import Context, RemoteError, Server, correlation_id, current_context
+from resilient_client import (
+    Context,
+    NoHandlerError,
+    RemoteError,
+    Server,
+    correlation_id,
+    current_context,
+)
 from resilient_client.message import Message, Reply
 from tests.waiting import eventually
 
@@ -193,6 +200,23 @@ async def test_the_caps_hold(guest: Guest) -> None:
     task.cancel()
     await asyncio.wait({task})
     assert await guest.serve("task") is not None
+
+
+async def test_draining_waits_for_the_answer_to_what_is_refused(guest: Guest) -> None:
+    read = asyncio.Event()
+
+    async def respond(reply: Reply, /) -> None:
+        await read.wait()
+        guest.replies.append(reply)
+
+    message = Message("nobody", b"1", {}, True, received=guest.app.clock.now())
+    assert guest.app.accept(message, respond, guest.slots, "guest") is None
+    draining = asyncio.ensure_future(guest.app.drain(600))
+    await asyncio.sleep(0)
+    assert len(guest.app._under_way()) == 1
+    read.set()
+    await draining
+    assert [type(reply.error) for reply in guest.replies] == [NoHandlerError]
 
 
 async def test_draining_waits_for_the_handler_and_not_for_the_task(guest: Guest) -> None:

@@ -237,6 +237,30 @@ async def test_waits_between_dials_double_to_a_second_and_begin_anew_after_a_ste
     assert await waits(2.0) == [0]
 
 
+async def test_whoever_calls_while_a_link_comes_back_shares_its_dial() -> None:
+    gate, dialled = asyncio.Event(), []
+
+    async def dial() -> object:
+        dialled.append(object())
+        if len(dialled) == 2:
+            raise ConnectError("refused")
+        if len(dialled) == 3:
+            await gate.wait()
+        return dialled[-1]
+
+    link = Link[object]("x://host", dial, clock=FakeClock(), notify=lambda event: None)
+    link.lost(await link.get(inf), "cut")
+    await eventually(lambda: len(dialled) == 2)
+    call = asyncio.ensure_future(link.get(inf))  # ends the pause before the next dial
+    await eventually(lambda: len(dialled) == 3)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    gate.set()
+    assert await call is link.current is dialled[2]
+    await eventually(lambda: link._keeper is None)
+    assert (link.dials, len(dialled)) == (3, 3)
+
+
 async def test_a_task_of_ours_is_kept_until_it_has_ended_and_in_no_callers_context() -> None:
     kept: set[asyncio.Task[Any]] = set()
     token = correlation_id.set("caller")

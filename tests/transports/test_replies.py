@@ -46,7 +46,7 @@ async def read(items: ItemStream, number: int) -> list[Any]:
     return [await items.receive(inf) for _ in range(number)]
 
 
-@pytest.mark.parametrize("body", [b"x" * 500, memoryview(b"x" * 500), {"a": 1}])
+@pytest.mark.parametrize("body", [b"x" * 500, memoryview(b"x" * 500), object()])
 async def test_a_stream_may_be_as_long_as_it_likes_while_its_consumer_keeps_up(
     table: Table, body: Any
 ) -> None:
@@ -57,7 +57,7 @@ async def test_a_stream_may_be_as_long_as_it_likes_while_its_consumer_keeps_up(
     assert table.left == []
 
 
-@pytest.mark.parametrize(("body", "kept"), [(b"x" * 400, 2), (b"x", 5), ({"a": 1}, 5)])
+@pytest.mark.parametrize(("body", "kept"), [(b"x" * 400, 2), (b"x", 5), (object(), 5)])
 async def test_a_consumer_too_far_behind_gets_what_is_buffered_and_then_the_error(
     table: Table, body: Any, kept: int
 ) -> None:
