@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from resilient_client.errors import ConfigurationError
+from resilient_client.transports._socket import has_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ class HealthEndpoint:
                 limit=_MAX_REQUEST,
                 start_serving=False,  # cancelled while it begins, asyncio would lose the socket
             )
+            has_sockets(self._server)
             await self._server.start_serving()
         except OSError as error:
             raise ConfigurationError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -165,6 +166,7 @@ async def listen(
         make, host, port, ssl=tls, backlog=_ACCEPTED_AT_ONCE, start_serving=False
     )
     try:
+        has_sockets(server)
         await server.start_serving()
         for each in server.sockets:
             with socket.fromfd(each.fileno(), each.family, each.type) as twin:
@@ -173,6 +175,17 @@ async def listen(
         server.close()
         raise
     return server
+
+
+def has_sockets(server: asyncio.Server) -> None:
+    """Look whether asyncio could make any: it passes over addresses for which it could not.
+
+    Raises:
+        OSError: why it could not.
+    """
+    if not server.sockets:
+        socket.socket().close()  # where there are no descriptors, this says so
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
 PT = TypeVar("PT", bound=asyncio.BaseProtocol)

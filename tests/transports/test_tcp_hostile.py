@@ -270,3 +270,50 @@ def test_more_connections_than_there_can_be_do_not_flood_the_log(url: str) -> No
         process.stdin.close()
     assert process.returncode == 0
     assert 0 < told <= 16
+
+
+NO_DESCRIPTORS = """
+import asyncio, os, resource, sys
+from resilient_client import ConfigurationError, Server
+
+url, health = sys.argv[1:]
+server = Server(url, health=health or None, telemetry=False)
+
+async def main():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        await server.start()
+    except ConfigurationError as error:
+        said = str(error)
+    for each in taken:
+        os.close(each)
+    print(said)
+    async with server:
+        print("started")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limits")
+@pytest.mark.parametrize(
+    ("url", "health"),
+    [
+        ("tcp://127.0.0.1:0", ""),
+        ("http://127.0.0.1:0", ""),
+        ("memory://no-descriptors", "http://127.0.0.1:0"),
+    ],
+)
+def test_a_server_that_starts_without_descriptors_says_so(url: str, health: str) -> None:
+    command = [sys.executable, "-c", NO_DESCRIPTORS, url, health]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    said, started = ran.stdout.splitlines()
+    assert "cannot be bound: Too many open files" in said
+    assert started == "started"
