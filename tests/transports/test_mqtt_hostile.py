@@ -13,6 +13,7 @@ from resilient_client import (
     ConnectError,
     ConnectionLost,
     NoHandlerError,
+    PayloadError,
     ProtocolError,
     RemoteError,
     ResilientClientError,
@@ -74,6 +75,8 @@ def test_every_reason_code_becomes_an_error_of_ours() -> None:
         elif code in (0x96, 0x97):
             assert isinstance(error, Throttled)
             assert error.outcome is Outcome.THROTTLED
+        elif code == 0x95:
+            assert isinstance(error, PayloadError)
         elif code in PUBACK_CODES & TEMPORARY:
             assert isinstance(error, RemoteError)
             assert error.outcome is Outcome.FAILURE

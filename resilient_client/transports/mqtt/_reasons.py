@@ -8,6 +8,7 @@ from resilient_client.errors import (
     ConfigurationError,
     ConnectError,
     NoHandlerError,
+    PayloadError,
     RemoteError,
     ResilientClientError,
     Throttled,
@@ -38,6 +39,7 @@ REASONS = {  # MQTT 5, section 2.4
 }  # fmt: skip
 NO_SUBSCRIBERS = 0x10
 TAKEN_OVER = 0x8E
+TOO_LARGE = 0x95
 _OLD_CONNECT_CODES = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}  # MQTT 3.1.1, section 3.2.2.3
 # what comes out the same however often it is tried
 _FINAL = frozenset(
@@ -96,6 +98,8 @@ def publish_error(code: int, properties: Mapping[int, Any]) -> ResilientClientEr
     told = f"the broker refuses the message: {reason_text(code, properties)}"
     if code in (0x96, 0x97):
         return Throttled(told, status=429, sent=False)
+    if code == TOO_LARGE:
+        return PayloadError(told, sent=False, hint=_HINTS[code])
     if code in _FINAL:
         return ConfigurationError(told, hint=_HINTS.get(code))
     return RemoteError(told, code=REASONS.get(code), status=503, sent=False)
