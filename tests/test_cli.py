@@ -225,6 +225,33 @@ def test_standard_input_may_begin_with_a_mark_and_must_be_text(
         data("-")
 
 
+@pytest.mark.parametrize("written", ["utf-8", "utf-16", "utf-32"])
+def test_standard_input_is_json_whatever_the_locale_is(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    body = io.BytesIO('{"name":"Zo\u00eb"}'.encode(written))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(body, "cp1252"))
+    assert data("-") == {"name": "Zo\u00eb"}
+
+
+async def test_words_arrive_as_typed_where_the_locale_has_no_letters_for_them() -> None:
+    script = (
+        "import sys; from resilient_client.cli._words import data, pattern;"
+        "print(ascii([pattern(sys.argv[1]), data(sys.argv[2])]))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-X", "utf8=0", "-c", script, "gr\u00fc\u00df", '"\U0001f388"'.encode()),
+        env=os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    said, _ = await process.communicate()
+    assert said == b"['gr\\xfc\\xdf', '\\U0001f388']\n"
+    for word in ("\udcff", '"\udcff"'):
+        with pytest.raises(argparse.ArgumentTypeError, match="not text"):
+            data(word)
+
+
 async def test_the_exit_code_is_true_when_nobody_reads_the_error() -> None:
     script = f"'{sys.executable}' -m resilient_client call tcp://127.0.0.1:1 x 2>&1 | true"
     process = await asyncio.create_subprocess_exec(

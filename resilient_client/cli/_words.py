@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,19 +24,39 @@ def _json(text: str, what: str) -> Any:
         ) from None
 
 
+def _whole(text: str, what: str) -> str:
+    """A word as it was typed, where the locale has no letters for it: then as UTF-8."""
+    if not any("\udc80" <= letter <= "\udcff" for letter in text):
+        return text
+    try:
+        return os.fsencode(text).decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{what} is not text") from None
+
+
 def pattern(text: str) -> Any:
     """A word as it is; an object as JSON."""
+    text = _whole(text, "the pattern")
     return _json(text, "the pattern") if text.lstrip().startswith("{") else text
 
 
 def data(text: str) -> Any:
     """JSON, or `-` for JSON on standard input."""
-    if text == "-":
-        try:
-            text = sys.stdin.read().removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            raise argparse.ArgumentTypeError(f"standard input is not text: {error}") from None
-    return _json(text, "the payload")
+    if text != "-":
+        return _json(_whole(text, "the payload"), "the payload")
+    try:
+        return _json(_standard_input(), "the payload")
+    except UnicodeDecodeError as error:
+        raise argparse.ArgumentTypeError(f"standard input is not text: {error}") from None
+
+
+def _standard_input() -> str:
+    """All of it; what is no terminal's is UTF-8, or UTF-16 or -32, whatever the locale is."""
+    source = sys.stdin
+    if source.isatty():
+        return source.read()
+    body = source.buffer.read()
+    return body.decode(json.detect_encoding(body))
 
 
 def positive(text: str) -> float:

@@ -101,7 +101,7 @@ class Retry:
         self.jitter = jitter
         self.on = on
         self.budget = None if budget is None else _checked(budget)
-        arguments = arguments_of_the_wait_generator
+        arguments: dict[str, Any] = arguments_of_the_wait_generator
         if wait is backoff.expo:
             arguments = {
                 "factor": defaults.RETRY_FACTOR,

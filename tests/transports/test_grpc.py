@@ -7,6 +7,7 @@ import base64
 import gc
 import os
 import socket
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1039,6 +1040,17 @@ def test_settings_that_cannot_work_are_refused_at_once(tmp_path: Path) -> None:
     server = Server(LOCAL, proto=PROTO)
     with pytest.raises(ConfigurationError, match="did you mean 'Sum'"):
         server.message_pattern("Math/Summ")(lambda: None)
+
+
+def test_a_proto_that_cannot_be_compiled_on_a_file_system_to_read_only_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proto = tmp_path / "new.proto"
+    proto.write_text('syntax = "proto3";\nmessage A {}')
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    with pytest.raises(ConfigurationError, match=r"temporary files.*TMPDIR"):
+        ClientProxy("grpc://127.0.0.1:1", proto=proto)
 
 
 async def test_a_proto_may_include_others(tmp_path: Path) -> None:

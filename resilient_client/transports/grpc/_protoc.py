@@ -42,7 +42,14 @@ def _compiled(
     command = [sys.executable, "-m", "grpc_tools.protoc"]
     command += [f"-I{folder}" for folder in dict.fromkeys((*includes, *own))]
     command += [*_well_known(), "--include_imports", *files]
-    with TemporaryDirectory() as folder:
+    try:
+        temporary = TemporaryDirectory()
+    except OSError as error:  # a file system that can be read only
+        raise ConfigurationError(
+            f"compiling a .proto takes a folder for temporary files: {error.strerror}",
+            hint="set TMPDIR to a folder that can be written to",
+        ) from None
+    with temporary as folder:
         out = Path(folder, "set")
         command.append(f"--descriptor_set_out={out}")
         done = subprocess.run(command, capture_output=True, timeout=_PATIENCE, check=False)  # noqa: S603
