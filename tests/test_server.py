@@ -1430,6 +1430,7 @@ def test_an_option_of_a_handler_that_no_transport_has_is_refused(url, hint):
         ((["memory://a", "memory://b"],), {}, "several URLs are several arguments"),
         ((5,), {}, "int is neither a URL"),
         ((None,), {}, "NoneType is neither a URL"),
+        ((lambda app: 5,), {}, "made a int, no ServerListener"),
         (("memory://a",), {"policies": 5}, "policies=5 must be a list"),
         (("memory://a",), {"observers": print}, "must be a list"),
         (("memory://a",), {"observers": [5]}, "observer=5 is not a function"),

@@ -128,8 +128,13 @@ def without_values(url: str) -> str:
 
 
 def address(endpoint: str) -> tuple[str, int | None]:
-    """`server.address` and `server.port` of a URL; several hosts are one address without a port."""
+    """`server.address` and `server.port` of a URL; several hosts are one address without a port.
+
+    A URL without a host is that of a Unix domain socket: its path is the address.
+    """
     scheme, _, rest = endpoint.partition("://")
+    if rest.startswith("/"):
+        return rest, None
     place = rest.partition("/")[0].rpartition("@")[2]
     if "," in place:
         return place, None

@@ -78,7 +78,10 @@ def client_transports(
         raise ConfigurationError("a client needs at least one URL")
     for url in urls:
         if not isinstance(url, str):
-            raise ConfigurationError(f"{type(url).__name__} among the URLs is not a text")
+            raise ConfigurationError(
+                f"{type(url).__name__} among the URLs is not a text",
+                hint="several endpoints are several URLs; a transport of your own is one alone",
+            )
     if len({url.partition("://")[0] for url in urls}) > 1:
         raise ConfigurationError(
             "the endpoints of one client speak one protocol",
@@ -131,7 +134,13 @@ def server_listeners(
                     f"{type(url).__name__} is neither a URL nor makes a ServerListener",
                     hint="several URLs are several arguments: Server(url, another)",
                 )
-            listeners.append(url(app))
+            listener = url(app)
+            if not hasattr(listener, "start"):
+                raise ConfigurationError(
+                    f"what Server was given made a {type(listener).__name__}, no ServerListener",
+                    hint="write Server(lambda app: MyListener(app))",
+                )
+            listeners.append(listener)
             continue
         target, module = _resolve(url)
         settings, unknown = _settings(target, module, module.ServerListener, options, keywords)

@@ -107,6 +107,7 @@ def test_the_schema_is_the_one_the_names_are_from() -> None:
         ("amqp://user:p%40ss@mq:5672/vhost", ("mq", 5672)),
         ("kafka://a:9092,b:9092", ("a:9092,b:9092", None)),
         ("nats://", ("", 4222)),
+        ("unix:///run/service.sock", ("/run/service.sock", None)),
     ],
 )
 def test_an_address_is_taken_from_the_url(url: str, expected: tuple[str, int | None]) -> None:
