@@ -29,6 +29,7 @@ from resilient_client.errors import (
     Throttled,
 )
 from resilient_client.message import Call, Reply
+from resilient_client.policies._circuit.leases import Leases
 from resilient_client.policies.circuit_breaker import CircuitBreaker, CircuitOpenError
 from tests.policies.breaker_kit import Clock, Heard, Items, Scene
 
@@ -454,6 +455,17 @@ async def test_probes_that_are_all_slow_reopen_it() -> None:
     await scene.get(slow)
     await scene.get(slow)
     assert scene.changes[-1] == ("half-open", "open", "probe_slow")
+
+
+def test_no_more_permits_are_out_than_there_are_whoever_asks_first() -> None:
+    leases = Leases(2, 3.0)
+    holders: list[Any] = [object() for _ in range(4)]
+    assert leases.free(0.0)  # two threads may hear so, and both take
+    assert [leases.take(holder, 0.0) for holder in holders[:3]] == [True, True, False]
+    assert leases.take(holders[2], 3.0)
+    leases.give_back(holders[0])  # its time was up: that brings nothing back
+    assert leases.take(holders[3], 3.0)
+    assert not leases.free(3.0)
 
 
 # ---- the ramp
