@@ -68,7 +68,7 @@ async def check_transport(
             break
     left = asyncio.all_tasks() - before
     assert not left, f"tasks were left behind: {left}"
-    if len(handles) > 2:  # what a library makes once and keeps is not meant
+    if len(handles) > 5:  # what a library makes once and keeps is not meant
         more = [after - before for before, after in pairwise(handles)]
         assert min(more) <= 0, f"sockets, pipes or files were left open by every check: {handles}"
     return run

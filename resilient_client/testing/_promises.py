@@ -614,6 +614,8 @@ async def _restart(client: ClientProxy, trial: Trial) -> None:
     await _set(trial.suite.started, "the handler was not called")
     await trial.stop_serving()
     await asyncio.wait({task}, timeout=SLACK)
+    if not task.done() and client.status != "connected":
+        await asyncio.wait({task}, timeout=5)
     if task.done():
         error = await _error(task)
         untrue = isinstance(error, ConnectError | DeadlineExceeded)
