@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from resilient_client.errors import ConfigurationError
-from resilient_client.transports._socket import has_sockets
+from resilient_client.transports._socket import bound
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,14 +49,15 @@ class HealthEndpoint:
     async def start(self) -> None:
         """Bind."""
         try:
-            self._server = await asyncio.start_server(
-                self._serve,
-                self._host,
-                self._port,
-                limit=_MAX_REQUEST,
-                start_serving=False,  # cancelled while it begins, asyncio would lose the socket
+            self._server = await bound(
+                asyncio.start_server(
+                    self._serve,
+                    self._host,
+                    self._port,
+                    limit=_MAX_REQUEST,
+                    start_serving=False,  # cancelled while it begins, asyncio would lose the socket
+                )
             )
-            has_sockets(self._server)
             await self._server.start_serving()
         except OSError as error:
             raise ConfigurationError(

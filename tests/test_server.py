@@ -1135,6 +1135,7 @@ async def test_what_is_larger_than_an_end_of_a_bus_takes_is_an_error_at_once() -
         await client.emit("heard", "x" * 2000)
         await client.emit("heard", "short")
         assert await client.send("make", 3) == "xxx"
+        await eventually(lambda: heard)  # both are handled in threads
         assert heard == ["short"]
         async with ClientProxy(server.addresses[0], max_size=100, telemetry=False) as small:
             with pytest.raises(PayloadError, match="more than max_size=100"):

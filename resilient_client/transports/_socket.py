@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from resilient_client.errors import ConfigurationError, ConnectError, ConnectionLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from resilient_client.transports._base import Target
 
@@ -162,11 +162,12 @@ async def listen(
         OSError: it cannot be bound.
     """
     # Cancelled while it begins to serve, asyncio would lose the socket.
-    server = await asyncio.get_running_loop().create_server(
-        make, host, port, ssl=tls, backlog=_ACCEPTED_AT_ONCE, start_serving=False
+    server = await bound(
+        asyncio.get_running_loop().create_server(
+            make, host, port, ssl=tls, backlog=_ACCEPTED_AT_ONCE, start_serving=False
+        )
     )
     try:
-        has_sockets(server)
         await server.start_serving()
         for each in server.sockets:
             with socket.fromfd(each.fileno(), each.family, each.type) as twin:
@@ -177,15 +178,22 @@ async def listen(
     return server
 
 
-def has_sockets(server: asyncio.Server) -> None:
-    """Look whether asyncio could make any: it passes over addresses for which it could not.
+async def bound(making: Coroutine[Any, Any, asyncio.Server]) -> asyncio.Server:
+    """The server that asyncio makes, with a socket: it passes over addresses it can have none for.
 
     Raises:
-        OSError: why it could not.
+        OSError: why there is no socket.
     """
-    if not server.sockets:
-        socket.socket().close()  # where there are no descriptors, this says so
-        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    try:
+        server = await making
+        if server.sockets:
+            return server
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # Python 3.13 says that there is none, and not why
+    socket.socket().close()  # where there are no descriptors, this says so
+    raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
 
 
 PT = TypeVar("PT", bound=asyncio.BaseProtocol)
