@@ -507,6 +507,8 @@ class Throttled(RemoteError):
             retry_after = told_seconds(payload.get("retry_after"))
         self.retry_after = told_seconds(retry_after)
         self.outcome = Outcome.THROTTLED
+        if details.get("hint") is None:  # a 503 that says when to come back is no fault
+            self.hint = type(self).hint
 
     @property
     def payload(self) -> Any:

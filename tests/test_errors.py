@@ -123,6 +123,11 @@ async def test_an_error_of_another_library_without_a_text_hides_nothing(again: A
     assert second.cause == "refused"
 
 
+def test_who_is_asked_to_wait_is_not_told_of_a_fault_whatever_the_status() -> None:
+    assert Throttled("full", status=503).hint == Throttled("full").hint
+    assert Throttled("full", status=503, hint="mine").hint == "mine"
+
+
 @pytest.mark.parametrize(
     ("wait", "sent"), [(inf, 1e9), (2.5, 2.5), (0, 0), (-5, None), (float("nan"), None)]
 )
