@@ -584,16 +584,18 @@ async def _ping(client: ClientProxy, trial: Trial) -> None:
 @_check
 async def _loops(client: ClientProxy, trial: Trial) -> None:
     """A client outlives its event loop: on the next one, it connects anew."""
-    mover = await trial.another_client()
 
-    async def use() -> None:
+    async def use(mover: ClientProxy) -> None:
         assert await mover.send("check.echo", "moved", timeout=20) == "moved"
+
+    async def move(mover: ClientProxy) -> None:
+        await asyncio.to_thread(asyncio.run, use(mover))
+        await asyncio.to_thread(asyncio.run, use(mover))
+        await asyncio.to_thread(asyncio.run, mover.aclose())
 
     with warnings.catch_warnings():  # a closed loop's sockets, when they are collected
         warnings.simplefilter("ignore", ResourceWarning)
-        await asyncio.to_thread(asyncio.run, use())
-        await asyncio.to_thread(asyncio.run, use())
-        await asyncio.to_thread(asyncio.run, mover.aclose())
+        await move(await trial.another_client())
         gc.collect()
 
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import socket
 import time
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -434,6 +435,22 @@ def test_a_loop_that_ends_with_an_open_connection_leaves_no_task_behind(
         asyncio.run(client.aclose())
         del client
     assert "destroyed" not in caplog.text
+
+
+def test_a_client_on_its_next_loop_keeps_no_connection_of_the_one_before(
+    nats_broker: Nats,
+) -> None:
+    loops = []
+
+    async def use() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await client.emit("nobody", 1)
+
+    client = client_of(nats_broker)
+    with connections_left_open():
+        asyncio.run(use())
+        asyncio.run(client.aclose())
+    assert loops[0]() is None
 
 
 async def test_addresses_of_ipv6_are_dialled(new_broker: Any) -> None:

@@ -98,7 +98,7 @@ class Connector:
             ConnectError: none of them is there.
             ConfigurationError: one is, but will never let us in.
         """
-        self._learn()
+        self.learn()
         known = {target.hostport: target for target in self._targets}
         for hostport, target in self._discovered.items():
             known.setdefault(hostport, target)
@@ -118,8 +118,8 @@ class Connector:
         assert failed is not None  # noqa: S101
         raise failed
 
-    def _learn(self) -> None:
-        """What the last connection came to know of its cluster: members join while it lasts."""
+    def learn(self) -> None:
+        """Keep what the last connection knew of its cluster, whose members come and go, not it."""
         connection, self._connection = self._connection, None
         if connection is None:
             return

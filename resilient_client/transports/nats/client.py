@@ -295,6 +295,11 @@ class ClientTransport(LinkedTransport[_Session]):
             raise _jetstream.refused(error, f"stream {self._stream}")
         return answer  # type: ignore[no-any-return]
 
+    def forget_loop(self) -> None:
+        """See `Transport`."""
+        super().forget_loop()
+        self._connector.learn()
+
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         session = await self._link.aclose()
