@@ -135,6 +135,20 @@ class DeadlineTimer:
         raise NotImplementedError
 
 
+class Alarm(DeadlineTimer):
+    """One deadline: `due` is called then, unless it is stopped before."""
+
+    __slots__ = ("_due",)
+
+    def __init__(self, clock: Clock, due: Callable[[], object]) -> None:
+        super().__init__(clock)
+        self._due = due
+
+    def _look(self, now: float) -> float:
+        self._due()
+        return inf
+
+
 class Deadlines(DeadlineTimer):
     """Keys with their deadlines: each is handed to `expire` then, unless discarded before."""
 

@@ -227,7 +227,7 @@ def close_behind(
     loop: asyncio.AbstractEventLoop,
     close: Callable[[], Coroutine[Any, Any, None]],
     name: str,
-    otherwise: Callable[[], object] = bool,
+    otherwise: Callable[[], object] = lambda: None,
 ) -> None:
     """For finalisers, in whatever thread: have the loop close what was dropped.
 

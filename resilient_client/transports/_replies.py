@@ -7,7 +7,7 @@ from collections import deque
 from math import inf
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from resilient_client.clock import CATCH_UP, HELD_UP, DeadlineTimer, call_later
+from resilient_client.clock import Alarm, DeadlineTimer
 from resilient_client.errors import ConnectionLost, Overloaded, ReplyTimeout, ResilientClientError
 from resilient_client.message import NO_VALUE, Reply
 from resilient_client.transports._transport import Tally
@@ -15,7 +15,7 @@ from resilient_client.transports._transport import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilient_client.clock import Clock, TimerHandle
+    from resilient_client.clock import Clock
     from resilient_client.message import Call
 
     _Waiting = tuple[asyncio.Future[Reply], Call, Callable[[], object] | None]
@@ -168,13 +168,11 @@ class PendingReplies(DeadlineTimer):
                 leave()
         self.fail_all(lambda: ConnectionLost("the client was closed"))
 
-    def now(self) -> float:
-        """The time on the table's clock."""
-        return self._clock.now()
-
-    def call_at(self, deadline: float, callback: Callable[[], object]) -> TimerHandle:
-        """Call back at that time of the table's clock."""
-        return call_later(self._clock, deadline - self._clock.now(), callback)
+    def alarm(self, deadline: float, due: Callable[[], object]) -> Alarm:
+        """Call `due` at that time of the table's clock."""
+        alarm = Alarm(self._clock, due)
+        alarm.set(deadline)
+        return alarm
 
     def _look(self, now: float) -> float:
         nearest = inf
@@ -305,29 +303,20 @@ class ItemStream(Ending):
         """Until something changes; False when `deadline` came first."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiter = waiter
-        timer = None
+        alarm = None
 
         def silence() -> None:
-            nonlocal timer
-            if waiter.done():
-                return
-            if (now := self._table.now()) - deadline > HELD_UP:
-                timer = self._table.call_at(now + CATCH_UP, over)
-            else:
-                over()
-
-        def over() -> None:
             if not waiter.done():
                 waiter.set_result(False)
 
         if deadline < inf:
-            timer = self._table.call_at(deadline, silence)
+            alarm = self._table.alarm(deadline, silence)
         try:
             return await waiter
         finally:
             self._waiter = None
-            if timer is not None:
-                timer.cancel()
+            if alarm is not None:
+                alarm.stop()
 
     async def aclose(self) -> None:
         """See `message.Items.aclose`."""

@@ -119,6 +119,7 @@ def test_every_code_has_its_meaning() -> None:
         ("UNAVAILABLE", "Cancelling all calls", True, ConnectionLost, True),
         ("UNAVAILABLE", "anything", False, ConnectionLost, True),
         ("UNAVAILABLE", "not today", True, RemoteError, True),
+        ("UNAVAILABLE", "no such keepalive", True, RemoteError, True),
         ("CANCELLED", "", True, ConnectionLost, True),
         ("INTERNAL", "Received RST_STREAM with error code 2", True, ConnectionLost, True),
         ("INTERNAL", "Internal error from Core", True, ConnectionLost, True),

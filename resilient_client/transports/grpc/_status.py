@@ -71,8 +71,7 @@ _BY_THE_LIBRARY = re.compile(
 # none.
 _ENDED = re.compile(
     r"Stream removed|Socket closed|Connection reset|Connection closed|recvmsg|sendmsg|Broken pipe"
-    r"|Transport closed|Endpoint closing|.*(ping timeout|[Kk]eepalive)",
-    re.DOTALL,
+    r"|Transport closed|Endpoint closing|ping timeout|[Kk]eepalive"
 )
 # What it says besides when the connection was the trouble: not the peer's own UNAVAILABLE.
 _LOST = re.compile(

@@ -140,9 +140,8 @@ async def _connect(
                 # it may log in and not ping; a Redis whose disk is full refuses pings, too
                 if command == "PING" and error.code in {"NOPERM", "MISCONF"}:
                     continue
-                if (
-                    password
-                ):  # a Redis without AUTH repeats what it was given, in quotes of some kind
+                if password:
+                    # a Redis without AUTH repeats what it was given, in quotes of some kind
                     said = re.sub(rf"(['`]){re.escape(password)}\1", "***", str(error))
                     error = Refused(said)
                 raise error_of(error, f"connecting to {target}") from None
